@@ -1,0 +1,9 @@
+"""RSO: training a deep network with no gradient, one weight at a time (arXiv 2005.05955)."""
+
+from . import models
+from .data import Data, load
+from .history import History, Report
+from .settings import RSO
+from .train import evaluate, fit, train
+
+__all__ = ["RSO", "Data", "History", "Report", "evaluate", "fit", "load", "models", "train"]

@@ -1,0 +1,310 @@
+"""The steps of Algorithm 1, fast: the same decisions for a small fraction of the work.
+
+All weights of a block belong to one of its output channels, its *rows*: those of the convolution, of
+batch norm's scale and shift, of the shortcut. So one weight moves one channel of the block's output, and
+the next layer, which is linear, sees one changed input channel. A step on a slice of the training set is
+
+1. the block, restricted to the rows that matter: those searched since the slice was last visited, and
+   the searched row twice more, with w + Δ and with w − Δ. Batch norm treats each row by itself, so each
+   candidate has its own statistics;
+2. the next layer's response, kept for every slice, and a one-channel convolution of each change;
+3. the rest of the net, once for each candidate, with the statistics of the batch.
+
+The searched layer's input is computed once per sweep for all slices (the paper's cache, section 4.7),
+with the batch-norm statistics of `models.calibrate`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .models import Block, Flow, Head, Net, pool2
+from .reference import Batches, ModuleSearch, choose, cross_entropy
+
+CHUNK = 1000
+"""Images at once where no batch statistics are needed."""
+
+Weights = dict[str, Tensor]
+
+
+def weights_of(layer: nn.Module) -> Weights:
+    """The layer's weights by name; they share their memory with the layer."""
+    return {name: weight.detach() for name, weight in layer.named_parameters()}
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.to(memory_format=torch.channels_last)
+
+
+# A convolution and the average pooling after it are one linear map. For a fixed kernel it is cheapest as
+# a 4×4 convolution with stride 2, for a cached input as a 3×3 one with stride 2 of the 2×2 means.
+
+
+def folds(block: Block) -> bool:
+    """Whether average pooling directly follows the block's convolution."""
+    return block.pool == "avg" and not block.pool_last
+
+
+def fold(kernel: Tensor) -> Tensor:
+    """[O, I, 3, 3] → the [O, I, 4, 4] kernel that with stride 2 convolves and pools."""
+    planes = kernel.reshape(-1, 1, 3, 3)
+    mean = planes.new_full((1, 1, 2, 2), 0.25)
+    return F.conv2d(planes, mean, padding=1).view(*kernel.shape[:2], 4, 4)
+
+
+def box(x: Tensor) -> Tensor:
+    """The mean of every 2×2 window, over the border too: [N, C, H, W] → [N, C, H + 1, W + 1]."""
+    return F.avg_pool2d(x, 2, stride=1, padding=1)
+
+
+# What follows a block's linear map, for all of its rows or some: w holds the weights of these rows.
+
+
+def bridge(block: Block, w: Weights, skip: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+    """What the open skip adds to the linear map's output."""
+    if block.shortcut is not None:
+        z = F.conv2d(skip, w["shortcut.0.weight"])
+        skip = batch_norm(block.shortcut[1], z, w["shortcut.1.weight"], w["shortcut.1.bias"])
+    elif rows is not None:
+        skip = skip[:, rows]
+    return pool2(skip, block.pool) if folds(block) else skip
+
+
+def normalise(block: Block, w: Weights, z: Tensor) -> Tensor:
+    """From the linear map's output (and the skip) to batch norm's."""
+    if block.conv.bias is not None:
+        z = z + w["conv.bias"][:, None, None]
+    if not folds(block) and not block.pool_last:
+        z = pool2(z, block.pool)
+    return z if block.norm is None else batch_norm(block.norm, z, w["norm.weight"], w["norm.bias"])
+
+
+def batch_norm(norm: nn.BatchNorm2d, z: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """With the statistics of the batch, each channel by itself."""
+    return F.batch_norm(z, None, None, scale, shift, training=True, eps=norm.eps)
+
+
+class BlockStage:
+    """A block with fixed weights, cut behind its linear map: finish(response(enter(x))) is the block."""
+
+    def __init__(self, block: Block):
+        self.block, self.w = block, weights_of(block)
+        kernel = self.w["conv.weight"]
+        self.kernel = channels_last(fold(kernel) if folds(block) else kernel)
+
+    def enter(self, x: Tensor) -> Tensor:
+        return x
+
+    def response(self, x: Tensor, channels: Sequence[int] | None = None) -> Tensor:
+        """The linear map of x [N, C, H, W], or the part of it that is due to some input channels."""
+        kernel = self.kernel if channels is None else channels_last(self.kernel[:, channels])
+        return F.conv2d(channels_last(x), kernel, stride=2 if folds(self.block) else 1, padding=1)
+
+    def finish(self, z: Tensor, skip: Tensor | None) -> Flow:
+        """The block's output, given the linear map's, with the statistics of the batch."""
+        if self.block.closes:
+            z = z + bridge(self.block, self.w, skip)
+        normed = normalise(self.block, self.w, z)
+        return Flow(self.block.activate(normed), self.block.passes(normed, skip))
+
+
+class HeadStage:
+    """The head, cut in the same way: pooling, matrix, bias."""
+
+    def __init__(self, head: Head):
+        self.head, self.w = head, weights_of(head)
+
+    def enter(self, x: Tensor) -> Tensor:
+        return x if self.head.pool == "flatten" else self.head.features(x)[..., None, None]
+
+    def response(self, x: Tensor, channels: Sequence[int] | None = None) -> Tensor:
+        kernel = self.w["linear.weight"]
+        if channels is not None:
+            kernel = kernel.view(len(kernel), -1, x[0, 0].numel())[:, channels].flatten(1)
+        return x.flatten(1) @ kernel.T
+
+    def finish(self, z: Tensor, skip: Tensor | None) -> Flow:
+        return Flow(z if self.head.linear.bias is None else z + self.w["linear.bias"])
+
+
+def stage(layer: nn.Module) -> "BlockStage | HeadStage":
+    return HeadStage(layer) if isinstance(layer, Head) else BlockStage(layer)
+
+
+def forward(layers: Sequence[nn.Module], flow: Flow) -> Flow:
+    """The flow through layers, with the statistics of the batch; behind the head it holds the logits."""
+    for cut in map(stage, layers):
+        flow = cut.finish(cut.response(cut.enter(flow.x)), flow.skip)
+    return flow
+
+
+def cached_input(layers: Sequence[Block], images: Tensor, prepare: Callable[[Tensor], Tensor]) -> Flow:
+    """The flow behind `layers` (in eval mode) for all images, what a convolution reads passed to `prepare`."""
+    parts = []
+    for chunk in images.split(CHUNK):
+        flow = Flow(channels_last(chunk))
+        for layer in layers:
+            flow = layer(flow)
+        parts.append(Flow(prepare(flow.x), flow.skip))
+    skips = [part.skip for part in parts if part.skip is not None]
+    return Flow(torch.cat([part.x for part in parts]), torch.cat(skips) if skips else None)
+
+
+class BlockSearch:
+    """One weight at a time of the block at a position of the net (in eval mode, calibrated)."""
+
+    def __init__(self, net: Net, position: int, batches: Batches):
+        self.block, *after = list(net)[position:]
+        self.w = weights_of(self.block)
+        self.next, *self.rest = map(stage, after)
+        flow = cached_input(list(net)[:position], batches.images, box if folds(self.block) else channels_last)
+        self.x, self.skip, self.labels = map(batches.slices, (flow.x, flow.skip, batches.labels))
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        """Start from a step of the sweep, with nothing kept for any slice."""
+        self.count = step
+        self.normed: dict[int, Tensor] = {}
+        self.responses: dict[int, Tensor] = {}
+        self.visited: list[int] = []
+
+    def step(self, name: str, index: int, delta: Tensor) -> Tensor:
+        """Visit the weight `index` (flat) of the tensor `name`: three losses, and the best is written back."""
+        weight = self.w[name].view(-1)
+        row, j = divmod(index, weight.numel() // len(self.w[name]))
+        s = self.count % len(self.x)
+        rows = [*self.stale(s, row), row, row, row]
+        w = {key: value[rows] for key, value in self.w.items()}
+        candidates = w[name].view(len(rows), -1)[-3:, j]
+        candidates[1] += delta
+        candidates[2] -= delta
+        normed = self.normed_rows(s, rows, w)
+        self.refresh(s, rows[:-2], normed[:, :-2])
+        losses = torch.stack([self.loss(s, row, normed[:, [k]]) for k in (-3, -2, -1)])
+        weight[index] = candidates.take(choose(losses))
+        self.count += 1
+        self.visited.append(row)
+        return losses
+
+    def stale(self, s: int, row: int) -> list[int]:
+        """The other rows that may have changed since the slice was last visited."""
+        recent = self.visited[-len(self.x) :] if s in self.normed else range(self.block.conv.out_channels)
+        return sorted(set(recent) - {row})
+
+    def normed_rows(self, s: int, rows: Sequence[int], w: Weights) -> Tensor:
+        """Batch norm's output [batch, len(rows), H, W] on slice s for rows with the weights w."""
+        stride, padding = (2, 0) if folds(self.block) else (1, 1)
+        z = F.conv2d(self.x[s], channels_last(w["conv.weight"]), stride=stride, padding=padding).contiguous()
+        if self.block.closes:
+            z = z + bridge(self.block, w, self.skip[s], rows)
+        return normalise(self.block, w, z)
+
+    def refresh(self, s: int, rows: Sequence[int], normed: Tensor) -> None:
+        """Bring what is kept for slice s up to date with these rows of batch norm's output."""
+        if s in self.normed:
+            change = self.enter(normed) - self.enter(self.normed[s][:, rows])
+            self.responses[s] += self.next.response(change, rows)
+        else:
+            self.normed[s] = torch.empty_like(normed, memory_format=torch.channels_last)
+        self.normed[s][:, rows] = normed
+        if s not in self.responses:
+            self.responses[s] = self.next.response(self.enter(self.normed[s]))
+
+    def enter(self, normed: Tensor) -> Tensor:
+        """What the next linear map sees of some channels of batch norm's output."""
+        return self.next.enter(self.block.activate(normed))
+
+    def loss(self, s: int, row: int, normed: Tensor) -> Tensor:
+        """The loss on slice s with one row of batch norm's output replaced by normed [batch, 1, H, W]."""
+        change = self.enter(normed) - self.enter(self.normed[s][:, [row]])
+        z = self.responses[s] + self.next.response(change, [row])
+        flow = self.next.finish(z, self.skip_with(s, row, normed))
+        for cut in self.rest:
+            flow = cut.finish(cut.response(cut.enter(flow.x)), flow.skip)
+        return cross_entropy(flow.x, self.labels[s])
+
+    def skip_with(self, s: int, row: int, normed: Tensor) -> Tensor | None:
+        """The skip behind the block, with one row of batch norm's output replaced."""
+        if not self.block.opens:
+            return self.block.passes(normed, self.skip[s])
+        whole = self.normed[s].clone()
+        whole[:, [row]] = normed
+        return self.block.passes(whole, None)
+
+
+class HeadSearch:
+    """One weight at a time of the final layer: a step adds a multiple of one feature to one logit.
+
+    A bias is the weight of a feature that is always 1, the last column.
+    """
+
+    def __init__(self, net: Net, position: int, batches: Batches):
+        *blocks, head = net
+        self.w = weights_of(head)
+        cut = HeadStage(head)
+        features = cached_input(blocks, batches.images, lambda x: cut.enter(x).flatten(1)).x
+        self.x = [F.pad(x.T, (0, 0, 0, 1), value=1.0) for x in batches.slices(features)]
+        self.labels = batches.slices(batches.labels)
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        """Start from a step of the sweep, with nothing kept for any slice."""
+        self.count = step
+        self.logits: dict[int, Tensor] = {}
+        self.seen: dict[int, Tensor] = {}
+        self.visited: list[int] = []
+
+    def step(self, name: str, index: int, delta: Tensor) -> Tensor:
+        """As in `BlockSearch`."""
+        weight = self.w[name].view(-1)
+        s = self.count % len(self.x)
+        row, column = divmod(index, weight.numel() // len(self.w[name]))
+        if name == "linear.bias":
+            column = len(self.x[s]) - 1
+        logits = self.refresh(s, column)
+        old = weight[index].clone()
+        candidates = torch.stack([old, old + delta, old - delta])
+        losses = self.losses(s, row, logits[row] + (candidates - old)[:, None] * self.x[s][column])
+        weight[index] = candidates.take(choose(losses))
+        self.count += 1
+        self.visited.append(column)
+        return losses
+
+    def refresh(self, s: int, column: int) -> Tensor:
+        """The logits [classes, batch] on slice s with the weights as they are; those of a column may have decayed."""
+        weights = self.w["linear.weight"]
+        bias = self.w.get("linear.bias", weights.new_zeros(len(weights)))
+        weights = torch.cat([weights, bias[:, None]], 1)
+        if s in self.logits:
+            columns = sorted({column, *self.visited[-len(self.x) :]})
+            self.logits[s] += (weights - self.seen[s])[:, columns] @ self.x[s][columns]
+        else:
+            self.logits[s] = weights @ self.x[s]
+        self.seen[s] = weights
+        return self.logits[s]
+
+    def losses(self, s: int, row: int, z: Tensor) -> Tensor:
+        """Cross entropy for three values z [3, batch] of one logit: its exponential joins those of the others."""
+        logits, labels = self.logits[s], self.labels[s]
+        others = torch.cat([logits[:row], logits[row + 1 :]]).logsumexp(0)
+        target = torch.where(labels == row, z, logits.gather(0, labels[None]))
+        return (torch.logaddexp(others, z) - target).double().mean(1)
+
+
+class JointSearch(ModuleSearch):
+    """All weights of some tensors at once (section 4.2), from the cached input of the layer at a position.
+
+    For the network level the position is 0, and the cached input are the images.
+    """
+
+    def __init__(self, net: Net, position: int, batches: Batches):
+        super().__init__(net, batches)
+        self.layers = list(net)[position:]
+        net.eval()
+        flow = cached_input(list(net)[:position], batches.images, channels_last)
+        self.x, self.skip = map(batches.slices, flow)
+
+    def logits(self, s: int) -> Tensor:
+        return forward(self.layers, Flow(self.x[s], self.skip[s])).x

@@ -1,0 +1,106 @@
+"""What a run reports: one row per sweep and per cycle."""
+
+import csv
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas
+
+NAN = math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One row of a history.
+
+    cycle            counted from 1
+    layer            the tensor that was swept, "network" for the joint level, "" in the row of a whole cycle
+    sigma            of Δ in this sweep (mean over the cycle's steps in a cycle's row)
+    steps            visits; kept, plus, minus: how often w, w + Δ, w − Δ won
+    evaluations      losses computed: three per step
+    image_forwards   images that Algorithm 1 sends through the net for them: evaluations × batch size
+    train_loss       sweep: mean loss of the winners on their batches; cycle: on the whole training part
+    *_loss           mean cross entropy in nats; *_accuracy: fractions of 1; NaN where not measured
+    seconds          spent since the run began, over all sittings, scoring included
+    """
+
+    cycle: int
+    layer: str
+    sigma: float
+    steps: int
+    kept: int
+    plus: int
+    minus: int
+    evaluations: int
+    image_forwards: int
+    train_loss: float = NAN
+    train_accuracy: float = NAN
+    val_loss: float = NAN
+    val_accuracy: float = NAN
+    test_loss: float = NAN
+    test_accuracy: float = NAN
+    seconds: float = NAN
+
+    @property
+    def is_cycle(self) -> bool:
+        """Whether this is the row of a whole cycle."""
+        return not self.layer
+
+
+@dataclass
+class History:
+    """The reports of a run, in order; a CSV on disk, a pandas frame to work with."""
+
+    rows: list[Report] = field(default_factory=list)
+
+    def append(self, report: Report) -> None:
+        self.rows.append(report)
+
+    @property
+    def cycles(self) -> "History":
+        """The rows of whole cycles only."""
+        return History([row for row in self.rows if row.is_cycle])
+
+    @property
+    def last(self) -> Report:
+        """The row of the last whole cycle. Raises ValueError where none is finished."""
+        rows = self.cycles.rows
+        if not rows:
+            raise ValueError("no cycle is finished yet: train for at least one")
+        return rows[-1]
+
+    @property
+    def best(self) -> Report:
+        """The cycle with the best accuracy on the validation part (never chosen on the test part)."""
+        if not self.cycles.rows:
+            raise ValueError("no cycle is finished yet: train for at least one")
+        return max(self.cycles.rows, key=lambda row: row.val_accuracy)
+
+    def frame(self) -> "pandas.DataFrame":
+        """The rows as a pandas frame with the columns of `Report`."""
+        import pandas
+
+        return pandas.DataFrame([vars(row) for row in self.rows], columns=COLUMNS)
+
+    def save(self, path: str | Path) -> None:
+        """Write a CSV with one line per row; floats are written so that they read back exactly."""
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(vars(row) for row in self.rows)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "History":
+        """Read what `save` wrote. Raises ValueError, naming the file, where the columns are others."""
+        types = {f.name: f.type for f in fields(Report)}
+        with open(path, newline="") as file:
+            lines = csv.DictReader(file)
+            if lines.fieldnames != COLUMNS:
+                raise ValueError(f"{path} is not a history: its columns are {lines.fieldnames}, not {COLUMNS}")
+            return cls([Report(**{k: types[k](v) for k, v in line.items()}) for line in lines])
+
+
+COLUMNS = [f.name for f in fields(Report)]

@@ -1,0 +1,228 @@
+"""The nets of the paper and of the Julia notebook, as sequences of `Block`s and a `Head`.
+
+A net alternates linear maps (a convolution, the final matrix) with functions that treat every channel
+by itself (pooling, batch norm, ReLU). That alternation is all that the search engine relies on.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .proposals import generator, sigma
+
+CALIBRATION_IMAGES = 2000
+
+
+class Flow(NamedTuple):
+    """What passes between blocks: x, the next convolution's input, and the open skip, if any."""
+
+    x: Tensor
+    skip: Tensor | None = None
+
+
+class Block(nn.Module):
+    """convolution → (+ skip) → pooling → batch norm → ReLU, for [N, C, H, W].
+
+    pool       "avg" or "max" over 2×2, or None
+    pool_last  pool after the ReLU (the paper's text) and not before the norm (the authors' code)
+    norm       batch norm, with a bias in the convolution where there is none
+    skip       "open" a skip at the norm's output, before the ReLU; "close" the open one by adding it to
+               the convolution's output; "both" closes one and opens the next; or None
+    closes     channels of the skip that is closed; a 1×1 convolution with its own batch norm
+               (`shortcut`) adapts it where the block has another number
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        pool: str | None = None,
+        pool_last: bool = False,
+        norm: bool = True,
+        relu: bool = True,
+        skip: str | None = None,
+        closes: int = 0,
+    ):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=not norm)
+        self.norm = batch_norm(outputs) if norm else None
+        self.pool, self.pool_last, self.relu = pool, pool_last, relu
+        self.opens, self.closes = skip in ("open", "both"), skip in ("close", "both")
+        grows = self.closes and closes != outputs
+        self.shortcut = nn.Sequential(nn.Conv2d(closes, outputs, 1, bias=False), batch_norm(outputs)) if grows else None
+
+    def forward(self, flow: Flow) -> Flow:
+        z = self.conv(flow.x)
+        if self.closes:
+            z = z + self.bridge(flow.skip)
+        z = self.normalise(z)
+        return Flow(self.activate(z), self.passes(z, flow.skip))
+
+    def bridge(self, skip: Tensor) -> Tensor:
+        """The skip as it is added to the convolution's output."""
+        return skip if self.shortcut is None else self.shortcut(skip)
+
+    def normalise(self, z: Tensor) -> Tensor:
+        """Pooling (unless it comes last) and batch norm."""
+        z = z if self.pool_last else pool2(z, self.pool)
+        return z if self.norm is None else self.norm(z)
+
+    def passes(self, normed: Tensor, skip: Tensor | None) -> Tensor | None:
+        """The skip that is open behind this block, given its norm's output and the skip before it."""
+        if self.opens:
+            return pool2(normed, self.pool) if self.pool_last else normed
+        return None if self.closes else skip
+
+    def activate(self, z: Tensor) -> Tensor:
+        """ReLU, and pooling where it comes last."""
+        z = F.relu(z) if self.relu else z
+        return pool2(z, self.pool) if self.pool_last else z
+
+
+class Head(nn.Module):
+    """Pooling over the whole picture ("max", "mean") or "flatten", then the final linear layer."""
+
+    def __init__(self, features: int, classes: int, *, pool: str, bias: bool = False):
+        super().__init__()
+        self.pool = pool
+        self.linear = nn.Linear(features, classes, bias=bias)
+
+    def forward(self, flow: Flow) -> Tensor:
+        return self.linear(self.features(flow.x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] → [N, features]"""
+        if self.pool == "flatten":
+            return x.flatten(1)
+        return x.amax((2, 3)) if self.pool == "max" else x.mean((2, 3))
+
+
+class Net(nn.Sequential):
+    """Blocks and a head; [N, C, H, W] → logits [N, classes]."""
+
+    def __init__(self, blocks: Sequence[Block], head: Head, seed: int):
+        named = [(f"block{k}", block) for k, block in enumerate(blocks, 1)]
+        super().__init__(OrderedDict([*named, ("head", head)]))
+        initialise(self, seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flow = Flow(x)
+        for layer in self:
+            flow = layer(flow)
+        return flow
+
+
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch norm whose running statistics are those of the last batch seen in train mode (`calibrate`)."""
+    return nn.BatchNorm2d(channels, momentum=1.0)
+
+
+def pool2(x: Tensor, kind: str | None) -> Tensor:
+    """2×2 pooling, "avg" or "max", or none."""
+    if kind is None:
+        return x
+    return F.avg_pool2d(x, 2) if kind == "avg" else F.max_pool2d(x, 2)
+
+
+@torch.no_grad()
+def initialise(net: nn.Module, seed: int) -> None:
+    """He: weights from N(0, √(2 / fan_in)); batch-norm scale 1; shifts and biases 0 (section 3)."""
+    rng = generator(seed)
+    for name, weight in net.named_parameters():
+        if weight.dim() > 1:
+            weight.copy_(torch.randn(weight.shape, generator=rng) * sigma(weight))
+        else:
+            weight.fill_(1.0 if name.endswith("weight") else 0.0)
+
+
+@torch.no_grad()
+def calibrate(net: nn.Module, images: Tensor) -> None:
+    """Set the statistics that batch norm uses in eval mode: those of the first 2,000 training images."""
+    training = net.training
+    net.train()
+    net(images[:CALIBRATION_IMAGES])
+    net.train(training)
+
+
+def count_weights(net: nn.Module) -> int:
+    """The number of weights that are searched."""
+    return sum(weight.numel() for weight in net.parameters())
+
+
+def one_conv(shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10, *, seed: int = 0) -> Net:
+    """The Julia notebook's OneConv: 4 channels, max pooling, final layer; 7,890 weights on 28×28."""
+    channels, height, width = shape
+    block = Block(channels, 4, pool="max", norm=False)
+    return Net([block], Head(4 * (height // 2) * (width // 2), classes, pool="flatten", bias=True), seed)
+
+
+def two_conv(shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10, *, seed: int = 0) -> Net:
+    """The Julia notebook's TwoConv: 16 and 16 channels, max pooling after each, final layer."""
+    channels, height, width = shape
+    blocks = [Block(channels, 16, pool="max", norm=False), Block(16, 16, pool="max", norm=False)]
+    return Net(blocks, Head(16 * (height // 4) * (width // 4), classes, pool="flatten", bias=True), seed)
+
+
+def mnist_net(
+    shape: tuple[int, int, int] = (1, 28, 28),
+    classes: int = 10,
+    *,
+    seed: int = 0,
+    pool_last: bool = False,
+    head: str = "max",
+) -> Net:
+    """Section 4.1: six convolutions of 16 channels, pooling after every second; 12,016 weights.
+
+    pool_last=False and head="max" are the authors' code, pool_last=True and head="mean" the paper's text.
+    """
+    pools = [None, "avg"] * 3
+    blocks = [
+        Block(inputs, 16, pool=pool, pool_last=pool_last, relu=_relu(k, 6, head))
+        for k, (inputs, pool) in enumerate(zip([shape[0], 16, 16, 16, 16, 16], pools, strict=True), 1)
+    ]
+    return Net(blocks, Head(16, classes, pool=head), seed)
+
+
+def cifar_net(
+    depth: int = 10,
+    shape: tuple[int, int, int] = (3, 32, 32),
+    classes: int = 10,
+    *,
+    seed: int = 0,
+    pool_last: bool = False,
+    head: str = "max",
+) -> Net:
+    """Table 3: Depth-3, Depth-5 or the residual Depth-10 (57,104 weights); options as in `mnist_net`.
+
+    Raises ValueError for another depth.
+    """
+    widths = {3: [32, 32], 5: [16, 16, 32, 32], 10: [16, 16, 16, 32, 32, 32, 32, 32, 32]}
+    pooled = {3: (1,), 5: (2, 3), 10: (3, 5)}
+    if depth not in widths:
+        raise ValueError(f"depth must be 3, 5 or 10, not {depth!r}")
+    outputs = widths[depth]
+    skips = ["open", None, "both", None, "both", None, "both", None, "close"] if depth == 10 else [None] * len(outputs)
+    inputs = [shape[0], *outputs]
+    blocks = [
+        Block(
+            inputs[k - 1],
+            outputs[k - 1],
+            pool="avg" if k in pooled[depth] else None,
+            pool_last=pool_last,
+            relu=_relu(k, len(outputs), head),
+            skip=skips[k - 1],
+            closes=inputs[k - 2] if k > 2 else 0,
+        )
+        for k in range(1, len(outputs) + 1)
+    ]
+    return Net(blocks, Head(outputs[-1], classes, pool=head), seed)
+
+
+def _relu(k: int, blocks: int, head: str) -> bool:
+    """The authors pool the last batch norm's output by its maximum, without a ReLU before it."""
+    return k < blocks or head != "max"

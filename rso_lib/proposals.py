@@ -1,0 +1,108 @@
+"""What is tried: distributions of Δ, schedules of σ, the order of visits, and the randomness behind them.
+
+Everything random in a run is drawn here, on the CPU, from a generator that is seeded by *where* in the
+run it is used (`generator`). So the same seed gives the same draws on every device, and a run that is
+taken up in the middle draws what the unbroken run would have drawn.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NORM_SIGMA = 1 / 6
+"""σ for weights that start as constants (batch-norm scale and shift, biases), as in the authors' code."""
+
+Schedule = Callable[[int, int], float]
+Distribution = Callable[[tuple[int, ...], torch.Generator], Tensor]
+
+
+def generator(*key: int) -> torch.Generator:
+    """A CPU generator seeded by a tuple of non-negative integers, e.g. (seed, cycle, sweep)."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator().manual_seed(seed)
+
+
+def sigma(weight: Tensor) -> float:
+    """σ of a layer: the He value √(2 / fan_in) that its weights were drawn with (section 3).
+
+    The paper measures the deviation of the initial tensor, of which this is the expectation. It depends
+    on the shape alone, so a run that is resumed or starts from a trained net has the same σ.
+    One-dimensional tensors (batch-norm scale and shift, biases) get `NORM_SIGMA`.
+    """
+    return math.sqrt(2 / weight[0].numel()) if weight.dim() > 1 else NORM_SIGMA
+
+
+# Distributions of Δ in units of σ (section 3): shape, generator → float32 tensor.
+
+
+def gaussian(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """N(0, 1), the paper's default."""
+    return torch.randn(shape, generator=rng)
+
+
+def uniform(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """Uniform on (−2, 2)."""
+    return torch.rand(shape, generator=rng) * 4 - 2
+
+
+def template(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """One of −1, 0, 1 with equal probability."""
+    return torch.randint(-1, 2, shape, generator=rng).float()
+
+
+DISTRIBUTIONS: dict[str, Distribution] = {"gaussian": gaussian, "uniform": uniform, "template": template}
+
+
+# Schedules of σ: cycle (from 0), number of cycles → factor of the initial σ.
+
+
+def _progress(cycle: int, cycles: int) -> float:
+    return cycle / max(cycles - 1, 1)
+
+
+def linear(cycle: int, cycles: int) -> float:
+    """From 1 in the first cycle to 1/10 in the last (section 4.1)."""
+    return 1 - 0.9 * _progress(cycle, cycles)
+
+
+def constant(cycle: int, cycles: int) -> float:
+    """1 throughout."""
+    return 1.0
+
+
+def cosine(cycle: int, cycles: int) -> float:
+    """From 1 to 1/10 along half a cosine."""
+    return 0.55 + 0.45 * math.cos(math.pi * _progress(cycle, cycles))
+
+
+def step(cycle: int, cycles: int) -> float:
+    """1, then 1/√10, then 1/10: a third of the cycles each."""
+    return 10 ** (-(3 * cycle // cycles) / 2)
+
+
+SCHEDULES: dict[str, Schedule] = {"linear": linear, "constant": constant, "cosine": cosine, "step": step}
+
+
+# Orders of the visits within one tensor (section 4.3): shape, generator → flat indices.
+
+
+def by_output(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """Output channel outside, then input channel, then the taps of the kernel: the paper's default."""
+    return torch.arange(math.prod(shape))
+
+
+def by_input(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """Input channel outside, then output channel, then the taps: the paper's inverted order."""
+    index = torch.arange(math.prod(shape)).view(shape)
+    return (index.transpose(0, 1) if index.dim() > 1 else index).flatten()
+
+
+def shuffled(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """A fresh permutation for every sweep."""
+    return torch.randperm(math.prod(shape), generator=rng)
+
+
+ORDERS = {"output": by_output, "input": by_input, "shuffled": shuffled}

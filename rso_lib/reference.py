@@ -1,0 +1,135 @@
+"""Algorithm 1 as the paper prints it: slow, short, and for any `nn.Module` and any loss.
+
+The search engine is tested against this file.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .models import initialise
+from .proposals import NORM_SIGMA, gaussian, generator
+
+
+def choose(losses: Tensor) -> Tensor:
+    """The index of the lowest loss along the first axis; a tie keeps the earlier, and what is not finite never wins."""
+    return torch.where(losses.isfinite(), losses, torch.inf).argmin(0)
+
+
+@torch.no_grad()
+def step(loss: Callable[[], Tensor], weights: Sequence[Tensor], deltas: Sequence[Tensor]) -> Tensor:
+    """Line 13: score W, W + Δ and W − Δ, and write back the best. Returns the three losses, float64.
+
+    loss      computes the loss of the net as it stands, always on the same batch
+    weights   the tensors that this step perturbs: one for a weight or a layer, all for the network
+    deltas    ΔW, of the same shapes; zero but for one element if a single weight is searched
+
+    `choose` says which candidate was kept: 0 for W, 1 for W + Δ, 2 for W − Δ.
+    """
+    kept = [w.clone() for w in weights]
+    candidates = [kept, _add(kept, deltas, 1), _add(kept, deltas, -1)]
+    losses = []
+    for values in candidates:
+        _write(weights, values)
+        losses.append(loss().double())
+    scores = torch.stack(losses)
+    _write(weights, candidates[int(choose(scores))])
+    return scores
+
+
+def one_hot(weight: Tensor, index: int, delta: float | Tensor) -> Tensor:
+    """ΔW_j: zero for all weights but the one with the flat index j."""
+    change = torch.zeros_like(weight)
+    change[torch.unravel_index(torch.tensor(index), weight.shape)] = delta
+    return change
+
+
+class Batches(NamedTuple):
+    """The training part in the order of a sweep: images [N, C, H, W] and labels [N], cut into slices of a size."""
+
+    images: Tensor
+    labels: Tensor
+    size: int
+
+    def slices(self, x: Tensor | None) -> Sequence[Tensor] | Sequence[None]:
+        """x [N, ...] cut into whole slices; what is left over is not used in this sweep."""
+        count = len(self.labels) // self.size
+        return [None] * count if x is None else x[: count * self.size].split(self.size)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of logits [N, classes] and labels [N], in float64."""
+    return F.cross_entropy(logits.double(), labels)
+
+
+class ModuleSearch:
+    """The steps of a sweep for any module, with the cross entropy: slices are used in turn, nothing is cached."""
+
+    def __init__(self, net: nn.Module, batches: Batches):
+        self.net = net.train()
+        self.x, self.labels = batches.slices(batches.images), batches.slices(batches.labels)
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        """Go on from a step of the sweep."""
+        self.count = step
+
+    def step(self, name: str, index: int, delta: Tensor) -> Tensor:
+        """Visit one weight: the three losses; the best is written back."""
+        weight = self.net.get_parameter(name).detach()
+        return self.step_jointly([weight], [one_hot(weight, index, delta)])
+
+    def step_jointly(self, weights: Sequence[Tensor], deltas: Sequence[Tensor]) -> Tensor:
+        """The same for all weights of some tensors at once."""
+        s = self.count % len(self.x)
+        self.count += 1
+        return step(lambda: cross_entropy(self.logits(s), self.labels[s]), weights, deltas)
+
+    def logits(self, s: int) -> Tensor:
+        """The net's output on slice s."""
+        return self.net(self.x[s])
+
+
+@torch.no_grad()
+def algorithm_1(
+    net: nn.Module,
+    loss: Callable[[nn.Module, Tensor, Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    cycles: int,
+    batch_size: int,
+    seed: int = 0,
+) -> nn.Module:
+    """The whole of Algorithm 1, line by line, for a constant σ. Trains `net` in place and returns it.
+
+    loss            (net, x, l) → scalar
+    images, labels  X, of shape [N, ...], and L, of shape [N, ...]
+
+    Every step scores its own random batch, with the whole net. Nothing is cached.
+    """
+    rng = generator(seed)
+    images = (images - images.mean()) / images.std()  # line 1
+    initialise(net, seed)  # lines 2 to 5
+    layers = list(net.parameters())
+    sigmas = [float(w.std()) if w.dim() > 1 else NORM_SIGMA for w in layers]  # line 6
+    for _ in range(cycles):  # line 8
+        for weight, sigma in zip(reversed(layers), reversed(sigmas), strict=True):  # lines 9, 10, 16
+            for j in range(weight.numel()):  # line 11
+                batch = torch.randperm(len(images), generator=rng)[:batch_size]
+                delta = float(gaussian((1,), rng)) * sigma  # line 12
+                score = lambda b=batch: loss(net, images[b], labels[b])  # noqa: E731
+                step(score, [weight], [one_hot(weight, j, delta)])  # lines 13 and 14
+    return net
+
+
+def _add(weights: Sequence[Tensor], deltas: Sequence[Tensor], sign: int) -> list[Tensor]:
+    return [w + sign * d for w, d in zip(weights, deltas, strict=True)]
+
+
+def _write(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for w, value in zip(weights, values, strict=True):
+        w.copy_(value)

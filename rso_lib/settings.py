@@ -1,0 +1,86 @@
+"""Every choice that the paper makes, in one place, checked once."""
+
+import difflib
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Distribution, Schedule
+
+LEVELS = ("weight", "layer", "network")
+DIRECTIONS = ("backward", "forward")
+JOINT_SIGMA = 0.1
+"""Factor of σ when a whole layer or network is perturbed at once (section 4.2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RSO:
+    """The settings of a run. The defaults are the paper's (sections 3 and 4).
+
+    cycles         passes over all weights (the paper's C)
+    batch_size     images that score the three candidates of a step
+    schedule       factor of σ by cycle: "linear" (to 1/10), "constant", "cosine", "step",
+                   or a callable (cycle from 0, cycles) → factor
+    distribution   of Δ: "gaussian" N(0, σ), "uniform" on (−2σ, 2σ), "template" of −σ, 0, σ,
+                   or a callable (shape, generator) → tensor in units of σ
+    level          what a step perturbs: "weight", "layer" or "network"; σ/10 for the last two (section 4.2).
+                   A cycle has as many steps as the net has weights at every level.
+    order          which index runs outside within a layer: "output", "input" (the paper's inverted
+                   order, section 4.3) or "shuffled"
+    direction      "backward" from the labels to the input, or "forward"
+    weight_decay   a weight is multiplied by (1 − weight_decay) when it is visited
+    seed           of every random draw of the run
+
+    Raises ValueError or TypeError, naming the argument and the remedy.
+    """
+
+    cycles: int = 50
+    batch_size: int = 5000
+    schedule: str | Schedule = "linear"
+    distribution: str | Distribution = "gaussian"
+    level: str = "weight"
+    order: str = "output"
+    direction: str = "backward"
+    weight_decay: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_whole("cycles", self.cycles, least=1)
+        _check_whole("batch_size", self.batch_size, least=1)
+        _check_whole("seed", self.seed, least=0)
+        _check_choice("schedule", self.schedule, SCHEDULES, callables=True)
+        _check_choice("distribution", self.distribution, DISTRIBUTIONS, callables=True)
+        _check_choice("level", self.level, LEVELS)
+        _check_choice("order", self.order, ORDERS)
+        _check_choice("direction", self.direction, DIRECTIONS)
+        if not 0 <= self.weight_decay < 1:
+            raise ValueError(f"weight_decay must be at least 0 and below 1, not {self.weight_decay!r}")
+
+    def sigma_factor(self, cycle: int) -> float:
+        """The factor of a layer's σ in a cycle (from 0): the schedule, and 1/10 for joint levels."""
+        schedule = SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
+        return schedule(cycle, self.cycles) * (1.0 if self.level == "weight" else JOINT_SIGMA)
+
+    def draw(self) -> Distribution:
+        """The distribution of Δ in units of σ, as a callable (shape, generator) → tensor."""
+        return DISTRIBUTIONS[self.distribution] if isinstance(self.distribution, str) else self.distribution
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values; a callable is given by its name."""
+        return {k: getattr(v, "__name__", repr(v)) if callable(v) else v for k, v in asdict(self).items()}
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def _check_choice(name: str, value: object, known: Collection[str], callables: bool = False) -> None:
+    if value in known if isinstance(value, str) else callables and isinstance(value, Callable):
+        return
+    near = difflib.get_close_matches(str(value), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    other = " or a callable" if callables else ""
+    raise ValueError(f"{name} must be one of {', '.join(known)}{other}, not {value!r}{hint}")

@@ -1,0 +1,292 @@
+"""Cycles, sweeps and steps: the loops of Algorithm 1 around the search engine."""
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import engine, reference
+from .data import Data, Split
+from .history import History, Report
+from .models import Head, Net, calibrate
+from .proposals import ORDERS, generator, sigma
+from .reference import Batches
+from .settings import RSO
+
+WITHIN_A_BLOCK = (
+    "conv.weight",
+    "conv.bias",
+    "norm.bias",
+    "norm.weight",
+    "shortcut.0.weight",
+    "shortcut.1.bias",
+    "shortcut.1.weight",
+)
+"""The order of a block's tensors: the authors' code searches the shift before the scale."""
+
+SHUFFLE, DRAWS = 1, 2
+"""What a generator is for: the shuffle of a layer's batches, or the order and the Δ of a sweep."""
+
+Search = engine.BlockSearch | engine.HeadSearch | reference.ModuleSearch
+
+
+class Position(NamedTuple):
+    """Where a run stands: finished cycles, finished sweeps of this cycle, finished steps of this sweep."""
+
+    cycle: int = 0
+    sweep: int = 0
+    step: int = 0
+
+    @classmethod
+    def after(cls, history: History) -> "Position":
+        """The position behind the last row of a history."""
+        cycles = len(history.cycles.rows)
+        return cls(cycles, sum(row.cycle > cycles for row in history.rows))
+
+
+class Sweep(NamedTuple):
+    """What one row of a history is about: the tensors searched together, of the layer at a position of the net."""
+
+    layer: str
+    position: int
+    names: Sequence[str]
+
+
+class Step(NamedTuple):
+    """One visit of a sweep.
+
+    at      where the run stands behind this step
+    layer   the tensor
+    index   of the weight in it, flat; None where all weights move together
+    delta   Δ, 0-dim; NaN where all weights move together
+    losses  of w, w + Δ and w − Δ: shape [3], float64. `reference.choose(losses)` is what was kept.
+    """
+
+    at: Position
+    layer: str
+    index: int | None
+    delta: Tensor
+    losses: Tensor
+
+
+def sweeps(net: nn.Module, settings: RSO) -> list[Sweep]:
+    """The sweeps of a cycle in order."""
+    if settings.level == "network":
+        return [Sweep("network", 0, [name for name, _ in net.named_parameters()])]
+    layers = list(net.named_children()) if isinstance(net, Net) else [("", net)]
+    plan = [_sweeps_of(f"{name}." if name else "", layer, position) for position, (name, layer) in enumerate(layers)]
+    if settings.direction == "backward":
+        plan.reverse()
+    return [sweep for layer in plan for sweep in layer]
+
+
+@torch.no_grad()
+def train(
+    net: nn.Module,
+    data: Data,
+    settings: RSO,
+    history: History | None = None,
+    *,
+    steps: bool = False,
+    skip: int = 0,
+) -> Iterator[Report | Step]:
+    """Train `net` in place, yielding a `Report` after each sweep and each cycle.
+
+    net       a `models.Net` goes through the fast engine; any other module through Algorithm 1 as printed
+    history   the reports of earlier sittings: the run goes on behind them, with the draws it would have had
+    steps     yield a `Step` after every visit too
+    skip      steps of the current sweep to leave out, where a sitting ended within it
+
+    All that is kept is the net: whoever consumes the reports decides about bars, plots, checkpoints,
+    pausing and stopping. Raises ValueError where the batch is larger than the training part.
+    """
+    _check(net, data, settings)
+    rows = history.rows if history else []
+    seconds = rows[-1].seconds if rows else 0.0
+    reports = _reports(net, data, settings, Position.after(History(rows))._replace(step=skip), rows)
+    while True:
+        began = time.perf_counter()
+        item = next(reports, None)
+        seconds += time.perf_counter() - began
+        if item is None:
+            return
+        if isinstance(item, Report):
+            yield replace(item, seconds=seconds)
+        elif steps:
+            yield item
+
+
+def fit(net: nn.Module, data: Data, settings: RSO, history: History | None = None, *, progress: bool = True) -> History:
+    """Train with a progress bar and return the history; an interrupt ends the run and keeps what is done.
+
+    Arguments and errors as in `train`. `history` is continued in place.
+    """
+    from tqdm.auto import tqdm
+
+    history = History() if history is None else history
+    per_cycle = sum(_steps_in(net, sweep) for sweep in sweeps(net, settings))
+    done = sum(row.steps for row in history.rows if not row.is_cycle)
+    with tqdm(total=settings.cycles * per_cycle, initial=done, unit="step", disable=not progress) as bar:
+        try:
+            for item in train(net, data, settings, history, steps=True):
+                if isinstance(item, Step):
+                    bar.update()
+                    continue
+                history.append(item)
+                bar.set_description(f"cycle {item.cycle}/{settings.cycles} {item.layer}")
+                if item.is_cycle:
+                    bar.set_postfix(val=f"{item.val_accuracy:.4f}", test=f"{item.test_accuracy:.4f}")
+        except KeyboardInterrupt:
+            warnings.warn("stopped before the end; the history holds what was finished", stacklevel=2)
+    return history
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, split: Split) -> tuple[float, float]:
+    """Mean cross entropy (nats) and accuracy (a fraction) of the net as it stands, in eval mode."""
+    training = net.training
+    net.eval()
+    loss, right = 0.0, 0
+    for x, labels in zip(split.images.split(engine.CHUNK), split.labels.split(engine.CHUNK), strict=True):
+        logits = net(engine.channels_last(x))
+        loss += float(reference.cross_entropy(logits, labels)) * len(labels)
+        right += int((logits.argmax(1) == labels).sum())
+    net.train(training)
+    return loss / len(split), right / len(split)
+
+
+def _reports(
+    net: nn.Module, data: Data, settings: RSO, start: Position, rows: list[Report]
+) -> Iterator[Report | Step]:
+    """All reports and steps from `start` on; rows holds the reports before it."""
+    plan = sweeps(net, settings)
+    for cycle in range(start.cycle, settings.cycles):
+        rows = [row for row in rows if row.cycle == cycle + 1]
+        search = None
+        for k in range(len(rows), len(plan)):
+            before = sum(_steps_in(net, sweep) for sweep in plan[:k] if sweep.position == plan[k].position)
+            if search is None or plan[k].position != plan[k - 1].position:
+                search = _search(net, data, settings, cycle, plan[k].position)
+            first = start.step if (cycle, k) == start[:2] else 0
+            search.begin(before + first)
+            losses = []
+            for step in _walk(net, search, settings, Position(cycle, k, first), plan[k]):
+                losses.append(step.losses)
+                yield step
+            rows.append(_sweep_report(net, settings, cycle, plan[k], torch.stack(losses)))
+            yield rows[-1]
+        yield _cycle_report(net, data, settings, rows)
+
+
+def _sweeps_of(prefix: str, layer: nn.Module, position: int) -> list[Sweep]:
+    names = [name for name, _ in layer.named_parameters()]
+    names.sort(key=lambda name: WITHIN_A_BLOCK.index(name) if name in WITHIN_A_BLOCK else 0)
+    return [Sweep(prefix + name, position, [prefix + name]) for name in names]
+
+
+def _steps_in(net: nn.Module, sweep: Sweep) -> int:
+    return sum(net.get_parameter(name).numel() for name in sweep.names)
+
+
+def _search(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int) -> Search:
+    """The search of the layer at a position, on a fresh shuffle of the training part."""
+    calibrate(net, data.train.images)
+    net.eval()
+    order = torch.randperm(len(data.train), generator=generator(settings.seed, cycle, SHUFFLE, position))
+    order = order.to(data.train.labels.device)
+    batches = Batches(data.train.images[order], data.train.labels[order], settings.batch_size)
+    if not isinstance(net, Net):
+        return reference.ModuleSearch(net, batches)
+    if settings.level != "weight":
+        return engine.JointSearch(net, position, batches)
+    kind = engine.HeadSearch if isinstance(net[position], Head) else engine.BlockSearch
+    return kind(net, position, batches)
+
+
+def _walk(net: nn.Module, search: Search, settings: RSO, at: Position, sweep: Sweep) -> Iterator[Step]:
+    """The steps of a sweep from `at` on."""
+    weights = [net.get_parameter(name).detach() for name in sweep.names]
+    sigmas = [sigma(weight) * settings.sigma_factor(at.cycle) for weight in weights]
+    if settings.level != "weight":
+        yield from _walk_jointly(search, settings, at, sweep, weights, sigmas)
+        return
+    [weight], [scale] = weights, sigmas
+    rng = generator(settings.seed, at.cycle, DRAWS, at.sweep)
+    visits = ORDERS[settings.order](tuple(weight.shape), rng).tolist()
+    deltas = (settings.draw()((len(visits),), rng) * scale).to(weight)
+    name = sweep.layer.split(".", 1)[1] if isinstance(net, Net) else sweep.layer
+    for t in range(at.step, len(visits)):
+        if settings.weight_decay:
+            weight.view(-1)[visits[t]] *= 1 - settings.weight_decay
+        losses = search.step(name, visits[t], deltas[t])
+        yield Step(at._replace(step=t + 1), sweep.layer, visits[t], deltas[t], losses)
+
+
+def _walk_jointly(
+    search: reference.ModuleSearch, settings: RSO, at: Position, sweep: Sweep, weights: list[Tensor], sigmas: list[float]
+) -> Iterator[Step]:
+    for t in range(at.step, sum(weight.numel() for weight in weights)):
+        rng = generator(settings.seed, at.cycle, DRAWS, at.sweep, t)
+        deltas = [(settings.draw()(tuple(w.shape), rng) * s).to(w) for w, s in zip(weights, sigmas, strict=True)]
+        for weight in weights:
+            weight *= 1 - settings.weight_decay
+        losses = search.step_jointly(weights, deltas)
+        yield Step(at._replace(step=t + 1), sweep.layer, None, torch.tensor(torch.nan), losses)
+
+
+def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, losses: Tensor) -> Report:
+    choices = reference.choose(losses.T).bincount(minlength=3).tolist()
+    weights = [net.get_parameter(name) for name in sweep.names]
+    total = sum(weight.numel() for weight in weights)
+    return Report(
+        cycle=cycle + 1,
+        layer=sweep.layer,
+        sigma=sum(sigma(w) * w.numel() for w in weights) / total * settings.sigma_factor(cycle),
+        **_counts(len(losses), *choices, settings.batch_size),
+        train_loss=float(losses.min(1).values.mean()),
+    )
+
+
+def _cycle_report(net: nn.Module, data: Data, settings: RSO, rows: list[Report]) -> Report:
+    steps = sum(row.steps for row in rows)
+    counts = (sum(getattr(row, name) for row in rows) for name in ("kept", "plus", "minus"))
+    calibrate(net, data.train.images)
+    scores = {}
+    for part in ("train", "val", "test"):
+        scores[f"{part}_loss"], scores[f"{part}_accuracy"] = evaluate(net, getattr(data, part))
+    return Report(
+        cycle=rows[0].cycle,
+        layer="",
+        sigma=sum(row.sigma * row.steps for row in rows) / steps,
+        **_counts(steps, *counts, settings.batch_size),
+        **scores,
+    )
+
+
+def _counts(steps: int, kept: int, plus: int, minus: int, batch_size: int) -> dict[str, int]:
+    evaluations = 3 * steps
+    return {
+        "steps": steps,
+        "kept": kept,
+        "plus": plus,
+        "minus": minus,
+        "evaluations": evaluations,
+        "image_forwards": evaluations * batch_size,
+    }
+
+
+def _check(net: nn.Module, data: Data, settings: RSO) -> None:
+    images = len(data.train)
+    if settings.batch_size > images:
+        raise ValueError(
+            f"batch_size is {settings.batch_size}, but the training part of {data.name} has {images} images: "
+            f"set batch_size to at most {images}"
+        )
+    if not isinstance(net, Net):
+        warnings.warn("not a models.Net: every step sends its batch through the whole net three times", stacklevel=3)
+    for weight in net.parameters():
+        weight.data = weight.data.contiguous()
