@@ -1,0 +1,468 @@
+"""Loading: values against numpy in float64, splits, and what a user is told when files are not as they should be."""
+
+import gzip
+import hashlib
+import io
+import pickle
+import re
+import socket
+import struct
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from torchvision import datasets
+
+from rso_lib import sources
+from rso_lib.data import Data, load
+
+IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test asks the network: a download fails as it does on a machine that has none."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def pixels(data: Data) -> np.ndarray:
+    """All images in the original range 0..1, in float64."""
+    parts = torch.cat([part.images for part in (data.train, data.val, data.test)]).double()
+    return (parts * data.std[:, None, None] + data.mean[:, None, None]).numpy()
+
+
+def labels(data: Data) -> np.ndarray:
+    return torch.cat([part.labels for part in (data.train, data.val, data.test)]).numpy()
+
+
+def rows(images: np.ndarray, labels: np.ndarray) -> list[tuple[int, ...]]:
+    """Images with labels, in an order that does not depend on that of the arguments."""
+    flat = images.reshape(len(images), -1).round().astype(int)
+    return sorted(map(tuple, np.column_stack([flat, labels]).tolist()))
+
+
+# digits
+
+
+def test_digits_are_scikit_learns_each_once() -> None:
+    data, source = load("digits"), load_digits()
+    assert (len(data.train), len(data.val), len(data.test)) == (1294, 143, 360)
+    assert data.shape == (1, 8, 8)
+    assert data.classes == tuple("0123456789")
+    assert data.train.images.dtype == torch.float32
+    assert data.train.labels.dtype == torch.int64
+    assert rows(pixels(data) * 16, labels(data)) == rows(source.images, source.target)
+
+
+def test_training_part_is_standardised_with_its_own_mean_and_deviation() -> None:
+    data = load("digits")
+    x = pixels(data)[: len(data.train)]
+    assert data.mean.item() == pytest.approx(x.mean(), abs=1e-6)
+    assert data.std.item() == pytest.approx(x.std(), abs=1e-6)
+    z = data.train.images.double()
+    assert z.mean().item() == pytest.approx(0, abs=1e-6)
+    assert z.std(correction=0).item() == pytest.approx(1, abs=1e-6)
+    assert abs(data.val.images.mean().item()) > 1e-4  # standardised with the training part's numbers, not its own
+
+
+def test_test_part_is_a_fifth_of_every_class() -> None:
+    data = load("digits")
+    held = np.bincount(data.test.labels.numpy())
+    everything = np.bincount(load_digits().target)
+    assert np.abs(held - everything / 5).max() <= 1
+
+
+def test_the_seed_decides_the_split() -> None:
+    first, again, other = load("digits", seed=1), load("digits", seed=1), load("digits", seed=2)
+    for part in ("train", "val", "test"):
+        images = getattr(first, part).images
+        assert torch.equal(images, getattr(again, part).images)
+        assert not torch.equal(images[:100], getattr(other, part).images[:100])
+
+
+def test_training_part_comes_in_random_order() -> None:
+    """A slice is then a fair batch: no class is missing, none has half of it."""
+    share = np.bincount(load("digits").train.labels[:200].numpy(), minlength=10) / 200
+    assert share.min() > 0.02
+    assert share.max() < 0.25
+
+
+@pytest.mark.parametrize("val_size", [0, 1, 300])
+def test_val_size(val_size: int) -> None:
+    data = load("digits", val_size=val_size)
+    assert (len(data.train), len(data.val), len(data.test)) == (1437 - val_size, val_size, 360)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_split_is_the_same_on_a_gpu() -> None:
+    here, there = load("digits"), load("digits", device="cuda")
+    assert there.train.images.device.type == there.mean.device.type == there.test.labels.device.type == "cuda"
+    assert torch.equal(here.train.images, there.train.images.cpu())
+    assert torch.equal(here.test.labels, there.test.labels.cpu())
+
+
+def test_repr_is_short() -> None:
+    assert "train=Split(1,294 images of 1×8×8 on cpu)" in repr(load("digits"))
+
+
+# arguments
+
+
+def test_unknown_name_lists_the_known_and_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"digits, mnist, fashion_mnist, kmnist, cifar10, folder:PATH.*mean 'mnist'"):
+        load("mnits")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error"),
+    [
+        ("val_size", -1, ValueError),
+        ("val_size", 1437, ValueError),
+        ("val_size", 0.1, TypeError),
+        ("seed", -1, ValueError),
+        ("seed", "one", TypeError),
+        ("device", "gpu", ValueError),
+        ("name", 3, ValueError),
+    ],
+)
+def test_an_argument_out_of_range_is_named(argument: str, value: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match=argument):
+        load(**{"name": "digits", argument: value})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match=r"device 'cuda' cannot be used here.*device='cpu'"):
+        load("digits", device="cuda")
+
+
+# the sets of torchvision
+
+
+def idx(array: np.ndarray) -> bytes:
+    """MNIST's file format: a magic number, the sizes, the bytes."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def small_mnist(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    shapes = [(50, 28, 28), (50,), (10, 28, 28), (10,)]
+    tops = [256, 10, 256, 10]
+    return {
+        file: rng.integers(0, top, shape).astype(np.uint8) for file, shape, top in zip(IDX, shapes, tops, strict=True)
+    }
+
+
+@pytest.fixture
+def mnist_like(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """A small set in the place of KMNIST."""
+    raw = tmp_path / "KMNIST" / "raw"
+    raw.mkdir(parents=True)
+    arrays = small_mnist(np.random.default_rng(0))
+    for file, array in arrays.items():
+        (raw / file).write_bytes(idx(array))
+    return tmp_path, arrays
+
+
+def test_mnist_like_files_are_read_as_they_are(mnist_like: tuple[Path, dict[str, np.ndarray]]) -> None:
+    root, arrays = mnist_like
+    data = load("kmnist", root, val_size=5)
+    images, targets, test_images, test_targets = (arrays[file] for file in IDX)
+    n = len(images)
+    assert rows(pixels(data)[:n] * 255, labels(data)[:n]) == rows(images, targets)
+    np.testing.assert_allclose(pixels(data)[n:, 0] * 255, test_images, atol=1e-3)
+    np.testing.assert_array_equal(data.test.labels, test_targets)
+    assert data.classes == tuple(datasets.KMNIST.classes)
+
+
+def test_root_comes_from_the_environment(
+    mnist_like: tuple[Path, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RSO_DATA", str(mnist_like[0]))
+    assert len(load("kmnist").test) == 10
+
+
+@pytest.mark.parametrize("file", IDX)
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"\xff" * 8 + b[8:], lambda b: b""])
+def test_a_broken_file_is_named(
+    mnist_like: tuple[Path, dict[str, np.ndarray]], file: str, damage: Callable[[bytes], bytes]
+) -> None:
+    path = mnist_like[0] / "KMNIST" / "raw" / file
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is broken; delete it"):
+        load("kmnist", mnist_like[0])
+
+
+def test_labels_that_do_not_fit_the_images(mnist_like: tuple[Path, dict[str, np.ndarray]]) -> None:
+    path = mnist_like[0] / "KMNIST" / "raw" / IDX[1]
+    path.write_bytes(idx(np.zeros(49, np.uint8)))
+    with pytest.raises(ValueError, match=r"50 images but 49 labels in train-\*"):
+        load("kmnist", mnist_like[0])
+
+
+def test_a_missing_file_is_named(mnist_like: tuple[Path, dict[str, np.ndarray]]) -> None:
+    raw = mnist_like[0] / "KMNIST" / "raw"
+    (raw / IDX[3]).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"^missing or broken: {re.escape(str(raw / IDX[3]))}\. They"):
+        load("kmnist", mnist_like[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "archives"),
+    [
+        ("mnist", "MNIST/raw", [f"{file}.gz" for file in IDX]),
+        ("fashion_mnist", "FashionMNIST/raw", [f"{file}.gz" for file in IDX]),
+        ("kmnist", "KMNIST/raw", [f"{file}.gz" for file in IDX]),
+        ("cifar10", "", ["cifar-10-python.tar.gz"]),
+    ],
+)
+def test_without_network_it_says_which_files_to_put_where(
+    tmp_path: Path, name: str, place: str, archives: list[str]
+) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        load(name, tmp_path)
+    message = str(caught.value)
+    assert "no network" in message
+    assert f"into {tmp_path / place}," in message
+    assert all(archive in message for archive in archives)
+    assert list(tmp_path.iterdir()) == []  # nothing half-done stays
+    assert socket.getdefaulttimeout() is None
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, dataset: type, archives: dict[str, bytes]) -> None:
+    """Let torchvision expect these archives."""
+    sums = [(name, hashlib.md5(content).hexdigest()) for name, content in archives.items()]
+    if dataset is datasets.CIFAR10:
+        monkeypatch.setattr(dataset, "tgz_md5", sums[0][1])
+    else:
+        monkeypatch.setattr(dataset, "resources", sums)
+
+
+def test_archives_put_there_by_hand_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = small_mnist(np.random.default_rng(1))
+    archives = {f"{file}.gz": gzip.compress(idx(array), mtime=0) for file, array in arrays.items()}
+    publish(monkeypatch, datasets.KMNIST, archives)
+    raw = tmp_path / "KMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, content in archives.items():
+        (raw / name).write_bytes(content)
+    data = load("kmnist", tmp_path)
+    np.testing.assert_array_equal(data.test.labels, arrays[IDX[3]])
+    assert {file.name for file in raw.iterdir()} == {*IDX, *archives}
+
+
+def test_a_broken_archive_is_named_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = tmp_path / "KMNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / f"{IDX[0]}.gz").write_bytes(b"half of it")
+    with pytest.raises(FileNotFoundError, match=rf"missing or broken: .*{re.escape(str(raw / IDX[0]))}\.gz\. They"):
+        load("kmnist", tmp_path)
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == [f"{IDX[0]}.gz"]
+
+
+def test_an_interrupted_download_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(self: datasets.KMNIST) -> None:
+        Path(self.raw_folder).mkdir(parents=True, exist_ok=True)
+        (Path(self.raw_folder) / IDX[0]).write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(datasets.KMNIST, "download", begin)
+    with pytest.raises(KeyboardInterrupt):
+        load("kmnist", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def python_2_pickle(images: np.ndarray, targets: list[int]) -> bytes:
+    """A batch as CIFAR-10's authors pickled it, with an array of an old numpy; protocol 0 is text."""
+    shape = "".join(f"I{size}\n" for size in images.shape)
+    array = (
+        "cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+        f"(I1\n({shape}tcnumpy\ndtype\n(S'u1'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI0\ntbI00\n"
+    ).encode() + b"S" + repr(images.tobytes())[1:].encode() + b"\ntb"
+    values = "(l" + "".join(f"I{target}\na" for target in targets)
+    return b"(dS'data'\n" + array + b"sS'labels'\n" + values.encode() + b"s."
+
+
+@pytest.fixture
+def small_cifar(monkeypatch: pytest.MonkeyPatch) -> tuple[bytes, np.ndarray, np.ndarray]:
+    """An archive of 6 batches of 4 images, which torchvision is made to expect; the images and labels."""
+    rng = np.random.default_rng(2)
+    images = rng.integers(0, 256, (24, 3, 32, 32)).astype(np.uint8)
+    targets = rng.integers(0, 10, 24)
+    names = [*(name for name, _ in datasets.CIFAR10.train_list), "test_batch"]
+    files = {
+        name: python_2_pickle(images[4 * k : 4 * k + 4].reshape(4, -1), targets[4 * k : 4 * k + 4].tolist())
+        for k, name in enumerate(names)
+    }
+    files["batches.meta"] = pickle.dumps({"label_names": list("abcdefghij")}, protocol=2)
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", [[name, sums[name]] for name in names[:-1]])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(datasets.CIFAR10, "meta", datasets.CIFAR10.meta | {"md5": sums["batches.meta"]})
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    publish(monkeypatch, datasets.CIFAR10, {"cifar-10-python.tar.gz": archive.getvalue()})
+    return archive.getvalue(), images, targets
+
+
+def test_cifar_from_an_archive_put_there_by_hand(
+    tmp_path: Path, small_cifar: tuple[bytes, np.ndarray, np.ndarray]
+) -> None:
+    archive, images, targets = small_cifar
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
+    data = load("cifar10", tmp_path)
+    assert data.shape == (3, 32, 32)
+    assert data.classes == tuple("abcdefghij")
+    assert rows(pixels(data)[:20] * 255, labels(data)[:20]) == rows(images[:20], targets[:20])
+    np.testing.assert_allclose(pixels(data)[20:] * 255, images[20:], atol=1e-3)
+    np.testing.assert_array_equal(data.test.labels, targets[20:])
+    np.testing.assert_allclose(data.mean, pixels(data)[: len(data.train)].mean((0, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(data.std, pixels(data)[: len(data.train)].std((0, 2, 3)), atol=1e-6)
+
+
+def test_a_broken_cifar_batch_is_named(tmp_path: Path, small_cifar: tuple[bytes, np.ndarray, np.ndarray]) -> None:
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    archive.write_bytes(small_cifar[0])
+    load("cifar10", tmp_path)
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    batch.write_bytes(b"not a batch")
+    load("cifar10", tmp_path)  # the archive is still there
+    batch.write_bytes(b"not a batch")
+    archive.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"^missing or broken: {re.escape(str(batch))}\. They"):
+        load("cifar10", tmp_path)
+
+
+def test_real_mnist(real_data: Path) -> None:
+    data = load("mnist", real_data)
+    assert (len(data.train), len(data.val), len(data.test)) == (55_000, 5_000, 10_000)
+    assert data.shape == (1, 28, 28)
+    assert data.classes == tuple("0123456789")
+    assert data.test.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    counts = np.bincount(labels(data)[:60_000])
+    assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    # the well-known mean and deviation of all 60,000
+    everything = load("mnist", real_data, val_size=0)
+    assert everything.mean.item() == pytest.approx(0.1307, abs=5e-5)
+    assert everything.std.item() == pytest.approx(0.3081, abs=5e-5)
+
+
+# folders
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[Path, dict[Path, np.ndarray]]:
+    """3 training images and 1 test image of each of two classes, in colour."""
+    rng = np.random.default_rng(3)
+    files = [tmp_path / "train" / c / f"{k}.png" for c in ("cat", "dog") for k in range(3)]
+    files += [tmp_path / "test" / c / "0.PNG" for c in ("cat", "dog")]
+    content = {file: rng.integers(0, 256, (5, 6, 3)).astype(np.uint8) for file in files}
+    for file, array in content.items():
+        save(file, array)
+    return tmp_path, content
+
+
+def test_folder(images: tuple[Path, dict[Path, np.ndarray]]) -> None:
+    path, content = images
+    (path / "train" / "cat" / "notes.txt").write_text("not an image")
+    (path / "train" / "cat" / "._0.png").write_text("what other systems leave behind")
+    (path / "train" / ".ipynb_checkpoints").mkdir()
+    data = load(f"folder:{path}", val_size=2)
+    assert data.shape == (3, 5, 6)
+    assert data.classes == ("cat", "dog")
+    arrays = np.stack(list(content.values())).transpose(0, 3, 1, 2)
+    targets = np.array([file.parent.name == "dog" for file in content])
+    assert rows(pixels(data)[:6] * 255, labels(data)[:6]) == rows(arrays[:6], targets[:6])
+    np.testing.assert_allclose(pixels(data)[6:] * 255, arrays[6:], atol=1e-3)
+    assert data.train.images.is_contiguous()
+
+
+def test_grey_images_have_one_channel(images: tuple[Path, dict[Path, np.ndarray]]) -> None:
+    path, content = images
+    for file, array in content.items():
+        save(file, array[:, :, 0])
+    data = load(f"folder:{path}", val_size=0)
+    assert data.shape == (1, 5, 6)
+    np.testing.assert_allclose(pixels(data)[6:, 0] * 255, np.stack(list(content.values()))[6:, :, :, 0], atol=1e-3)
+
+
+def test_one_colour_image_makes_all_rgb(images: tuple[Path, dict[Path, np.ndarray]]) -> None:
+    path, content = images
+    for file, array in list(content.items())[1:]:
+        save(file, array[:, :, 0])
+    data = load(f"folder:{path}", val_size=0)
+    assert data.shape == (3, 5, 6)
+    grey = pixels(data)[6:]
+    np.testing.assert_allclose(grey[:, 0], grey[:, 2], atol=1e-6)
+
+
+def test_a_constant_channel_is_only_shifted(images: tuple[Path, dict[Path, np.ndarray]]) -> None:
+    path, content = images
+    for file, array in content.items():
+        save(file, array * np.array([1, 0, 1], np.uint8))
+    data = load(f"folder:{path}", val_size=0)
+    assert data.std[1] == 0
+    assert (data.train.images[:, 1] == 0).all()
+
+
+def test_an_unreadable_image_is_named(images: tuple[Path, dict[Path, np.ndarray]]) -> None:
+    file = images[0] / "train" / "dog" / "1.png"
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(ValueError, match=rf"{re.escape(str(file))} cannot be read as an image"):
+        load(f"folder:{images[0]}")
+
+
+def test_an_image_of_another_size_is_named(images: tuple[Path, dict[Path, np.ndarray]]) -> None:
+    file = images[0] / "test" / "dog" / "0.PNG"
+    save(file, np.zeros((6, 5, 3), np.uint8))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(file))} has 5×6 pixels, but .*cat/0\.png has 6×5"):
+        load(f"folder:{images[0]}")
+
+
+def test_sixteen_bits_per_channel_are_refused(images: tuple[Path, dict[Path, np.ndarray]]) -> None:
+    file = images[0] / "test" / "dog" / "0.PNG"
+    save(file, np.zeros((5, 6), np.uint16))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(file))}.*8 bits per channel"):
+        load(f"folder:{images[0]}")
+
+
+def test_classes_of_train_and_test_must_agree(images: tuple[Path, dict[Path, np.ndarray]]) -> None:
+    (images[0] / "test" / "dog").rename(images[0] / "test" / "dogs")
+    with pytest.raises(ValueError, match=r"same classes, but only one of the two has dog, dogs"):
+        load(f"folder:{images[0]}")
+
+
+def test_an_empty_class_is_named(images: tuple[Path, dict[Path, np.ndarray]]) -> None:
+    (images[0] / "test" / "dog" / "0.PNG").unlink()
+    with pytest.raises(FileNotFoundError, match=r"test/dog has no images"):
+        load(f"folder:{images[0]}")
+
+
+def test_folders_that_are_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"train is missing; .* PATH/train/CLASS/\*"):
+        load(f"folder:{tmp_path}")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"train has no folders"):
+        load(f"folder:{tmp_path}")
+
+
+def test_every_known_set_is_torchvisions() -> None:
+    assert all(hasattr(datasets, name) for name in sources.TORCHVISION.values())

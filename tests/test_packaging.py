@@ -1,0 +1,109 @@
+"""What holds the project together: its commands, its dependencies, what an import costs."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+CONDA_NAMES = {"torch": "pytorch"}
+
+
+@pytest.fixture(scope="module")
+def requirements(project: Path) -> dict[str, Requirement]:
+    """What pyproject.toml asks for, by name."""
+    table = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    asked = [*table["dependencies"], *table["optional-dependencies"]["dev"]]
+    return {requirement.name: requirement for requirement in map(Requirement, asked)}
+
+
+def make_targets(project: Path) -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (project / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_import_is_lean(project: Path) -> None:
+    """The core loads no plotting, no widgets, and nothing that only some uses need."""
+    heavy = ["matplotlib", "ipywidgets", "IPython", "pandas", "torchvision", "sklearn", "PIL", "papermill"]
+    code = f"import sys, rso_lib, rso_lib.data; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_environment_yml_asks_for_the_same_as_pyproject(project: Path, requirements: dict[str, Requirement]) -> None:
+    environment = yaml.safe_load((project / "environment.yml").read_text())["dependencies"]
+    pip = next(entry["pip"] for entry in environment if isinstance(entry, dict))
+    conda = [entry for entry in environment if isinstance(entry, str) and entry != "pip"]
+    assert pip.pop() == "--editable ."
+    found = {requirement.name: requirement.specifier for requirement in map(Requirement, [*conda, *pip])}
+    python = tomllib.loads((project / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert str(found.pop("python")) == python
+    assert found == {CONDA_NAMES.get(name, name): asked.specifier for name, asked in requirements.items()}
+
+
+def test_constraints_are_exact_and_within_the_ranges(project: Path, requirements: dict[str, Requirement]) -> None:
+    lines = (project / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    assert requirements.keys() <= pins.keys()
+    wrong = [name for name, asked in requirements.items() if Version(pins[name]) not in asked.specifier]
+    assert wrong == []
+
+
+def test_every_import_is_declared(project: Path, requirements: dict[str, Requirement]) -> None:
+    modules = {"sklearn": "scikit-learn", "PIL": "pillow", "IPython": "ipython", "yaml": "pyyaml"}
+    transitive = {"packaging", "nbformat", "nbclient", "jupyter_client"}  # of pytest, papermill, jupyterlab
+    sources = [*project.glob("rso_lib/*.py"), *project.glob("tests/*.py")]
+    pattern = re.compile(r"^\s*(?:from|import) ([A-Za-z_]\w*)", re.MULTILINE)
+    imported = {name for source in sources for name in pattern.findall(source.read_text())}
+    own = {"rso_lib", *(source.stem for source in sources)}
+    foreign = imported - set(sys.stdlib_module_names) - own - transitive
+    assert {modules.get(name, name) for name in foreign} <= requirements.keys()
+
+
+def test_the_commands_of_the_readme_exist(project: Path) -> None:
+    commands = set(re.findall(r"\bmake (?:[A-Z]+=\S+ )*([a-z]+)", (project / "README.md").read_text()))
+    assert {"demo", "test", "lab"} <= commands <= make_targets(project)
+
+
+def test_the_readme_captions_every_file(project: Path) -> None:
+    readme = (project / "README.md").read_text()
+    names = ["Makefile", "pyproject.toml", "constraints.txt", "environment.yml", ".ci/run", "LICENSE"]
+    names += [f"rso_lib/{file.name}" for file in project.glob("rso_lib/*.py")]
+    names += [f"{folder}/" for folder in ("notebooks", "tests", "figures")]
+    assert [name for name in names if f"| `{name}` |" not in readme] == []
+
+
+def test_ci_runs_the_suite(project: Path) -> None:
+    script = project / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert script.read_text().rstrip().endswith("\nmake test")
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "lab", "voila", "lint"])
+def test_make_sets_up_before_it_runs(project: Path, tmp_path: Path, target: str) -> None:
+    """In a fresh copy: first the environment with everything in one installation, then the command."""
+    for name in ("Makefile", "pyproject.toml"):
+        (tmp_path / name).write_text((project / name).read_text())
+    done = subprocess.run(["make", "-n", target], cwd=tmp_path, capture_output=True, text=True, check=True)
+    steps = [step for step in ("-m venv .venv", "-m pip install", "touch .venv/") if step in done.stdout]
+    assert len(steps) == 3
+    assert done.stdout.count("-m pip install") == 1
+    assert done.stdout.index("--editable '.[dev]'") < done.stdout.index("touch .venv/.installed")
+
+
+def test_make_says_when_python_is_too_old(project: Path, tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml"):
+        (tmp_path / name).write_text((project / name).read_text())
+    old = tmp_path / "python"
+    old.write_text("#!/bin/sh\nexit 1\n")  # what a Python older than 3.11 answers to the question
+    old.chmod(0o755)
+    done = subprocess.run(["make", f"PYTHON={old}", "demo"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "Python 3.11 or later is needed" in done.stdout
+    assert not (tmp_path / ".venv").exists()
