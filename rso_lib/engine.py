@@ -15,6 +15,7 @@ with the batch-norm statistics of `models.calibrate`.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -234,6 +235,20 @@ class BlockSearch:
         return self.block.passes(whole, None)
 
 
+class Others(NamedTuple):
+    """What the loss of a slice needs besides one logit (the row's): it changes only when another logit does."""
+
+    row: int
+    log_sum: Tensor
+    target: Tensor
+    is_target: Tensor
+
+    def losses(self, z: Tensor) -> Tensor:
+        """Cross entropy for some values z [k, batch] of the logit: [k], summed in float64."""
+        target = torch.where(self.is_target, z, self.target)
+        return (torch.logaddexp(self.log_sum, z) - target).double().mean(1)
+
+
 class HeadSearch:
     """One weight at a time of the final layer: a step adds a multiple of one feature to one logit.
 
@@ -254,7 +269,8 @@ class HeadSearch:
         self.count = step
         self.logits: dict[int, Tensor] = {}
         self.seen: dict[int, Tensor] = {}
-        self.visited: list[int] = []
+        self.others: dict[int, Others] = {}
+        self.visited: list[tuple[int, int]] = []
 
     def step(self, name: str, index: int, delta: Tensor) -> Tensor:
         """As in `BlockSearch`."""
@@ -263,34 +279,41 @@ class HeadSearch:
         row, column = divmod(index, weight.numel() // len(self.w[name]))
         if name == "linear.bias":
             column = len(self.x[s]) - 1
-        logits = self.refresh(s, column)
+        self.visited.append((row, column))
+        self.refresh(s, row)
         old = weight[index].clone()
         candidates = torch.stack([old, old + delta, old - delta])
-        losses = self.losses(s, row, logits[row] + (candidates - old)[:, None] * self.x[s][column])
+        losses = self.others[s].losses(self.logits[s][row] + (candidates - old)[:, None] * self.x[s][column])
         weight[index] = candidates.take(choose(losses))
         self.count += 1
-        self.visited.append(column)
         return losses
 
-    def refresh(self, s: int, column: int) -> Tensor:
-        """The logits [classes, batch] on slice s with the weights as they are; those of a column may have decayed."""
+    def refresh(self, s: int, row: int) -> None:
+        """Bring what is kept for slice s up to date with the weights as they are, for a visit of a row."""
         weights = self.w["linear.weight"]
         bias = self.w.get("linear.bias", weights.new_zeros(len(weights)))
         weights = torch.cat([weights, bias[:, None]], 1)
+        recent = self.visited[-len(self.x) - 1 :]
         if s in self.logits:
-            columns = sorted({column, *self.visited[-len(self.x) :]})
+            columns = span({column for _, column in recent})
             self.logits[s] += (weights - self.seen[s])[:, columns] @ self.x[s][columns]
         else:
             self.logits[s] = weights @ self.x[s]
         self.seen[s] = weights
-        return self.logits[s]
+        if s not in self.others or {self.others[s].row, *(r for r, _ in recent)} != {row}:
+            self.others[s] = others(self.logits[s], self.labels[s], row)
 
-    def losses(self, s: int, row: int, z: Tensor) -> Tensor:
-        """Cross entropy for three values z [3, batch] of one logit: its exponential joins those of the others."""
-        logits, labels = self.logits[s], self.labels[s]
-        others = torch.cat([logits[:row], logits[row + 1 :]]).logsumexp(0)
-        target = torch.where(labels == row, z, logits.gather(0, labels[None]))
-        return (torch.logaddexp(others, z) - target).double().mean(1)
+
+def others(logits: Tensor, labels: Tensor, row: int) -> Others:
+    """Of logits [classes, batch], what concerns the other rows."""
+    log_sum = torch.cat([logits[:row], logits[row + 1 :]]).logsumexp(0)
+    return Others(row, log_sum, logits.gather(0, labels[None])[0], labels == row)
+
+
+def span(indices: set[int]) -> slice | list[int]:
+    """The indices as a slice where they are consecutive, so that picking them copies nothing."""
+    first, last = min(indices), max(indices)
+    return slice(first, last + 1) if last - first + 1 == len(indices) else sorted(indices)
 
 
 class JointSearch(ModuleSearch):
