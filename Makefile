@@ -27,7 +27,7 @@ test: $(STAMP)
 	$(BIN) -m pytest
 
 lab: $(STAMP)
-	$(BIN) -m jupyterlab $(AS_ROOT) --LabApp.news_url=None notebooks/00_start_here.ipynb
+	$(BIN) -m jupyterlab $(AS_ROOT) --LabApp.news_url=None --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 voila: $(STAMP)
 	$(BIN) -m voila $(NB)
