@@ -1,0 +1,149 @@
+"""Begin a run in a folder, or take up the one that is there, and train to its end."""
+
+import argparse
+import ast
+import inspect
+import re
+import sys
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import presets, runs
+from .settings import RSO, _check_choice
+
+NETS = ", ".join(runs.NETS)
+WHAT: dict[str, tuple[Any, str]] = {
+    "dataset": ("digits", "digits, mnist, fashion_mnist, kmnist, cifar10 or folder:PATH"),
+    "net": ("one_conv", f"{NETS}; initialised with the seed of the run"),
+    "net_options": ({}, "of the net, separated by commas, such as depth=5,head=mean"),
+    "data_seed": (0, "of the split in training and validation part"),
+    "val_size": (None, "training images kept for validation; else 5000, or a tenth if that is less"),
+}
+ENDING = """\
+A run that was stopped, in whatever way, goes on with the same command, or with the folder alone, and
+ends with the bits of an unbroken run. In names, - and _ are the same."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train as the command line says, and print what came out.
+
+    Ends with status 2 and a message where something is wrong, with 130 after an interrupt.
+    """
+    parser = _parser()
+    given = _parse(parser, sys.argv[1:] if arguments is None else arguments)
+    folder, preset, threads = Path(given.pop("folder")), given.pop("preset", None), given.pop("threads", None)
+    place = {"device": given.pop("device", "cpu"), "root": given.pop("data_root", None)}
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        run = _run(folder, presets.choose(preset, **given) if preset else given, place)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    if not run.finished:
+        sys.exit(130)
+    print(summary(run))
+
+
+def summary(run: runs.Run) -> str:
+    """What a finished run reached."""
+    last, best = run.history.last, run.history.best
+    return (
+        f"test accuracy, final               {last.test_accuracy:.4f}\n"
+        f"test accuracy at best validation   {best.test_accuracy:.4f} (cycle {best.cycle})\n"
+        f"seconds                            {last.seconds:.1f}"
+    )
+
+
+def _run(folder: Path, given: dict[str, Any], place: dict[str, Any]) -> runs.Run:
+    """Start or resume: a setting that is not given is as the folder has it, or else the default."""
+    there = runs.settings_of(folder) if (folder / "settings.json").exists() else {}
+    asked = {**{name: default for name, (default, _) in WHAT.items()}, **there, **given}
+    what = {name: asked.pop(name) for name in WHAT}
+    return runs.start(folder, **what, settings=RSO(**asked), **place)
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> dict[str, Any]:
+    """The arguments that are given. A name that is not known ends the program with the nearest one."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    given, unknown = parser.parse_known_args([_dashed(word) for word in arguments])
+    for word in unknown:
+        try:
+            _check_choice("a setting", word.partition("=")[0], known)
+        except ValueError as error:
+            parser.error(str(error))
+    return vars(given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rso_lib",
+        usage="%(prog)s RUNFOLDER [settings]",
+        description=__doc__,
+        epilog=ENDING,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", metavar="RUNFOLDER", help="where settings, history and checkpoint are written")
+    group = parser.add_argument_group("what is trained")
+    group.add_argument(
+        "--preset", choices=presets.PRESETS, help=f"values for some settings, to be overridden: {_sizes()}"
+    )
+    for name, (default, text) in WHAT.items():
+        _add(group, name, KINDS.get(name, type(default)), default, text)
+    group = parser.add_argument_group("how it is searched")
+    for field in fields(RSO):
+        _add(group, field.name, type(field.default), field.default, _docs()[field.name])
+    group = parser.add_argument_group("where it runs")
+    group.add_argument("--device", metavar="NAME", help="such as cuda (default: cpu)")
+    group.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: as torch chooses)")
+    group.add_argument("--data-root", metavar="FOLDER", help="of downloaded images (default: $RSO_DATA, else data)")
+    return parser
+
+
+def _add(group: Any, name: str, kind: Any, default: Any, text: str) -> None:
+    metavar = {int: "N", float: "X"}.get(kind, "NAME")
+    text = text if default in (None, {}) else f"{text} (default: {default})"
+    group.add_argument(_dashed(f"--{name}"), type=kind, metavar=metavar, help=text.replace("%", "%%"))
+
+
+def _dashed(word: str) -> str:
+    """--batch_size=10 → --batch-size=10"""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def _options(text: str) -> dict[str, Any]:
+    """depth=5,head=mean → {"depth": 5, "head": "mean"}"""
+    pairs = [pair.partition("=")[::2] for pair in text.split(",")]
+    return {name.strip(): _literal(value.strip()) for name, value in pairs}
+
+
+KINDS = {"net_options": _options, "val_size": int}
+"""How the values are read of which the default does not tell."""
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _docs() -> dict[str, str]:
+    """What the docstring of `RSO` says about each field."""
+    entries = re.findall(r"^(\w+) {2,}(.+(?:\n {2,}.+)*)", inspect.getdoc(RSO) or "", re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def _sizes() -> str:
+    lines = [" ".join(f"{name}={value}" for name, value in values.items()) for values in presets.PRESETS.values()]
+    return "; ".join(f"{name}: {line}" for name, line in zip(presets.PRESETS, lines, strict=True))
+
+
+if __name__ == "__main__":
+    warnings.formatwarning = lambda message, *_, **__: f"\n{message}\n"
+    main()
