@@ -94,10 +94,11 @@ for kill in range(5):
         begin(folder)
         os._exit(0)
     while kill and count() == rows[-1]:  # the first may die before it has saved anything, the others go on for a bit
+        assert not os.waitpid(child, os.WNOHANG)[0], "it has ended"
         time.sleep(0.001)
     time.sleep(random.uniform(0, {limit}))
     os.kill(child, signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, "it had ended before"
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, "it had ended"
     rows.append(count())
 print(*rows)
 """
