@@ -141,34 +141,50 @@ def forward(layers: Sequence[nn.Module], flow: Flow) -> Flow:
     return flow
 
 
-def cached_input(layers: Sequence[Block], images: Tensor, prepare: Callable[[Tensor], Tensor]) -> Flow:
-    """The flow behind `layers` (in eval mode) for all images, what a convolution reads passed to `prepare`."""
-    parts = []
-    for chunk in images.split(CHUNK):
-        flow = Flow(channels_last(chunk))
+def cached_input(
+    layers: Sequence[Block], images: Tensor, prepare: Callable[[Tensor], Tensor], half: bool = False
+) -> Flow:
+    """The flow behind `layers` (in eval mode) for all images, with `prepare` applied to what a convolution reads."""
+    whole = Flow(images, None)
+    for first in range(0, len(images), CHUNK):
+        flow = Flow(channels_last(images[first : first + CHUNK]))
         for layer in layers:
             flow = layer(flow)
-        parts.append(Flow(prepare(flow.x), flow.skip))
-    skips = [part.skip for part in parts if part.skip is not None]
-    return Flow(torch.cat([part.x for part in parts]), torch.cat(skips) if skips else None)
+        flow = Flow(prepare(flow.x), flow.skip)
+        if first == 0:
+            whole = Flow(*(None if part is None else _room(part, len(images), half) for part in flow))
+        for target, part in zip(whole, flow, strict=True):
+            if target is not None:
+                target[first : first + CHUNK] = part
+    return whole
+
+
+def _room(part: Tensor, images: int, half: bool) -> Tensor:
+    """Uninitialised memory for `images` rows like those of a part."""
+    dtype = torch.float16 if half else part.dtype
+    layout = torch.channels_last if part.dim() == 4 else torch.contiguous_format
+    return torch.empty((images, *part.shape[1:]), dtype=dtype, device=part.device, memory_format=layout)
 
 
 class BlockSearch:
     """One weight at a time of the block at a position of the net (in eval mode, calibrated)."""
 
-    def __init__(self, net: Net, position: int, batches: Batches):
+    def __init__(self, net: Net, position: int, batches: Batches, cache: str = "full"):
         self.block, *after = list(net)[position:]
         self.w = weights_of(self.block)
         self.next, *self.rest = map(stage, after)
-        flow = cached_input(list(net)[:position], batches.images, box if folds(self.block) else channels_last)
+        self.cache = cache
+        prepare = box if folds(self.block) else channels_last
+        flow = cached_input(list(net)[:position], batches.images, prepare, half=cache == "half")
         self.x, self.skip, self.labels = map(batches.slices, (flow.x, flow.skip, batches.labels))
         self.begin(0)
 
     def begin(self, step: int) -> None:
         """Start from a step of the sweep, with nothing kept for any slice."""
         self.count = step
-        self.normed: dict[int, Tensor] = {}
+        self.inputs: dict[int, Tensor] = {}
         self.responses: dict[int, Tensor] = {}
+        self.skips: dict[int, Tensor] = {}
         self.visited: list[int] = []
 
     def step(self, name: str, index: int, delta: Tensor) -> Tensor:
@@ -181,58 +197,68 @@ class BlockSearch:
         candidates = w[name].view(len(rows), -1)[-3:, j]
         candidates[1] += delta
         candidates[2] -= delta
-        normed = self.normed_rows(s, rows, w)
-        self.refresh(s, rows[:-2], normed[:, :-2])
-        losses = torch.stack([self.loss(s, row, normed[:, [k]]) for k in (-3, -2, -1)])
+        losses = self.losses(s, rows, self.normed(s, rows, w))
         weight[index] = candidates.take(choose(losses))
         self.count += 1
         self.visited.append(row)
+        if self.cache == "input":
+            self.begin(self.count)
         return losses
 
     def stale(self, s: int, row: int) -> list[int]:
         """The other rows that may have changed since the slice was last visited."""
-        recent = self.visited[-len(self.x) :] if s in self.normed else range(self.block.conv.out_channels)
+        recent = self.visited[-len(self.x) :] if s in self.responses else range(self.block.conv.out_channels)
         return sorted(set(recent) - {row})
 
-    def normed_rows(self, s: int, rows: Sequence[int], w: Weights) -> Tensor:
+    def normed(self, s: int, rows: Sequence[int], w: Weights) -> Tensor:
         """Batch norm's output [batch, len(rows), H, W] on slice s for rows with the weights w."""
         stride, padding = (2, 0) if folds(self.block) else (1, 1)
-        z = F.conv2d(self.x[s], channels_last(w["conv.weight"]), stride=stride, padding=padding).contiguous()
+        kernel = channels_last(w["conv.weight"])
+        z = F.conv2d(self.x[s].to(kernel.dtype), kernel, stride=stride, padding=padding).contiguous()
         if self.block.closes:
-            z = z + bridge(self.block, w, self.skip[s], rows)
+            z = z + bridge(self.block, w, self.skip[s].to(kernel.dtype), rows)
         return normalise(self.block, w, z)
 
-    def refresh(self, s: int, rows: Sequence[int], normed: Tensor) -> None:
-        """Bring what is kept for slice s up to date with these rows of batch norm's output."""
-        if s in self.normed:
-            change = self.enter(normed) - self.enter(self.normed[s][:, rows])
-            self.responses[s] += self.next.response(change, rows)
+    def losses(self, s: int, rows: Sequence[int], normed: Tensor) -> Tensor:
+        """The losses of the last three rows of batch norm's output, candidates for the same channel."""
+        row, current = rows[-1], rows[:-2]
+        x = self.next.enter(self.block.activate(normed))
+        self.refresh(s, current, x[:, :-2], normed[:, :-2])
+        responses = [self.responses[s]]
+        for k in (-2, -1):
+            response = self.next.response(x[:, k, None] - x[:, -3, None], [row])
+            responses.append(response.add_(self.responses[s]))
+        skips = [self.skip_with(s, row, normed[:, k, None]) for k in (-3, -2, -1)]
+        return torch.stack([self.loss(s, z, skip) for z, skip in zip(responses, skips, strict=True)])
+
+    def refresh(self, s: int, rows: Sequence[int], x: Tensor, normed: Tensor) -> None:
+        """Bring slice s up to date in these rows of the next layer's input x and of batch norm's output."""
+        if s in self.responses:
+            self.responses[s] += self.next.response(x - self.inputs[s][:, rows], rows)
         else:
-            self.normed[s] = torch.empty_like(normed, memory_format=torch.channels_last)
-        self.normed[s][:, rows] = normed
+            self.inputs[s] = torch.empty_like(x, memory_format=torch.channels_last)
+            self.skips[s] = torch.empty_like(normed, memory_format=torch.channels_last)
+        self.inputs[s][:, rows] = x
+        if self.block.opens:
+            self.skips[s][:, rows] = normed
         if s not in self.responses:
-            self.responses[s] = self.next.response(self.enter(self.normed[s]))
-
-    def enter(self, normed: Tensor) -> Tensor:
-        """What the next linear map sees of some channels of batch norm's output."""
-        return self.next.enter(self.block.activate(normed))
-
-    def loss(self, s: int, row: int, normed: Tensor) -> Tensor:
-        """The loss on slice s with one row of batch norm's output replaced by normed [batch, 1, H, W]."""
-        change = self.enter(normed) - self.enter(self.normed[s][:, [row]])
-        z = self.responses[s] + self.next.response(change, [row])
-        flow = self.next.finish(z, self.skip_with(s, row, normed))
-        for cut in self.rest:
-            flow = cut.finish(cut.response(cut.enter(flow.x)), flow.skip)
-        return cross_entropy(flow.x, self.labels[s])
+            self.responses[s] = self.next.response(self.inputs[s])
 
     def skip_with(self, s: int, row: int, normed: Tensor) -> Tensor | None:
         """The skip behind the block, with one row of batch norm's output replaced."""
         if not self.block.opens:
-            return self.block.passes(normed, self.skip[s])
-        whole = self.normed[s].clone()
+            skip = self.skip[s]
+            return self.block.passes(normed, None if skip is None else skip.to(normed.dtype))
+        whole = self.skips[s].clone()
         whole[:, [row]] = normed
         return self.block.passes(whole, None)
+
+    def loss(self, s: int, z: Tensor, skip: Tensor | None) -> Tensor:
+        """The loss on slice s for an output z of the next linear map."""
+        flow = self.next.finish(z, skip)
+        for cut in self.rest:
+            flow = cut.finish(cut.response(cut.enter(flow.x)), flow.skip)
+        return cross_entropy(flow.x, self.labels[s])
 
 
 class Others(NamedTuple):

@@ -9,6 +9,7 @@ from .proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Distribution, Schedule
 
 LEVELS = ("weight", "layer", "network")
 DIRECTIONS = ("backward", "forward")
+CACHES = ("full", "half", "input")
 JOINT_SIGMA = 0.1
 """Factor of σ when a whole layer or network is perturbed at once (section 4.2)."""
 
@@ -30,6 +31,9 @@ class RSO:
     direction      "backward" from the labels to the input, or "forward"
     weight_decay   a weight is multiplied by (1 − weight_decay) when it is visited
     seed           of every random draw of the run
+    cache          what the engine keeps for every slice: "full", all that saves work; "half", with the
+                   searched layer's input in float16; "input", that input only. Less memory, slower steps;
+                   "half" rounds, so that close decisions can differ
 
     Raises ValueError or TypeError, naming the argument and the remedy.
     """
@@ -43,6 +47,7 @@ class RSO:
     direction: str = "backward"
     weight_decay: float = 0.0
     seed: int = 0
+    cache: str = "full"
 
     def __post_init__(self) -> None:
         _check_whole("cycles", self.cycles, least=1)
@@ -53,6 +58,7 @@ class RSO:
         _check_choice("level", self.level, LEVELS)
         _check_choice("order", self.order, ORDERS)
         _check_choice("direction", self.direction, DIRECTIONS)
+        _check_choice("cache", self.cache, CACHES)
         if not 0 <= self.weight_decay < 1:
             raise ValueError(f"weight_decay must be at least 0 and below 1, not {self.weight_decay!r}")
 

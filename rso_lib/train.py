@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import engine, reference
+from . import engine, memory, reference
 from .data import Data, Split
 from .history import History, Report
 from .models import Head, Net, calibrate
@@ -102,7 +102,8 @@ def train(
     skip      steps of the current sweep to leave out, where a sitting ended within it
 
     All that is kept is the net: whoever consumes the reports decides about bars, plots, checkpoints,
-    pausing and stopping. Raises ValueError where the batch is larger than the training part.
+    pausing and stopping. Raises ValueError where the batch is larger than the training part, and
+    MemoryError where the engine's caches would not fit.
     """
     _check(net, data, settings)
     rows = history.rows if history else []
@@ -159,9 +160,7 @@ def evaluate(net: nn.Module, split: Split) -> tuple[float, float]:
     return loss / len(split), right / len(split)
 
 
-def _reports(
-    net: nn.Module, data: Data, settings: RSO, start: Position, rows: list[Report]
-) -> Iterator[Report | Step]:
+def _reports(net: nn.Module, data: Data, settings: RSO, start: Position, rows: list[Report]) -> Iterator[Report | Step]:
     """All reports and steps from `start` on; rows holds the reports before it."""
     plan = sweeps(net, settings)
     for cycle in range(start.cycle, settings.cycles):
@@ -203,8 +202,9 @@ def _search(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int
         return reference.ModuleSearch(net, batches)
     if settings.level != "weight":
         return engine.JointSearch(net, position, batches)
-    kind = engine.HeadSearch if isinstance(net[position], Head) else engine.BlockSearch
-    return kind(net, position, batches)
+    if isinstance(net[position], Head):
+        return engine.HeadSearch(net, position, batches)
+    return engine.BlockSearch(net, position, batches, settings.cache)
 
 
 def _walk(net: nn.Module, search: Search, settings: RSO, at: Position, sweep: Sweep) -> Iterator[Step]:
@@ -227,7 +227,12 @@ def _walk(net: nn.Module, search: Search, settings: RSO, at: Position, sweep: Sw
 
 
 def _walk_jointly(
-    search: reference.ModuleSearch, settings: RSO, at: Position, sweep: Sweep, weights: list[Tensor], sigmas: list[float]
+    search: reference.ModuleSearch,
+    settings: RSO,
+    at: Position,
+    sweep: Sweep,
+    weights: list[Tensor],
+    sigmas: list[float],
 ) -> Iterator[Step]:
     for t in range(at.step, sum(weight.numel() for weight in weights)):
         rng = generator(settings.seed, at.cycle, DRAWS, at.sweep, t)
@@ -288,5 +293,8 @@ def _check(net: nn.Module, data: Data, settings: RSO) -> None:
         )
     if not isinstance(net, Net):
         warnings.warn("not a models.Net: every step sends its batch through the whole net three times", stacklevel=3)
+    elif settings.level == "weight":
+        memory.check(net, data, settings)
+    memory.keep_freed()
     for weight in net.parameters():
         weight.data = weight.data.contiguous()

@@ -1,0 +1,307 @@
+"""How long a step takes: plain, with the paper's cache, and in the engine, measured in turn in one process.
+
+    python -m rso_lib.bench [--net mnist_net] [--batch 1000] [--device cpu] [--json FILE]
+
+plain    three forward passes of the whole net, channels_last, no gradients
+cached   three forward passes from the searched layer on (section 4.7)
+engine   what `rso_lib.train` does
+
+A cycle is extrapolated from measured steps of every layer: its cached input is built once, every slice is
+visited for the first time, and all further steps cost the median of those measured. Images are random:
+the time does not depend on them. All three run with the same allocator settings (`memory.keep_freed`).
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from . import memory, models
+from .engine import BlockSearch, HeadSearch, cached_input, channels_last, folds
+from .models import Flow, Head, Net, calibrate
+from .proposals import sigma
+from .reference import Batches, cross_entropy
+
+SHAPES = {"one_conv": (1, 28, 28), "two_conv": (1, 28, 28), "mnist_net": (1, 28, 28)}
+CIFAR = {f"cifar_net_{depth}": depth for depth in (3, 5, 10)}
+IMAGES = {1: 60000, 3: 50000}
+"""Training images of MNIST and of CIFAR-10, by channels."""
+
+
+def build(name: str) -> tuple[Net, tuple[int, int, int]]:
+    """A net by its name on the command line, and the shape of its images."""
+    if name in CIFAR:
+        return models.cifar_net(CIFAR[name]), (3, 32, 32)
+    return getattr(models, name)(), SHAPES[name]
+
+
+# Operations: a multiplication and an addition are two.
+
+
+@dataclass
+class Operations:
+    """Of one image's way through a layer: as a plain forward, with the pooling folded, and for one input channel."""
+
+    plain: int
+    folded: int
+    channel: int
+
+
+def operations(net: Net, shape: tuple[int, int, int]) -> list[Operations]:
+    """Of every layer's linear maps, for images of a shape (C, H, W)."""
+    flow, counts = Flow(torch.zeros(1, *shape)), []
+    for layer in net:
+        if isinstance(layer, Head):
+            plain = 2 * layer.linear.weight.numel()
+            channels = flow.x.shape[1]
+            counts.append(Operations(plain, plain, plain // channels))
+            continue
+        channels, height, width = flow.x.shape[1:]
+        pairs = channels * layer.conv.out_channels
+        plain = 2 * 9 * height * width * pairs
+        folded = 2 * 16 * (height // 2) * (width // 2) * pairs if folds(layer) else plain
+        shortcut = 2 * height * width * layer.shortcut[0].weight.numel() if layer.shortcut else 0
+        counts.append(Operations(plain + shortcut, folded + shortcut, folded // channels))
+        flow = layer(flow)
+    return counts
+
+
+def operations_per_step(counts: list[Operations], position: int, batch: int) -> dict[str, int]:
+    """Of a step in the layer at a position, by method.
+
+    The engine's count is what remains with every saving: three times the next layer for one channel and
+    the layers after it in full. What its bookkeeping adds is not counted.
+    """
+    after = counts[position + 1 :]
+    remain = after[0].channel + sum(count.folded for count in after[1:]) if after else counts[-1].channel
+    return {
+        "plain": 3 * batch * sum(count.plain for count in counts),
+        "cached": 3 * batch * sum(count.plain for count in counts[position:]),
+        "engine": 3 * batch * remain,
+    }
+
+
+# Time
+
+
+def clock(work: Callable[[], object], device: torch.device) -> float:
+    """Milliseconds of one call, with the device's work included."""
+    _wait(device)
+    began = time.perf_counter()
+    work()
+    _wait(device)
+    return 1e3 * (time.perf_counter() - began)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matrix_rate(device: torch.device, size: int = 4096) -> float:
+    """Operations per second of a float32 matrix product: the best of five."""
+    a = torch.randn(size, size, device=device)
+    out = torch.empty_like(a)
+    return 2 * size**3 / min(clock(lambda: torch.mm(a, a, out=out), device) for _ in range(5)) * 1e3
+
+
+def plain_step(weight: Tensor, index: int, delta: Tensor, loss: Callable[[], Tensor]) -> None:
+    """A step as a careful user would write it: one element changed in place, three times."""
+    flat = weight.view(-1)
+    old = flat[index].clone()
+    values = torch.stack([old, old + delta, old - delta])
+    losses = []
+    for value in values:
+        flat[index] = value
+        losses.append(loss())
+    flat[index] = values.take(torch.stack(losses).argmin())
+
+
+@dataclass
+class Timing:
+    """Milliseconds in one layer: of a step by method; in the engine also of the cache and a slice's first visit."""
+
+    layer: str
+    weights: int
+    plain: float
+    cached: float
+    engine: float
+    first: float
+    build: float
+    firsts: int
+
+    def cycle(self, method: str) -> float:
+        """Milliseconds of a whole sweep."""
+        if method == "engine":
+            return self.build + self.firsts * self.first + (self.weights - self.firsts) * self.engine
+        return self.weights * getattr(self, method) + (self.build if method == "cached" else 0)
+
+
+def measure(net: Net, position: int, batches: Batches, repeats: int) -> Timing:
+    """Time the steps of the layer at a position, the three methods in turn."""
+    device, layers = batches.images.device, list(net)
+    layer = layers[position]
+    name, weight = max(layer.named_parameters(), key=lambda pair: pair[1].numel())
+    weight, delta = weight.detach(), torch.tensor(0.01 * sigma(weight), device=device)
+    net.eval()
+    started = time.perf_counter()
+    search = (HeadSearch if isinstance(layer, Head) else BlockSearch)(net, position, batches)
+    _wait(device)
+    build = 1e3 * (time.perf_counter() - started)
+    slices = len(search.labels)
+    visits = iter(range(weight.numel()))
+    first = [clock(lambda: search.step(name, next(visits), delta), device) for _ in range(min(slices, weight.numel()))]
+    x = channels_last(batches.images[: batches.size])
+    behind = cached_input(layers[:position], x, channels_last)
+    labels = batches.labels[: batches.size]
+    whole = lambda: cross_entropy(net(x), labels)  # noqa: E731
+    tail = lambda: cross_entropy(run(layers[position:], behind), labels)  # noqa: E731
+    times: dict[str, list[float]] = {"plain": [], "cached": [], "engine": []}
+    for k in range(repeats):
+        net.train()
+        times["plain"].append(clock(lambda: plain_step(weight, 0, delta, whole), device))
+        times["cached"].append(clock(lambda: plain_step(weight, 0, delta, tail), device))
+        for _ in range(1 + (k > 0) * 2):
+            index = next(visits, 0)
+            times["engine"].append(clock(lambda i=index: search.step(name, i, delta), device))
+    return Timing(
+        layer=list(dict(net.named_children()))[position],
+        weights=models.count_weights(layer),
+        **{method: statistics.median(values) for method, values in times.items()},
+        first=statistics.median(first),
+        build=build,
+        firsts=sum(min(slices, tensor.numel()) for tensor in layer.parameters()),
+    )
+
+
+def run(layers: list[nn.Module], flow: Flow) -> Tensor:
+    """The logits of layers behind a flow."""
+    for layer in layers:
+        flow = layer(flow)
+    return flow
+
+
+# The report
+
+
+def summary(timings: list[Timing], steps: list[dict[str, int]], rate: float) -> dict[str, float]:
+    """A cycle's figures from those of its layers; `rate` is the measured matrix rate."""
+    weights = sum(timing.weights for timing in timings)
+    ms = {method: sum(timing.cycle(method) for timing in timings) for method in ("plain", "cached", "engine")}
+    count = {m: sum(t.weights * ops[m] for t, ops in zip(timings, steps, strict=True)) for m in ms}
+    return {
+        "steps": weights,
+        **{f"{method}_ms_per_step": ms[method] / weights for method in ms},
+        "engine_steps_per_second": 1e3 * weights / ms["engine"],
+        "engine_seconds": ms["engine"] / 1e3,
+        "speedup_over_plain": ms["plain"] / ms["engine"],
+        "speedup_over_cache": ms["cached"] / ms["engine"],
+        **{f"{method}_operations": count[method] for method in ms},
+        "image_forwards_saved": 1 - count["engine"] / count["plain"],
+        "share_of_peak": count["engine"] / (ms["engine"] / 1e3) / rate,
+    }
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes: of the process, or of the CUDA device's tensors."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+
+
+def machine(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{torch.get_num_threads()} threads, {cpu_name()}, torch {torch.__version__}"
+
+
+def cpu_name() -> str:
+    """The processor's name where the system tells, with the widest vector instructions torch uses."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def table(timings: list[Timing], steps: list[dict[str, int]], rate: float, cycle: dict[str, float]) -> Iterator[str]:
+    """The report's lines, as a Markdown table; milliseconds per step."""
+    yield "| layer | weights | plain | cached | engine | over plain | over cache | share of peak |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    for timing, ops in zip(timings, steps, strict=True):
+        share = ops["engine"] / timing.engine * 1e3 / rate
+        yield (
+            f"| {timing.layer} | {timing.weights:,} | {timing.plain:.2f} | {timing.cached:.2f} | {timing.engine:.2f} "
+            f"| {timing.plain / timing.engine:.1f} | {timing.cached / timing.engine:.1f} | {share:.0%} |"
+        )
+    yield (
+        f"| **cycle** | {cycle['steps']:,} | {cycle['plain_ms_per_step']:.2f} | {cycle['cached_ms_per_step']:.2f} "
+        f"| {cycle['engine_ms_per_step']:.2f} | {cycle['speedup_over_plain']:.1f} "
+        f"| {cycle['speedup_over_cache']:.1f} | {cycle['share_of_peak']:.0%} |"
+    )
+
+
+@torch.no_grad()
+def bench(net_name: str, batch: int, device: torch.device, images: int | None = None, repeats: int = 5) -> dict:
+    """Measure a net; returns what the JSON file holds."""
+    net, shape = build(net_name)
+    memory.keep_freed()
+    count = images or IMAGES[shape[0]]
+    rng = torch.Generator().manual_seed(0)
+    pictures = torch.randn(count, *shape, generator=rng).to(device)
+    labels = torch.randint(10, (count,), generator=rng).to(device)
+    net = net.to(device, memory_format=torch.channels_last)
+    for weight in net.parameters():
+        weight.data = weight.data.contiguous()
+    calibrate(net, pictures)
+    batches = Batches(pictures, labels, batch)
+    rate = matrix_rate(device)
+    positions = tqdm(range(len(net)), unit="layer")
+    timings = [measure(net, position, batches, repeats) for position in positions]
+    counts = operations(build(net_name)[0], shape)
+    steps = [operations_per_step(counts, position, batch) for position in range(len(net))]
+    cycle = summary(timings, steps, rate)
+    print(f"{net_name}, batch {batch}, {count:,} images; {machine(device)}; matrix product {rate / 1e9:.0f} GFLOP/s")
+    print("Milliseconds per step; a cycle is extrapolated from the measured steps of every layer.\n")
+    print("\n".join(table(timings, steps, rate, cycle)))
+    print(f"\nOne cycle in the engine: {cycle['engine_seconds']:.1f} s", end="; ")
+    print(f"{cycle['image_forwards_saved']:.1%} of the plain algorithm's operations are saved", end="; ")
+    print(f"peak memory {peak_memory(device) / 1e9:.1f} GB")
+    return {
+        "net": net_name,
+        "batch": batch,
+        "images": count,
+        "machine": machine(device),
+        "matrix_gflops": rate / 1e9,
+        "peak_memory_gb": peak_memory(device) / 1e9,
+        "cycle": cycle,
+        "layers": [asdict(timing) | {"operations": ops} for timing, ops in zip(timings, steps, strict=True)],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", default="mnist_net", choices=[*SHAPES, *CIFAR])
+    parser.add_argument("--batch", type=int, default=1000, help="images in a batch")
+    parser.add_argument("--images", type=int, help="training images (MNIST's or CIFAR-10's number)")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=5, help="timed rounds in every layer")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    result = bench(options.net, options.batch, options.device, options.images, options.repeats)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
