@@ -1,0 +1,391 @@
+"""Pictures of runs, losses and weights.
+
+Every function draws on a `Picture` of its own and returns it: nothing is shown, and pyplot is not involved.
+`python -m rso_lib.plots` redraws figures/NAME.png from figures/NAME.csv, for every CSV there, without training.
+"""
+
+import base64
+import csv
+import html
+import io
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.colors import CenteredNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from torch import Tensor, nn
+
+from .history import COLUMNS, History, Report
+from .models import Head
+from .reference import choose
+
+FOLDER = Path(__file__).resolve().parents[1] / "figures"
+
+# Okabe and Ito's colours: told apart by colour-blind readers. The line styles serve grey prints.
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)
+GREY = "#8C8C8C"
+CANDIDATES = {"kept": ("w", GREY), "plus": ("w + Δ", BLUE), "minus": ("w − Δ", VERMILION)}
+"""Name and colour of the three candidates in every picture, by their columns in a history."""
+
+STYLE: dict[Any, Any] = {
+    "figure.figsize": (9, 3.6),
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 120,
+    "font.family": "DejaVu Sans",
+    "font.size": 12,
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(color=[BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK])
+    + cycler(linestyle=["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), "-"]),
+    "grid.color": "#DDDDDD",
+    "lines.linewidth": 2,
+    "legend.frameon": False,
+    "image.cmap": "cividis",
+}
+AGAINST = {
+    "cycle": "cycles (updates of all weights)",
+    "steps": "steps (visits to a weight)",
+    "image_forwards": "image-forwards",
+    "seconds": "time (seconds)",
+}
+SCORES = {"accuracy": "accuracy (%)", "loss": "cross entropy (nats)"}
+RUN_COLUMNS = ["run", "repeat", *COLUMNS]
+PARTS = {"train": "training", "val": "validation", "test": "test"}
+
+_LOCK = threading.RLock()
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of the series, as a context or a decorator; matplotlib's settings are global: one thread at a time."""
+    with _LOCK, matplotlib.rc_context(STYLE):
+        yield
+
+
+class Picture(Figure):
+    """A matplotlib figure that says in words what it shows: `alt`.
+
+    In a notebook it displays itself as an HTML image with that text, and as a PNG where HTML is not rendered.
+    """
+
+    alt = ""
+
+    def png(self) -> bytes:
+        """The picture as a PNG file, which holds `alt` as its description."""
+        buffer = io.BytesIO()
+        with style():
+            self.savefig(buffer, format="png", metadata={"Software": None, "Description": self.alt})
+        return buffer.getvalue()
+
+    def save(self, path: str | Path) -> None:
+        """Write the PNG file."""
+        Path(path).write_bytes(self.png())
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
+        data = base64.b64encode(self.png()).decode()
+        width = f"{self.get_figwidth() * 96:.0f}"
+        image = f'<img alt="{html.escape(self.alt)}" width="{width}" src="data:image/png;base64,{data}">'
+        return {"text/html": image, "image/png": data, "text/plain": self.alt}, {"image/png": {"alt": self.alt}}
+
+
+# Runs
+
+
+Runs = History | Sequence[History] | Mapping[str, History | Sequence[History]]
+
+
+@style()
+def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log: bool = False) -> Picture:
+    """Accuracy and loss of runs against what they cost; axes in %, nats and the unit of `against`.
+
+    runs     a history; or several that differ in their seeds, drawn as the mean and a band from the lowest
+             to the highest; or a mapping from labels to either
+    parts    of the data: "train", "val", "test"; by default all three of one run, the test part of several
+    against  "cycle", "steps", "image_forwards" or "seconds", all counted from the start of the run
+    log      whether that axis is logarithmic
+
+    Raises ValueError for an unknown part or axis, and where a run has not finished a cycle.
+    """
+    _check("against", [against], AGAINST)
+    _check("parts", parts, PARTS)
+    named = _named(runs)
+    parts = parts or (["test"] if len(named) > 1 else list(PARTS))
+    picture = Picture()
+    panels = dict(zip(SCORES, picture.subplots(1, 2), strict=True))
+    for label, histories in named.items():
+        for part in parts:
+            name = ", ".join([label] * bool(label) + [PARTS[part]] * (not label or len(parts) > 1))
+            for score, axes in panels.items():
+                _line(axes, histories, against, f"{part}_{score}", name)
+    for score, axes in panels.items():
+        axes.set(xlabel=AGAINST[against], ylabel=SCORES[score], xscale="log" if log else "linear")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(integer=True))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    panels["accuracy"].yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    panels["loss"].legend()
+    ends = [_end(label, histories, part) for label, histories in named.items() for part in parts]
+    picture.alt = f"Accuracy (left) and loss (right) against {AGAINST[against]}. Final accuracy: {'; '.join(ends)}."
+    return picture
+
+
+@style()
+def acceptance(history: History) -> Picture:
+    """Which candidate wins: shares of w, w + Δ, w − Δ by cycle (left); share of steps that keep w, by layer (right).
+
+    Raises ValueError where no cycle is finished.
+    """
+    cycles = history.cycles.frame()
+    last = history.last
+    picture = Picture()
+    left, right = picture.subplots(1, 2)
+    bottom = 0 * cycles.steps
+    for column, (label, colour) in CANDIDATES.items():
+        share = cycles[column] / cycles.steps
+        left.bar(cycles.cycle, share, bottom=bottom, width=1, color=colour, label=label)
+        bottom = bottom + share
+    left.set(xlabel="cycle", ylabel="share of steps (%)", ylim=(0, 1))
+    left.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+
+    sweeps = History([row for row in history.rows if not row.is_cycle and row.cycle <= last.cycle]).frame()
+    table = sweeps.assign(share=sweeps.kept / sweeps.steps).pivot(index="layer", columns="cycle", values="share")
+    table = table.loc[list(dict.fromkeys(sweeps.layer))]
+    shown = right.imshow(100 * table, aspect="auto", vmin=0, extent=(0.5, last.cycle + 0.5, len(table) - 0.5, -0.5))
+    right.set(xlabel="cycle", yticks=range(len(table)), yticklabels=table.index)
+    right.grid(False)
+    picture.colorbar(shown, ax=right, label="steps that keep w (%)")
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    first, low, high = history.cycles.rows[0], table.to_numpy().min(), table.to_numpy().max()
+    picture.alt = (
+        f"Left: shares of the steps that w, w + Δ and w − Δ win, by cycle; w is kept in {first.kept / first.steps:.0%} "
+        f"of the steps of the first cycle and in {last.kept / last.steps:.0%} of those of cycle {last.cycle}. "
+        f"Right: the share that keeps w, by layer and cycle, from {low:.0%} to {high:.0%}."
+    )
+    return picture
+
+
+# One weight
+
+
+@style()
+def loss_along(
+    values: Tensor,
+    losses: Tensor | Mapping[str, Tensor],
+    candidates: Tensor | None = None,
+    scores: Tensor | Mapping[str, Tensor] | None = None,
+    *,
+    name: str = "weight",
+) -> Picture:
+    """The loss along one weight while all others stay (the paper's Figure 1), and a step on it.
+
+    values      of the weight: [K]
+    losses      there, in nats: [K], or a mapping from labels, of batches say, to that
+    candidates  w, w + Δ and w − Δ: [3]
+    scores      their losses: [3], or a mapping with the same labels; the lowest is ringed
+    name        of the weight
+    """
+    lines = losses if isinstance(losses, Mapping) else {"": losses}
+    picture = Picture(figsize=(7, 3.6))
+    axes = picture.subplots()
+    says = [f"The loss of a batch along {name}, from {float(values.min()):.2f} to {float(values.max()):.2f}."]
+    for label, y in lines.items():
+        axes.plot(values.numpy(force=True), y.numpy(force=True), label=label, color=None if label else BLACK)
+    if candidates is not None and scores is not None:
+        marks = scores if isinstance(scores, Mapping) else {"": scores}
+        x, colours = candidates.numpy(force=True), [colour for _, colour in CANDIDATES.values()]
+        for value, (label, colour) in zip(x, CANDIDATES.values(), strict=True):
+            axes.axvline(value, color=colour, linestyle=":", zorder=0)
+            side = "center" if value == x[0] else "left" if value > x[0] else "right"
+            axes.annotate(label, (value, 1), xycoords=("data", "axes fraction"), ha=side, va="bottom", color=colour)
+        for label, y in marks.items():
+            winner = int(choose(y))
+            axes.scatter(x, y.numpy(force=True), color=colours, s=60, zorder=3)
+            axes.scatter(x[winner], float(y[winner]), s=260, facecolors="none", edgecolors=BLACK, zorder=3)
+            says.append(f"{label or 'The batch'} chooses {list(CANDIDATES.values())[winner][0]}.")
+    axes.set(xlabel=f"value of {name}", ylabel=SCORES["loss"])
+    if any(lines):
+        axes.legend()
+    picture.alt = " ".join(says)
+    return picture
+
+
+# Weights and images
+
+
+@style()
+def weights(net: nn.Module, name: str, mark: int | None = None) -> Picture:
+    """A tensor of the net as pictures, one for each pair of an input and an output channel.
+
+    name  as in `net.named_parameters()`. The final matrix behind a flattened picture is cut into pictures too
+    mark  flat index of a weight to frame, the one being visited say
+    """
+    weight = net.get_parameter(name).detach().cpu()
+    tiles = _tiles(net, weight)
+    outputs, inputs, height, width = tiles.shape
+    gap = int(height * width > 1)
+    canvas = tiles.new_full((inputs, height + gap, outputs, width + gap), math.nan)
+    canvas[:, :height, :, :width] = tiles.permute(1, 2, 0, 3)
+    canvas = canvas.view(inputs * (height + gap), outputs * (width + gap))
+    canvas = canvas[: len(canvas) - gap, : canvas.shape[1] - gap]
+
+    scale = min(8 / canvas.shape[1], 5 / canvas.shape[0], 0.5)
+    picture = Picture(figsize=(canvas.shape[1] * scale + 2, canvas.shape[0] * scale + 1.2))
+    axes = picture.subplots()
+    axes.set_facecolor("#BBBBBB")
+    shown = axes.imshow(canvas.numpy(), cmap="PuOr", norm=CenteredNorm(0), interpolation="nearest")
+    picture.colorbar(shown, ax=axes, label="weight")
+    axes.grid(False)
+    axes.set(title=name, xlabel="class" if name.startswith("head.") else "output channel")
+    axes.set_xticks([k * (width + gap) + (width - 1) / 2 for k in range(outputs)], [*map(str, range(outputs))])
+    axes.set_yticks([k * (height + gap) + (height - 1) / 2 for k in range(inputs)], [*map(str, range(inputs))])
+    axes.set_ylabel("input channel" if weight.dim() > 1 else "")
+    axes.tick_params(length=0)
+    picture.alt = (
+        f"The {weight.numel():,} weights of {name} as {outputs} × {inputs} pictures of {height} × {width}, "
+        f"from {float(weight.min()):.2f} to {float(weight.max()):.2f}."
+    )
+    if mark is not None:
+        o, i, row, column = (int(k) for k in torch.unravel_index(torch.tensor(mark), tiles.shape))
+        corner = (o * (width + gap) + column - 0.5, i * (height + gap) + row - 0.5)
+        for colour, line in (("white", 5), (BLACK, 2.5)):
+            axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=colour, linewidth=line))
+        picture.alt += f" Weight {mark} is framed: {float(weight.view(-1)[mark]):.3f}."
+    return picture
+
+
+@style()
+def images(images: Tensor, captions: Sequence[object], *, title: str = "") -> Picture:
+    """Images [N, C, H, W], grey or colour, side by side, a caption above each; the brightness is stretched."""
+    picture = Picture(figsize=(9, 1.7))
+    for k, (image, caption) in enumerate(zip(images.cpu(), captions, strict=True), 1):
+        axes = picture.add_subplot(1, len(images), k)
+        pixels = image.permute(1, 2, 0) - images.cpu().min()
+        axes.imshow((pixels / pixels.max()).numpy(), cmap="gray", interpolation="nearest")
+        axes.set(title=str(caption))
+        axes.set_axis_off()
+    picture.suptitle(title)
+    picture.alt = f"{len(images)} images{', ' + title if title else ''}: {', '.join(map(str, captions))}."
+    return picture
+
+
+# figures/
+
+
+def save_runs(path: str | Path, runs: Mapping[str, Sequence[History]]) -> None:
+    """Write the cycles of labelled runs as one table: the columns of a history behind `run` and `repeat`."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, RUN_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for label, histories in runs.items():
+            for k, history in enumerate(histories):
+                writer.writerows({"run": label, "repeat": k, **vars(row)} for row in history.cycles.rows)
+
+
+def load_runs(path: str | Path) -> dict[str, list[History]]:
+    """Read what `save_runs` wrote. The CSV of one history reads as one run without a label.
+
+    Raises ValueError, naming the file, where it is neither.
+    """
+    types: dict[str, Any] = {field.name: field.type for field in fields(Report)}
+    runs: dict[str, dict[str, History]] = {}
+    with open(path, newline="") as file:
+        lines = csv.DictReader(file)
+        if lines.fieldnames != RUN_COLUMNS:
+            return {"": [History.load(path)]}
+        for line in lines:
+            history = runs.setdefault(line["run"], {}).setdefault(line["repeat"], History())
+            history.append(Report(**{name: types[name](line[name]) for name in COLUMNS}))
+    return {label: list(histories.values()) for label, histories in runs.items()}
+
+
+FIGURES: dict[str, Callable[[Path], Picture]] = {}
+"""How figures/NAME.csv is drawn, where `curves` of its runs is not what is wanted."""
+
+
+def redraw(folder: str | Path = FOLDER) -> list[Path]:
+    """Draw NAME.png beside every NAME.csv in a folder; the paths of the pictures."""
+    drawn = []
+    for path in sorted(Path(folder).glob("*.csv")):
+        draw = FIGURES.get(path.stem, lambda path: curves(load_runs(path)))
+        drawn.append(path.with_suffix(".png"))
+        draw(path).save(drawn[-1])
+    return drawn
+
+
+def _check(argument: str, values: Sequence[str], known: Mapping[str, str]) -> None:
+    for value in values:
+        if value not in known:
+            raise ValueError(f"{argument} must be one of {', '.join(known)}, not {value!r}")
+
+
+def _named(runs: Runs) -> dict[str, list[History]]:
+    """Runs as a mapping from labels to histories."""
+    named = runs if isinstance(runs, Mapping) else {"": runs}
+    return {label: [given] if isinstance(given, History) else list(given) for label, given in named.items()}
+
+
+def _line(axes: Axes, histories: Sequence[History], against: str, column: str, label: str) -> None:
+    """The mean of a column over histories, and a band from its lowest to its highest value."""
+    frames = [history.cycles.frame() for history in histories]
+    length = min(len(frame) for frame in frames)
+    if length == 0:
+        raise ValueError(f"no cycle is finished yet in {label or 'a run'}: train for at least one")
+    costs = [frame[against].cumsum() if against in ("steps", "image_forwards") else frame[against] for frame in frames]
+    x = np.array([cost[:length] for cost in costs]).mean(0)
+    y = np.array([frame[column][:length] for frame in frames])
+    [line] = axes.plot(x, y.mean(0), label=label, marker="o" if length < 8 else None)
+    if len(frames) > 1:
+        axes.fill_between(x, y.min(0), y.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def _end(label: str, histories: Sequence[History], part: str) -> str:
+    """The final accuracy in words."""
+    ends = [getattr(history.last, f"{part}_accuracy") for history in histories]
+    name = f"{label}, {PARTS[part]}" if label else PARTS[part]
+    spread = f" (mean of {len(ends)} runs, {min(ends):.2%} to {max(ends):.2%})" if len(ends) > 1 else ""
+    return f"{name} {sum(ends) / len(ends):.2%}{spread}"
+
+
+def _tiles(net: nn.Module, weight: Tensor) -> Tensor:
+    """A tensor of weights as [outputs, inputs, height, width]."""
+    if weight.dim() == 4:
+        return weight
+    if weight.dim() == 1:
+        return weight.view(-1, 1, 1, 1)
+    outputs, features = weight.shape
+    *blocks, last = net.children()
+    flattened = isinstance(last, Head) and last.pool == "flatten"
+    channels = len(blocks[-1].get_parameter("conv.weight")) if flattened else features
+    side = math.isqrt(features // channels)
+    height = side if side * side * channels == features else 1
+    return weight.view(outputs, channels, height, -1)
+
+
+if __name__ == "__main__":
+    for path in redraw():
+        print(path)
