@@ -48,6 +48,8 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     if settings.level != "weight" or not isinstance(net, Net):
         raise ValueError("the estimate is for the weight level of a models.Net")
     image = data.train.images[:1]
+    training = net.training
+    net.eval()  # in train mode one image would replace the calibrated statistics, and 1×1 maps have none
     flow, most, largest = Flow(channels_last(image)), 0, image.numel()
     for block, following in pairwise(net):
         behind = block(flow)
@@ -63,6 +65,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
         most = max(most, size)
         largest = max(largest, *(part.numel() for part in [*kept, *states]))
         flow = behind
+    net.train(training)
     images = len(data.train)
     per_image = most + image.numel() * image.element_size()
     return images * per_image + TEMPORARIES * settings.batch_size * largest * image.element_size()
