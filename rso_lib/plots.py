@@ -49,7 +49,6 @@ CANDIDATES = {"kept": ("w", GREY), "plus": ("w + Δ", BLUE), "minus": ("w − Δ
 
 STYLE: dict[Any, Any] = {
     "figure.figsize": (9, 3.6),
-    "figure.constrained_layout.use": True,
     "savefig.dpi": 120,
     "font.family": "DejaVu Sans",
     "font.size": 12,
@@ -133,7 +132,7 @@ def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log
     _check("parts", parts, PARTS)
     named = _named(runs)
     parts = parts or (["test"] if len(named) > 1 else list(PARTS))
-    picture = Picture()
+    picture = _picture(9, 3.6, right=0.2, wspace=0.2)
     panels = dict(zip(SCORES, picture.subplots(1, 2), strict=True))
     for label, histories in named.items():
         for part in parts:
@@ -160,7 +159,7 @@ def acceptance(history: History) -> Picture:
     """
     cycles = history.cycles.frame()
     last = history.last
-    picture = Picture()
+    picture = Picture(figsize=(9, 3.6), layout="constrained")
     left, right = picture.subplots(1, 2)
     bottom = 0 * cycles.steps
     for column, (label, colour) in CANDIDATES.items():
@@ -210,7 +209,7 @@ def loss_along(
     name        of the weight
     """
     lines = losses if isinstance(losses, Mapping) else {"": losses}
-    picture = Picture(figsize=(7, 3.6))
+    picture = _picture(7, 3.6, right=0.2)
     axes = picture.subplots()
     says = [f"The loss of a batch along {name}, from {float(values.min()):.2f} to {float(values.max()):.2f}."]
     for label, y in lines.items():
@@ -253,12 +252,13 @@ def weights(net: nn.Module, name: str, mark: int | None = None) -> Picture:
     canvas = canvas.view(inputs * (height + gap), outputs * (width + gap))
     canvas = canvas[: len(canvas) - gap, : canvas.shape[1] - gap]
 
-    scale = min(8 / canvas.shape[1], 5 / canvas.shape[0], 0.5)
-    picture = Picture(figsize=(canvas.shape[1] * scale + 2, canvas.shape[0] * scale + 1.2))
+    scale = min(7 / canvas.shape[1], 5 / canvas.shape[0], 0.5)  # inches
+    across, down = canvas.shape[1] * scale, canvas.shape[0] * scale
+    picture = _picture(across + 2.1, down + 1.1, right=1.2, top=0.4)
     axes = picture.subplots()
     axes.set_facecolor("#BBBBBB")
     shown = axes.imshow(canvas.numpy(), cmap="PuOr", norm=CenteredNorm(0), interpolation="nearest")
-    picture.colorbar(shown, ax=axes, label="weight")
+    picture.colorbar(shown, cax=axes.inset_axes((1 + 0.15 / across, 0, 0.2 / across, 1)), label="weight")
     axes.grid(False)
     axes.set(title=name, xlabel="class" if name.startswith("head.") else "output channel")
     axes.set_xticks([k * (width + gap) + (width - 1) / 2 for k in range(outputs)], [*map(str, range(outputs))])
@@ -281,7 +281,7 @@ def weights(net: nn.Module, name: str, mark: int | None = None) -> Picture:
 @style()
 def images(images: Tensor, captions: Sequence[object], *, title: str = "") -> Picture:
     """Images [N, C, H, W], grey or colour, side by side, a caption above each; the brightness is stretched."""
-    picture = Picture(figsize=(9, 1.7))
+    picture = _picture(9, 1.7, left=0.1, right=0.1, bottom=0.1, top=0.7 if title else 0.3)
     for k, (image, caption) in enumerate(zip(images.cpu(), captions, strict=True), 1):
         axes = picture.add_subplot(1, len(images), k)
         pixels = image.permute(1, 2, 0) - images.cpu().min()
@@ -335,6 +335,23 @@ def redraw(folder: str | Path = FOLDER) -> list[Path]:
         drawn.append(path.with_suffix(".png"))
         draw(path).save(drawn[-1])
     return drawn
+
+
+def _picture(
+    width: float,
+    height: float,
+    *,
+    left: float = 0.9,
+    right: float = 0.2,
+    bottom: float = 0.7,
+    top: float = 0.3,
+    wspace: float = 0.0,
+) -> Picture:
+    """A picture with fixed margins, all in inches. To measure them would double the time of a drawing."""
+    picture = Picture(figsize=(width, height))
+    edges = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": 1 - top / height}
+    picture.subplots_adjust(**edges, wspace=wspace)
+    return picture
 
 
 def _check(argument: str, values: Sequence[str], known: Mapping[str, str]) -> None:
