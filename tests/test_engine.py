@@ -1,0 +1,229 @@
+"""`train` makes the decisions of the plain algorithm (`oracle.plain`), in float64: every net, every setting.
+
+After every step the three losses are compared, and the searched tensors bit for bit; at the end all weights.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from oracle import NARROW, Visit, best, images, narrow, plain, plan, stirred
+from torch import Tensor
+
+from rso_lib import models
+from rso_lib.data import Data, Split, load
+from rso_lib.history import History, Report
+from rso_lib.models import Block, Head, Net
+from rso_lib.settings import RSO
+from rso_lib.train import Step, train
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+]
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "paper": {"cycles": 2},
+    "inverted": {"order": "input", "direction": "forward", "distribution": "uniform", "weight_decay": 0.01},
+    "many_slices": {"order": "shuffled", "distribution": "template", "weight_decay": 0.01, "batch_size": 4},
+    "whole_set": {"order": "shuffled", "direction": "forward", "batch_size": 26, "seed": 3},
+    "layer": {"level": "layer", "direction": "forward", "weight_decay": 0.01},
+    "layer_templates": {"level": "layer", "distribution": "template", "batch_size": 13},
+    "network": {"level": "network", "distribution": "uniform", "weight_decay": 0.01},
+    "small_cache": {"cache": "input", "order": "shuffled", "weight_decay": 0.01},
+}
+JOINT_STEPS = 6
+"""Steps of each sweep at the joint levels here; `test_joint_levels_through_whole_cycles` makes all."""
+
+REAL: dict[str, Callable[[], Net]] = {
+    "one_conv": lambda: models.one_conv((1, 8, 8), 3),
+    "two_conv": lambda: models.two_conv((1, 8, 8), 3),
+    "mnist_net": lambda: models.mnist_net((1, 8, 8), 3),
+    "mnist_net of the text": lambda: models.mnist_net((1, 8, 8), 3, pool_last=True, head="mean"),
+    "depth 3": lambda: models.cifar_net(3, (3, 5, 4), 3),
+    "depth 5": lambda: models.cifar_net(5, (3, 5, 4), 3),
+    "depth 10": lambda: models.cifar_net(10, (3, 5, 4), 3),
+    "depth 10 of the text": lambda: models.cifar_net(10, (3, 5, 4), 3, pool_last=True, head="mean"),
+}
+
+
+def settings_of(name: str) -> RSO:
+    return RSO(**{"cycles": 1, "batch_size": 8, **SETTINGS[name]})
+
+
+def history_before(net: Net, settings: RSO, cycle: int, sweep: int) -> History:
+    """As much of a history as `train` asks for in order to begin at a sweep: which rows are there."""
+    layers = ["x"] * len(plan(net, settings))
+    rows = [(c, layer) for c in range(cycle) for layer in [*layers, ""]] + [(cycle, layer) for layer in layers[:sweep]]
+    nothing = dict.fromkeys(("steps", "kept", "plus", "minus", "evaluations", "image_forwards"), 0)
+    return History([Report(cycle=c + 1, layer=layer, sigma=0.0, seconds=0.0, **nothing) for c, layer in rows])
+
+
+def engine_steps(net: Net, data: Data, settings: RSO, at: tuple[int, int, int] = (0, 0, 0)) -> Iterator[Step]:
+    """The steps of `train` from a position of the run on."""
+    items = train(net, data, settings, history_before(net, settings, *at[:2]), steps=True, skip=at[2])
+    return (item for item in items if isinstance(item, Step))
+
+
+def rounding_chooses(net: Net, name: str) -> bool:
+    """Batch norm takes a shortcut's shift out again: all three losses are the same, whatever the shift."""
+    return name.endswith("shortcut.1.bias") and net.get_submodule(name.split(".")[0]).norm is not None
+
+
+def compare(
+    net: Net, data: Data, settings: RSO, at: tuple[int, int, int] = (0, 0, 0), count: int | None = None
+) -> list[Visit]:
+    """Train two copies of the net side by side, `count` steps or to the end. Returns the visits."""
+    fast, slow = copy.deepcopy(net), copy.deepcopy(net)
+    steps = islice(engine_steps(fast, data, settings, at), count)
+    visits = []
+    for step, visit in zip(steps, islice(plain(slow, data, settings, *at), count), strict=True):
+        visits.append(visit)
+        compare_step(step, visit)
+        for name in plan(net, settings)[step.at.sweep][1]:
+            searched, expected = fast.get_parameter(name).data, slow.get_parameter(name).data
+            if rounding_chooses(net, step.layer):
+                assert not (visit.losses - visit.losses[0]).abs().max() > 1e-12
+                expected.copy_(searched)
+            assert torch.equal(searched, expected), (step, visit)
+    for name, weight in fast.named_parameters():
+        assert torch.equal(weight, slow.get_parameter(name)), name
+    return visits
+
+
+def compare_step(step: Step, visit: Visit) -> None:
+    assert (step.layer, step.index) == (visit.layer, None if isinstance(visit.where, slice) else visit.where)
+    losses = step.losses.cpu()
+    assert losses.dtype == torch.float64
+    finite = visit.losses.isfinite()
+    assert torch.equal(losses.isfinite(), finite), (step, visit)
+    torch.testing.assert_close(losses[finite], visit.losses[finite], rtol=0, atol=1e-11)
+
+
+# The table: every net, every setting
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("kind", NARROW)
+def test_narrow_nets_through_a_cycle(kind: str, name: str, device: str) -> None:
+    net, shape = narrow(kind)
+    net, data, settings = net.to(device), images(26, shape, device=device), settings_of(name)
+    last = settings.cycles - 1
+    if settings.level == "weight":
+        assert len(compare(net, data, settings, (last, 0, 0))) == models.count_weights(net)
+        return
+    for sweep in range(len(plan(net, settings))):
+        assert len(compare(net, data, settings, (last, sweep, 0), JOINT_STEPS)) >= 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["paper", "inverted", "layer", "network"])
+@pytest.mark.parametrize("kind", REAL)
+def test_real_nets_at_every_tensor(kind: str, name: str, device: str) -> None:
+    """Three steps of each sweep: the first, or at the weight level those around a boundary of two output channels."""
+    net = stirred(REAL[kind]()).to(device)
+    data = images(20, (3, 5, 4) if "depth" in kind else (1, 8, 8), device=device)
+    settings = settings_of(name)
+    for sweep, (_, names) in enumerate(plan(net, settings)):
+        weight = net.get_parameter(names[0])
+        boundary = weight[0].numel() * (len(weight) // 2)
+        first = max(boundary - 2, 0) if settings.level == "weight" else 0
+        assert len(compare(net, data, settings, (0, sweep, first), 3)) == 3
+
+
+@pytest.mark.parametrize("level", ["layer", "network"])
+def test_joint_levels_through_whole_cycles(level: str) -> None:
+    net, shape = narrow("flat")
+    settings = RSO(cycles=2, batch_size=8, level=level, weight_decay=0.001)
+    assert len(compare(net, images(26, shape), settings)) == 2 * models.count_weights(net)
+
+
+@pytest.mark.parametrize(("kind", "cycles"), [("flat", 4), ("folded", 3), ("growing", 2)])
+def test_many_cycles(kind: str, cycles: int) -> None:
+    net, shape = narrow(kind)
+    settings = RSO(cycles=cycles, batch_size=8, order="shuffled", weight_decay=0.001)
+    assert len(compare(net, images(26, shape), settings)) == cycles * models.count_weights(net)
+
+
+def test_sets_that_are_calibrated_and_cached_in_parts() -> None:
+    """2,100 images: batch norm's statistics are those of the first 2,000, and the cache is filled in chunks."""
+    net = stirred(Net([Block(1, 2, pool="avg"), Block(2, 2)], Head(2, 3, pool="mean"), seed=0))
+    data, settings = images(2100, (1, 4, 4)), RSO(cycles=1, batch_size=700, direction="forward")
+    for sweep in range(len(plan(net, settings))):
+        assert len(compare(net, data, settings, (0, sweep, 0), 4)) >= 2
+
+
+def test_weights_in_another_memory_format_are_written_back() -> None:
+    net, shape = narrow("growing")
+    other = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    assert not all(weight.is_contiguous() for weight in other.parameters())
+    data, settings = images(26, shape), RSO(cycles=1, batch_size=8)
+    at = (0, 2, 0)
+    for step, visit in zip(
+        islice(engine_steps(other, data, settings, at), 40), plain(net, data, settings, *at), strict=False
+    ):
+        compare_step(step, visit)
+        assert torch.equal(other.get_parameter(step.layer), net.get_parameter(visit.layer))
+
+
+# What is not a number
+
+
+def sometimes_broken(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """N(0, 1), but every third draw is not a number."""
+    draws = torch.randn(shape, generator=rng)
+    draws.view(-1)[::3] = torch.nan
+    return draws
+
+
+@pytest.mark.parametrize("kind", ["flat", "folded", "growing"])
+def test_a_loss_that_is_not_finite_never_wins(kind: str) -> None:
+    net, shape = narrow(kind)
+    visits = compare(net, images(26, shape), RSO(cycles=1, batch_size=13, distribution=sometimes_broken))
+    broken = [visit for visit in visits if visit.losses.isnan().any()]
+    assert len(broken) > len(visits) / 4
+    assert {visit.choice for visit in broken} == {0}
+    assert {visit.choice for visit in visits} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("level", ["layer", "network"])
+def test_a_loss_that_is_not_finite_never_wins_jointly(level: str) -> None:
+    net, shape = narrow("growing")
+    start = copy.deepcopy(net)
+    settings = RSO(cycles=1, batch_size=13, distribution=sometimes_broken, level=level)
+    for step in islice(engine_steps(net, images(26, shape), settings), 20):
+        assert step.losses.isfinite().tolist() == [True, False, False]
+    assert all(torch.equal(w, v) for w, v in zip(net.parameters(), start.parameters(), strict=True))
+
+
+# float32
+
+
+@pytest.mark.parametrize("kind", ["flat", "folded", "growing"])
+def test_float32_decides_as_float64_but_for_near_ties(kind: str) -> None:
+    """From the same weights, on digits. The engine trains in float32, and its oracle follows it in float64."""
+    digits = load("digits")
+    train = Split(digits.train.images[:300], digits.train.labels[:300])
+    digits, double = replace(digits, train=train), replace(digits, train=Split(train.images.double(), train.labels))
+    _, blocks, head = NARROW[kind]()
+    blocks[0] = Block(1, blocks[0].conv.out_channels, pool=blocks[0].pool, norm=blocks[0].norm is not None, skip="open")
+    head = Head(head.linear.in_features, 10, pool=head.pool)
+    fast = Net(blocks, head, seed=0)
+    slow = copy.deepcopy(fast).double()
+    settings = RSO(cycles=1, batch_size=64)
+    steps, different = 0, 0
+    for step, visit in zip(engine_steps(fast, digits, settings), plain(slow, double, settings), strict=True):
+        slow.get_parameter(step.layer).data.copy_(fast.get_parameter(step.layer))
+        torch.testing.assert_close(step.losses, visit.losses, rtol=1e-5, atol=1e-5)
+        if rounding_chooses(fast, step.layer):
+            continue
+        steps += 1
+        choice = best(step.losses.tolist())
+        different += choice != visit.choice
+        assert visit.losses[choice] - visit.losses.min() < 1e-6, (step, visit)
+    assert different <= 0.01 * steps, f"{different} of {steps}"
