@@ -214,13 +214,13 @@ def _save(run: Run) -> None:
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with _replacing(run.folder / "checkpoint.pt") as part:
+    with replacing(run.folder / "checkpoint.pt") as part:
         part.write_bytes(buffer.getbuffer())
     _copy_history(run)
 
 
 def _copy_history(run: Run) -> None:
-    with _replacing(run.folder / "history.csv") as part:
+    with replacing(run.folder / "history.csv") as part:
         run.history.save(part)
 
 
@@ -294,7 +294,7 @@ def _note_machine(folder: Path, about: dict[str, Any], device: str | torch.devic
         warnings.warn(f"the last bits may differ from those of an unbroken run:\n{lines}", stacklevel=3)
     if not machines or machines[-1] != here:
         about["machines"] = [*machines, here]
-        with _replacing(folder / "settings.json") as part:
+        with replacing(folder / "settings.json") as part:
             part.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -334,7 +334,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A name to write to. It takes the place of `path` at once and only when it is on the disk as a whole."""
     part = path.with_name(path.name + ".part")
     try:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import engine, memory, reference
 from .data import Data, Split
-from .history import History, Report
+from .history import NAN, History, Report
 from .models import Head, Net, calibrate
 from .proposals import ORDERS, generator, sigma
 from .reference import Batches
@@ -148,7 +148,9 @@ def fit(net: nn.Module, data: Data, settings: RSO, history: History | None = Non
 
 @torch.no_grad()
 def evaluate(net: nn.Module, split: Split) -> tuple[float, float]:
-    """Mean cross entropy (nats) and accuracy (a fraction) of the net as it stands, in eval mode."""
+    """Mean cross entropy (nats) and accuracy (a fraction) of the net as it stands, in eval mode; NaN for no images."""
+    if not len(split):
+        return NAN, NAN
     training = net.training
     net.eval()
     loss, right = 0.0, 0

@@ -1,0 +1,223 @@
+"""The baseline: the same nets, data and reports, trained by backpropagation (sections 4.4 and 4.5)."""
+
+import csv
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .data import Data
+from .engine import channels_last
+from .history import NAN, History, Report
+from .models import calibrate
+from .proposals import generator
+from .runs import replacing
+from .settings import _check_choice, _check_whole
+from .train import evaluate
+
+if TYPE_CHECKING:
+    import pandas
+
+SCHEDULES = ("step", "constant")
+SHUFFLE = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """The settings of a run of SGD with momentum.
+
+    epochs         passes over the training images
+    batch_size     images of a step; what an epoch leaves over is not used in it
+    rate           the learning rate, once warmed up
+    momentum       share of the last change that is added to the next
+    weight_decay   added to the gradient, times the weight
+    warmup         epochs in which the rate grows linearly from 0 to `rate`
+    schedule       "step": a tenth of the rate after half of the epochs and a hundredth after three
+                   quarters (the paper steps down twice and does not say when), or "constant"
+    target         accuracy on the validation part at which training stops; None trains all epochs
+    seed           of the order of the images
+
+    Raises ValueError or TypeError, naming the argument and the remedy.
+    """
+
+    epochs: int = 50
+    batch_size: int = 5000
+    rate: float = 0.5
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup: int = 5
+    schedule: str = "step"
+    target: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0)):
+            _check_whole(name, getattr(self, name), least=least)
+        if not 0 < self.rate < math.inf:
+            raise ValueError(f"rate must be above 0 and finite, not {self.rate!r}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be at least 0 and below 1, not {self.momentum!r}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be at least 0 and finite, not {self.weight_decay!r}")
+        if self.target is not None and not 0 < self.target <= 1:
+            raise ValueError(f"target must be None or a fraction such as 0.9912, not {self.target!r}")
+        _check_choice("schedule", self.schedule, SCHEDULES)
+
+    def rate_at(self, step: int, per_epoch: int) -> float:
+        """The learning rate of a step, counted from 0 over the whole run."""
+        progress = step / (self.epochs * per_epoch)
+        drops = (progress >= 0.5) + (progress >= 0.75) if self.schedule == "step" else 0
+        warm = min(1.0, (step + 1) / (self.warmup * per_epoch)) if self.warmup else 1.0
+        return self.rate * warm / 10**drops
+
+
+def train(net: nn.Module, data: Data, settings: SGD) -> Iterator[Report]:
+    """Train `net` in place, yielding a `Report` after each epoch.
+
+    In these rows `cycle` is the number of times that all weights have been updated since the beginning, the
+    unit in which Figure 3 compares the two methods: once for each step of SGD. `steps` counts those of the
+    epoch, `sigma` is NaN, and nothing is kept, plus or minus. An image counts as three image-forwards, as
+    backpropagation costs about two forward passes more.
+
+    Ends early at the target, or where the loss is not finite any more. Raises ValueError where the batch is
+    larger than the training part.
+    """
+    if settings.batch_size > len(data.train):
+        raise ValueError(f"batch_size must be at most the {len(data.train)} training images, not {settings.batch_size}")
+    if settings.target is not None and not len(data.val):
+        raise ValueError(
+            "target is reached on the validation part, which is empty: leave it out, or load with val_size"
+        )
+    optimiser = torch.optim.SGD(
+        net.parameters(), settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+    began = time.perf_counter()
+    for epoch in range(settings.epochs):
+        steps = _epoch(net, optimiser, data, settings, epoch)
+        report = replace(_report(net, data, settings, epoch, steps), seconds=time.perf_counter() - began)
+        yield report
+        if not math.isfinite(report.train_loss) or report.val_accuracy >= (settings.target or math.inf):
+            return
+
+
+def fit(net: nn.Module, data: Data, settings: SGD, *, progress: bool = True) -> History:
+    """Train with a progress bar and return the history. Arguments and errors as in `train`."""
+    from tqdm.auto import tqdm
+
+    reports = tqdm(train(net, data, settings), total=settings.epochs, unit="epoch", disable=not progress)
+    return History(list(reports))
+
+
+def updates_to(history: History, target: float, part: str = "val") -> int | None:
+    """After how many full updates the accuracy on a part first reached the target; None if it never did."""
+    return next((row.cycle for row in history.cycles.rows if getattr(row, f"{part}_accuracy") >= target), None)
+
+
+def grid(
+    make: Callable[..., nn.Module],
+    data: Data,
+    settings: SGD,
+    path: str | Path,
+    *,
+    batch_sizes: Sequence[int],
+    rates: Sequence[float],
+    progress: bool = True,
+) -> "pandas.DataFrame":
+    """The search of section 4.4: a run for every batch size and rate, a frame with a row for each.
+
+    make   (shape, classes, seed=) → a fresh net, such as `models.mnist_net`
+    path   a CSV that is written after every run; runs that it already holds are not repeated
+
+    A row holds net, dataset, the settings, and what `summary` says.
+    """
+    import pandas
+    from tqdm.auto import tqdm
+
+    path = Path(path)
+    done = _read(path)
+    cells = [replace(settings, batch_size=size, rate=rate) for size in batch_sizes for rate in rates]
+    keys = [_words(make.__name__, data.name, *asdict(cell).values()) for cell in cells]
+    for key, cell in tqdm(list(zip(keys, cells, strict=True)), unit="run", disable=not progress):
+        if key not in done:
+            net = make(data.shape, len(data.classes), seed=cell.seed).to(data.train.labels.device)
+            done[key] = _words(*summary(fit(net, data, cell, progress=False), cell.target).values())
+            _write(path, done)
+    places = list(done)
+    return pandas.read_csv(path).iloc[[places.index(key) for key in keys]].reset_index(drop=True)
+
+
+def summary(history: History, target: float | None) -> dict[str, float | None]:
+    """What a run reached at its end, and after how many full updates the accuracies first reached the target."""
+    last = history.last
+    first = [updates_to(history, target, part) if target else None for part in ("val", "test")]
+    return dict(zip(CAME_OUT, (last.cycle, last.val_accuracy, last.test_accuracy, *first, last.seconds), strict=True))
+
+
+def _epoch(net: nn.Module, optimiser: torch.optim.Optimizer, data: Data, settings: SGD, epoch: int) -> int:
+    """One pass over the training part in a random order. Returns the number of steps."""
+    net.train()
+    steps = len(data.train) // settings.batch_size
+    order = torch.randperm(len(data.train), generator=generator(settings.seed, epoch, SHUFFLE))
+    order = order.to(data.train.labels.device)
+    for k in range(steps):
+        batch = order[k * settings.batch_size : (k + 1) * settings.batch_size]
+        optimiser.param_groups[0]["lr"] = settings.rate_at(epoch * steps + k, steps)
+        optimiser.zero_grad()
+        F.cross_entropy(net(channels_last(data.train.images[batch])), data.train.labels[batch]).backward()
+        optimiser.step()
+    return steps
+
+
+def _report(net: nn.Module, data: Data, settings: SGD, epoch: int, steps: int) -> Report:
+    """The row of an epoch."""
+    calibrate(net, data.train.images)
+    scores = {}
+    for part in ("train", "val", "test"):
+        scores[f"{part}_loss"], scores[f"{part}_accuracy"] = evaluate(net, getattr(data, part))
+    return Report(
+        cycle=(epoch + 1) * steps,
+        layer="",
+        sigma=NAN,
+        steps=steps,
+        kept=0,
+        plus=0,
+        minus=0,
+        evaluations=steps,
+        image_forwards=3 * steps * settings.batch_size,
+        **scores,
+    )
+
+
+# The table of a grid: what is asked → what came out, in words as they stand in the CSV.
+
+ASKED = ("net", "dataset", *(field.name for field in fields(SGD)))
+CAME_OUT = ("updates", "val_accuracy", "test_accuracy", "updates_to_val_target", "updates_to_test_target", "seconds")
+Words = tuple[str, ...]
+
+
+def _words(*values: Any) -> Words:
+    return tuple("" if value is None else str(value) for value in values)
+
+
+def _read(path: Path) -> dict[Words, Words]:
+    if not path.exists():
+        return {}
+    with open(path, newline="") as file:
+        lines = list(map(tuple, csv.reader(file)))
+    if lines[:1] != [(*ASKED, *CAME_OUT)]:
+        raise ValueError(f"{path} is not the table of a grid search: its columns are not {', '.join(ASKED + CAME_OUT)}")
+    return {line[: len(ASKED)]: line[len(ASKED) :] for line in lines[1:]}
+
+
+def _write(path: Path, rows: Mapping[Words, Words]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part, open(part, "w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow((*ASKED, *CAME_OUT))
+        table.writerows((*asked, *came_out) for asked, came_out in rows.items())

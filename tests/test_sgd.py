@@ -1,0 +1,193 @@
+"""Backpropagation: its steps by hand, its rows, and the grid search that can be stopped."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rso_lib import Data, History, load, models, sgd
+from rso_lib.data import Split
+from rso_lib.models import Block, Head, Net
+from rso_lib.sgd import SGD
+
+QUICK = SGD(epochs=4, batch_size=100, rate=0.1, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    return load("digits")
+
+
+def small(shape: tuple[int, int, int] = (1, 8, 8), classes: int = 10, *, seed: int = 0) -> Net:
+    blocks = [Block(shape[0], 8, pool="avg"), Block(8, 16)]
+    return Net(blocks, Head(16, classes, pool="max"), seed)
+
+
+def facts(history: History) -> list[str]:
+    """The rows without the time, as text, so that NaN equals NaN."""
+    return [repr(replace(row, seconds=0)) for row in history.rows]
+
+
+def test_steps_by_hand(digits: Data) -> None:
+    """Momentum, weight decay, warm-up and step-down, one batch per epoch, in float64."""
+    images, labels = digits.train.images[:200].double(), digits.train.labels[:200]
+    data = replace(digits, train=Split(images, labels), val=Split(images, labels), test=Split(images, labels))
+    settings = SGD(epochs=4, batch_size=200, rate=0.3, momentum=0.8, weight_decay=0.01, warmup=2)
+    net, by_hand = small().double(), small().double()
+    sgd.fit(net, data, settings, progress=False)
+
+    velocity = [torch.zeros_like(w) for w in by_hand.parameters()]
+    for rate in (0.15, 0.3, 0.03, 0.003):
+        loss = F.nll_loss(by_hand(images).log_softmax(1), labels)
+        gradient = torch.autograd.grad(loss, list(by_hand.parameters()))
+        for w, v, g in zip(by_hand.parameters(), velocity, gradient, strict=True):
+            v.mul_(0.8).add_(g + 0.01 * w.detach())
+            w.data -= rate * v
+    for name, w in net.named_parameters():
+        torch.testing.assert_close(w, by_hand.get_parameter(name), rtol=1e-10, atol=1e-12)
+
+
+def test_rates_of_section_4_5() -> None:
+    """Batch 5,000 of 55,000 images: 11 steps per epoch, five epochs of linear warm-up to 0.5."""
+    rates = [SGD(epochs=20, rate=0.5, warmup=5).rate_at(step, 11) for step in range(220)]
+    assert rates[:3] == pytest.approx([0.5 / 55, 1.0 / 55, 1.5 / 55])
+    assert rates[53] < rates[54] == rates[109] == 0.5
+    assert rates[110] == rates[164] == pytest.approx(0.05)
+    assert rates[165] == rates[219] == pytest.approx(0.005)
+    constant = SGD(epochs=20, rate=0.5, warmup=0, schedule="constant")
+    assert {constant.rate_at(step, 11) for step in range(220)} == {0.5}
+
+
+def test_it_learns_and_says_what_it_did(digits: Data) -> None:
+    net = small()
+    history = sgd.fit(net, digits, replace(QUICK, epochs=10), progress=False)
+    assert [row.cycle for row in history.rows] == [12 * k for k in range(1, 11)]  # 1,294 images: 12 steps per epoch
+    last = history.last
+    assert (last.steps, last.evaluations, last.image_forwards) == (12, 12, 3 * 12 * 100)
+    assert (last.kept, last.plus, last.minus) == (0, 0, 0)
+    assert last.test_accuracy > 0.9
+    assert history.rows[0].seconds < last.seconds
+
+    z = F.avg_pool2d(net[0].conv(digits.train.images), 2)  # batch norm is scored with the statistics of these images
+    torch.testing.assert_close(net[0].norm.running_mean, z.mean((0, 2, 3)))
+    right = (net.eval()(digits.test.images).argmax(1) == digits.test.labels).double().mean()
+    assert last.test_accuracy == pytest.approx(float(right))
+
+
+def test_a_seed_repeats_and_another_does_not(digits: Data) -> None:
+    first, again, other = (
+        sgd.fit(small(), digits, replace(QUICK, epochs=2, seed=seed), progress=False) for seed in (1, 1, 2)
+    )
+    assert facts(first) == facts(again)
+    assert facts(first) != facts(other)
+
+
+def test_every_epoch_uses_every_image_once(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for what a whole number of batches leaves over; and in another order each time."""
+    batches: list[torch.Tensor] = []
+    cross_entropy = F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda z, y: (batches.append(y), cross_entropy(z, y))[1])
+    labels = torch.arange(10).repeat(130)[: len(digits.train)]
+    data = replace(digits, train=Split(digits.train.images, labels))
+    sgd._epoch(small(), torch.optim.SGD(small().parameters(), 0.1), data, replace(QUICK, batch_size=647), 0)
+    assert [len(batch) for batch in batches] == [647, 647]
+    assert torch.cat(batches).bincount().tolist() == labels.bincount().tolist()
+    assert torch.cat(batches).tolist() != labels.tolist()
+
+
+def test_it_stops_at_the_target(digits: Data) -> None:
+    full = sgd.fit(small(), digits, replace(QUICK, epochs=8, schedule="constant"), progress=False)
+    assert sgd.updates_to(full, 1.01) is None
+    accuracies = [row.val_accuracy for row in full.rows]
+    target = accuracies[3]
+    first = next(k for k, accuracy in enumerate(accuracies) if accuracy >= target)
+    stopped = sgd.fit(small(), digits, replace(QUICK, epochs=8, schedule="constant", target=target), progress=False)
+    assert facts(stopped) == facts(History(full.rows[: first + 1]))
+    assert sgd.updates_to(full, target) == stopped.last.cycle == 12 * (first + 1)
+
+
+def test_it_ends_where_the_loss_is_not_finite(digits: Data) -> None:
+    net = models.one_conv((1, 8, 8))
+    history = sgd.fit(net, digits, SGD(epochs=50, batch_size=100, rate=1e30, warmup=0), progress=False)
+    assert len(history.rows) < 5
+    assert not math.isfinite(history.last.train_loss)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("epochs", 0, ValueError),
+        ("batch_size", 1.5, TypeError),
+        ("rate", 0, ValueError),
+        ("rate", math.nan, ValueError),
+        ("momentum", 1, ValueError),
+        ("weight_decay", -1, ValueError),
+        ("warmup", -1, ValueError),
+        ("target", 99.12, ValueError),
+        ("schedule", "stairs", ValueError),
+    ],
+)
+def test_settings_are_checked(name: str, value: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"^{name} must"):
+        SGD(**{name: value})
+
+
+def test_what_does_not_fit_the_data_is_an_error(digits: Data) -> None:
+    with pytest.raises(ValueError, match="batch_size must be at most the 1294 training images"):
+        sgd.fit(small(), digits, SGD(), progress=False)
+    with pytest.raises(ValueError, match=r"^target .* load with val_size"):
+        sgd.fit(small(), load("digits", val_size=0), replace(QUICK, target=0.9), progress=False)
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SGD]]:
+    """The settings of the runs that are really made; the third is interrupted."""
+    made: list[SGD] = []
+    fit = sgd.fit
+
+    def counted(net: Net, data: Data, settings: SGD, **kwargs: Any) -> History:
+        made.append(settings)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return fit(net, data, settings, **kwargs)
+
+    monkeypatch.setattr(sgd, "fit", counted)
+    yield made
+
+
+def test_a_grid_goes_on_where_it_was_stopped(digits: Data, tmp_path: Path, fits: list[SGD]) -> None:
+    path = tmp_path / "figures" / "grid.csv"
+    arguments = {"batch_sizes": [100, 400], "rates": [0.1, 0.4], "progress": False}
+    settings = replace(QUICK, target=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        sgd.grid(small, digits, settings, path, **arguments)
+    assert len(path.read_text().splitlines()) == 3
+    frame = sgd.grid(small, digits, settings, path, **arguments)
+    cells = [(100, 0.1), (100, 0.4), (400, 0.1), (400, 0.4)]
+    assert [(cell.batch_size, cell.rate) for cell in fits] == [*cells[:3], *cells[2:]]
+    assert list(zip(frame["batch_size"], frame["rate"], strict=True)) == cells
+    assert set(frame["net"]) == {"small"} and set(frame["target"]) == {0.5}
+
+    history = sgd.fit(small(), digits, fits[1], progress=False)
+    row = frame.iloc[1]
+    assert (row["updates"], row["test_accuracy"]) == (history.last.cycle, history.last.test_accuracy)
+    assert row["updates_to_val_target"] == history.last.cycle  # it stopped there
+    reached = [r.cycle for r in history.rows if r.test_accuracy >= 0.5]
+    assert [u for u in [row["updates_to_test_target"]] if not math.isnan(u)] == reached[:1]
+
+    sgd.grid(small, digits, replace(settings, seed=1), path, batch_sizes=[400], rates=[0.4], progress=False)
+    assert fits[-1].seed == 1
+    assert len(path.read_text().splitlines()) == 6
+
+
+def test_a_grid_leaves_a_foreign_table_alone(digits: Data, tmp_path: Path) -> None:
+    path = tmp_path / "grid.csv"
+    path.write_text("batch_size,rate\n100,0.1\n")
+    with pytest.raises(ValueError, match=r"grid.csv is not the table of a grid search"):
+        sgd.grid(small, digits, QUICK, path, batch_sizes=[100], rates=[0.1], progress=False)
+    assert path.read_text() == "batch_size,rate\n100,0.1\n"
