@@ -59,6 +59,8 @@ class RSO:
         _check_choice("order", self.order, ORDERS)
         _check_choice("direction", self.direction, DIRECTIONS)
         _check_choice("cache", self.cache, CACHES)
+        if isinstance(self.weight_decay, bool) or not isinstance(self.weight_decay, (int, float)):
+            raise TypeError(f"weight_decay must be a number, not {self.weight_decay!r}")
         if not 0 <= self.weight_decay < 1:
             raise ValueError(f"weight_decay must be at least 0 and below 1, not {self.weight_decay!r}")
 

@@ -1,0 +1,117 @@
+"""The settings: the paper's defaults, what each choice does to σ, and what is said about a wrong value."""
+
+import json
+import math
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+import torch
+
+from rso_lib.proposals import gaussian, linear
+from rso_lib.settings import RSO
+
+
+def test_defaults_are_the_papers() -> None:
+    assert RSO() == RSO(
+        cycles=50,
+        batch_size=5000,
+        schedule="linear",
+        distribution="gaussian",
+        level="weight",
+        order="output",
+        direction="backward",
+        weight_decay=0.0,
+        seed=0,
+    )
+
+
+def test_settings_are_given_by_name_and_stay_as_they_are() -> None:
+    with pytest.raises(TypeError):
+        RSO(50)  # type: ignore[misc]
+    settings = RSO(cycles=2)
+    with pytest.raises(FrozenInstanceError):
+        settings.cycles = 3  # type: ignore[misc]
+
+
+WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"cycles": 0}, ValueError, "cycles must be at least 1, not 0"),
+    ({"cycles": -3}, ValueError, "cycles must be at least 1, not -3"),
+    ({"cycles": 2.0}, TypeError, "cycles must be a whole number, not 2.0"),
+    ({"cycles": True}, TypeError, "cycles must be a whole number, not True"),
+    ({"batch_size": 0}, ValueError, "batch_size must be at least 1, not 0"),
+    ({"batch_size": "all"}, TypeError, "batch_size must be a whole number, not 'all'"),
+    ({"seed": -1}, ValueError, "seed must be at least 0, not -1"),
+    ({"seed": None}, TypeError, "seed must be a whole number, not None"),
+    (
+        {"schedule": "liner"},
+        ValueError,
+        "schedule must be one of linear, constant, cosine, step or a callable, not 'liner'; did you mean 'linear'?",
+    ),
+    ({"schedule": 0.1}, ValueError, "schedule must be one of linear, constant, cosine, step or a callable, not 0.1"),
+    (
+        {"distribution": "normal"},
+        ValueError,
+        "distribution must be one of gaussian, uniform, template or a callable, not 'normal'",
+    ),
+    ({"level": "net"}, ValueError, "level must be one of weight, layer, network, not 'net'; did you mean 'network'?"),
+    ({"level": gaussian}, ValueError, "level must be one of weight, layer, network, not "),
+    (
+        {"order": "inputs"},
+        ValueError,
+        "order must be one of output, input, shuffled, not 'inputs'; did you mean 'input'?",
+    ),
+    ({"order": None}, ValueError, "order must be one of output, input, shuffled, not None"),
+    (
+        {"direction": "backwards"},
+        ValueError,
+        "direction must be one of backward, forward, not 'backwards'; did you mean 'backward'?",
+    ),
+    ({"cache": "none"}, ValueError, "cache must be one of full, half, input, not 'none'"),
+    ({"weight_decay": -0.1}, ValueError, "weight_decay must be at least 0 and below 1, not -0.1"),
+    ({"weight_decay": 1}, ValueError, "weight_decay must be at least 0 and below 1, not 1"),
+    ({"weight_decay": math.nan}, ValueError, "weight_decay must be at least 0 and below 1, not nan"),
+    ({"weight_decay": "1e-4"}, TypeError, "weight_decay must be a number, not '1e-4'"),
+    ({"weight_decay": None}, TypeError, "weight_decay must be a number, not None"),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"), WRONG, ids=[f"{next(iter(case[0]))}-{k}" for k, case in enumerate(WRONG)]
+)
+def test_a_wrong_value_is_named_with_the_remedy(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as raised:
+        RSO(**settings)
+    assert str(raised.value).startswith(message)
+
+
+def test_every_setting_is_among_the_wrong_ones() -> None:
+    assert {name for settings, _, _ in WRONG for name in settings} == set(RSO().to_dict())
+
+
+def test_sigma_falls_to_a_tenth() -> None:
+    settings = RSO(cycles=50)
+    assert settings.sigma_factor(0) == 1
+    assert settings.sigma_factor(49) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("level", ["layer", "network"])
+def test_joint_levels_have_a_tenth_of_sigma(level: str) -> None:
+    for cycle in range(4):
+        expected = RSO(cycles=4).sigma_factor(cycle) / 10
+        assert RSO(cycles=4, level=level).sigma_factor(cycle) == pytest.approx(expected)
+
+
+def test_callables_stand_for_schedules_and_distributions() -> None:
+    settings = RSO(
+        cycles=8, schedule=lambda cycle, cycles: cycle + 100 * cycles, distribution=lambda shape, rng: torch.ones(shape)
+    )
+    assert settings.sigma_factor(3) == 803
+    assert settings.draw()((2,), torch.Generator()).tolist() == [1, 1]
+    assert RSO().draw() is gaussian
+
+
+def test_plain_values_make_the_same_settings_again() -> None:
+    settings = RSO(cycles=3, level="layer", weight_decay=1e-4, distribution="template")
+    assert RSO(**json.loads(json.dumps(settings.to_dict()))) == settings
+    assert RSO(schedule=linear).to_dict()["schedule"] == "linear"
