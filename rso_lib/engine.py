@@ -15,12 +15,15 @@ with the batch-norm statistics of `models.calibrate`.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import kernels
+from .kernels import Preactivation
 from .models import Block, Flow, Head, Net, pool2
 from .reference import Batches, ModuleSearch, choose, cross_entropy
 
@@ -88,15 +91,21 @@ def batch_norm(norm: nn.BatchNorm2d, z: Tensor, scale: Tensor, shift: Tensor) ->
 
 
 class BlockStage:
-    """A block with fixed weights, cut behind its linear map: finish(response(enter(x))) is the block."""
+    """A block with fixed weights, cut behind its linear map: `receive` and then `finish` is the block."""
 
     def __init__(self, block: Block):
         self.block, self.w = block, weights_of(block)
         kernel = self.w["conv.weight"]
         self.kernel = channels_last(fold(kernel) if folds(block) else kernel)
+        self.taps = self.kernel.permute(2, 3, 1, 0).contiguous()
 
     def enter(self, x: Tensor) -> Tensor:
         return x
+
+    def receive(self, flow: Flow) -> Tensor:
+        """The linear map's output, with the skip added where the block closes one."""
+        z = self.response(flow.x)
+        return z + bridge(self.block, self.w, flow.skip) if self.block.closes else z
 
     def response(self, x: Tensor, channels: Sequence[int] | None = None) -> Tensor:
         """The linear map of x [N, C, H, W], or the part of it that is due to some input channels."""
@@ -104,9 +113,7 @@ class BlockStage:
         return F.conv2d(channels_last(x), kernel, stride=2 if folds(self.block) else 1, padding=1)
 
     def finish(self, z: Tensor, skip: Tensor | None) -> Flow:
-        """The block's output, given the linear map's, with the statistics of the batch."""
-        if self.block.closes:
-            z = z + bridge(self.block, self.w, skip)
+        """The block's output, given what `receive` gave and the skip before it, with the statistics of the batch."""
         normed = normalise(self.block, self.w, z)
         return Flow(self.block.activate(normed), self.block.passes(normed, skip))
 
@@ -120,6 +127,9 @@ class HeadStage:
     def enter(self, x: Tensor) -> Tensor:
         return x if self.head.pool == "flatten" else self.head.features(x)[..., None, None]
 
+    def receive(self, flow: Flow) -> Tensor:
+        return self.response(self.enter(flow.x))
+
     def response(self, x: Tensor, channels: Sequence[int] | None = None) -> Tensor:
         kernel = self.w["linear.weight"]
         if channels is not None:
@@ -130,15 +140,34 @@ class HeadStage:
         return Flow(z if self.head.linear.bias is None else z + self.w["linear.bias"])
 
 
-def stage(layer: nn.Module) -> "BlockStage | HeadStage":
+Stage = BlockStage | HeadStage
+
+
+def stage(layer: nn.Module) -> Stage:
     return HeadStage(layer) if isinstance(layer, Head) else BlockStage(layer)
 
 
-def forward(layers: Sequence[nn.Module], flow: Flow) -> Flow:
-    """The flow through layers, with the statistics of the batch; behind the head it holds the logits."""
-    for cut in map(stage, layers):
-        flow = cut.finish(cut.response(cut.enter(flow.x)), flow.skip)
-    return flow
+def logits(stages: Sequence[Stage], z: Preactivation, skip: Tensor | None) -> Tensor:
+    """The net's output, given what the first of the stages received."""
+    for cut, following in pairwise(stages):
+        z, skip = advance(cut, following, z, skip)
+    return stages[-1].finish(z.z, skip).x
+
+
+def advance(cut: Stage, following: Stage, z: Preactivation, skip: Tensor | None) -> tuple[Preactivation, Tensor | None]:
+    """From what one stage received to what the next receives; compiled where that covers the two."""
+    compiled = kernels.load()
+    if compiled and isinstance(following, BlockStage) and fuses(cut) and compiled.fits(z.z, len(following.kernel)):
+        behind = cut.block.passes(normalise(cut.block, cut.w, z.z) if cut.block.opens else z.z, skip)
+        base = channels_last(bridge(following.block, following.w, behind)) if following.block.closes else None
+        return compiled.norm_conv(z, cut.block.norm, cut.block.relu, following.taps, base), behind
+    flow = cut.finish(z.z, skip)
+    return Preactivation(following.receive(flow)), flow.skip
+
+
+def fuses(cut: BlockStage) -> bool:
+    """Whether nothing but batch norm and ReLU stands between the block's linear map and the next."""
+    return cut.block.norm is not None and (cut.block.pool is None or folds(cut.block))
 
 
 def cached_input(
@@ -172,7 +201,8 @@ class BlockSearch:
     def __init__(self, net: Net, position: int, batches: Batches, cache: str = "full"):
         self.block, *after = list(net)[position:]
         self.w = weights_of(self.block)
-        self.next, *self.rest = map(stage, after)
+        self.next, *_ = self.stages = [stage(layer) for layer in after]
+        self.joins = self.block.opens and isinstance(self.next, BlockStage) and bool(self.next.block.closes)
         self.cache = cache
         prepare = box if folds(self.block) else channels_last
         flow = cached_input(list(net)[:position], batches.images, prepare, half=cache == "half")
@@ -183,7 +213,7 @@ class BlockSearch:
         """Start from a step of the sweep, with nothing kept for any slice."""
         self.count = step
         self.inputs: dict[int, Tensor] = {}
-        self.responses: dict[int, Tensor] = {}
+        self.responses: dict[int, Preactivation] = {}
         self.skips: dict[int, Tensor] = {}
         self.visited: list[int] = []
 
@@ -224,17 +254,23 @@ class BlockSearch:
         row, current = rows[-1], rows[:-2]
         x = self.next.enter(self.block.activate(normed))
         self.refresh(s, current, x[:, :-2], normed[:, :-2])
-        responses = [self.responses[s]]
-        for k in (-2, -1):
-            response = self.next.response(x[:, k, None] - x[:, -3, None], [row])
-            responses.append(response.add_(self.responses[s]))
-        skips = [self.skip_with(s, row, normed[:, k, None]) for k in (-3, -2, -1)]
-        return torch.stack([self.loss(s, z, skip) for z, skip in zip(responses, skips, strict=True)])
+        losses = []
+        for k in (-3, -2, -1):
+            z = self.responses[s]
+            if k > -3:
+                z = self.add_channel(z, x[:, k, None] - x[:, -3, None], row)
+            skip = self.skip_with(s, row, normed[:, k, None])
+            if self.joins:
+                z = Preactivation(z.z + bridge(self.next.block, self.next.w, skip))
+            losses.append(cross_entropy(logits(self.stages, z, skip), self.labels[s]))
+        return torch.stack(losses)
 
     def refresh(self, s: int, rows: Sequence[int], x: Tensor, normed: Tensor) -> None:
         """Bring slice s up to date in these rows of the next layer's input x and of batch norm's output."""
         if s in self.responses:
-            self.responses[s] += self.next.response(x - self.inputs[s][:, rows], rows)
+            for k, row in enumerate(rows):
+                change = x[:, k, None] - self.inputs[s][:, row, None]
+                self.responses[s] = self.add_channel(self.responses[s], change, row, in_place=True)
         else:
             self.inputs[s] = torch.empty_like(x, memory_format=torch.channels_last)
             self.skips[s] = torch.empty_like(normed, memory_format=torch.channels_last)
@@ -242,7 +278,18 @@ class BlockSearch:
         if self.block.opens:
             self.skips[s][:, rows] = normed
         if s not in self.responses:
-            self.responses[s] = self.next.response(self.inputs[s])
+            skip = self.skip_with(s, rows[0], normed[:, :1])
+            z = self.next.response(self.inputs[s]) if self.joins else self.next.receive(Flow(self.inputs[s], skip))
+            self.responses[s] = Preactivation(z)
+
+    def add_channel(self, z: Preactivation, change: Tensor, row: int, in_place: bool = False) -> Preactivation:
+        """What the next layer receives when one channel of its input changes by [batch, 1, H, W]."""
+        compiled = kernels.load()
+        if compiled and isinstance(self.next, BlockStage) and compiled.fits(z.z, z.z.shape[1]):
+            taps = self.next.taps[:, :, row].contiguous()
+            return compiled.add_channel(z.z, change.contiguous(), taps, z.z if in_place else None)
+        response = self.next.response(change, [row])
+        return Preactivation(z.z.add_(response) if in_place else response.add_(z.z))
 
     def skip_with(self, s: int, row: int, normed: Tensor) -> Tensor | None:
         """The skip behind the block, with one row of batch norm's output replaced."""
@@ -252,13 +299,6 @@ class BlockSearch:
         whole = self.skips[s].clone()
         whole[:, [row]] = normed
         return self.block.passes(whole, None)
-
-    def loss(self, s: int, z: Tensor, skip: Tensor | None) -> Tensor:
-        """The loss on slice s for an output z of the next linear map."""
-        flow = self.next.finish(z, skip)
-        for cut in self.rest:
-            flow = cut.finish(cut.response(cut.enter(flow.x)), flow.skip)
-        return cross_entropy(flow.x, self.labels[s])
 
 
 class Others(NamedTuple):
@@ -356,4 +396,5 @@ class JointSearch(ModuleSearch):
         self.x, self.skip = map(batches.slices, flow)
 
     def logits(self, s: int) -> Tensor:
-        return forward(self.layers, Flow(self.x[s], self.skip[s])).x
+        flow, stages = Flow(self.x[s], self.skip[s]), [stage(layer) for layer in self.layers]
+        return logits(stages, Preactivation(stages[0].receive(flow)), flow.skip)

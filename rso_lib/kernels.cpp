@@ -1,0 +1,181 @@
+// The two inner loops of a step on a CPU, for images in channels-last layout and batch norm's blocks.
+//
+//   add_channel   base + the convolution of one input channel
+//   norm_conv     batch norm with the statistics of the batch, ReLU, and the next block's convolution
+//
+// Both return the per-channel sum and sum of squares of what they wrote, which the next batch norm needs,
+// so that every activation is written once and read once. One output channel is one lane of a vector; a
+// block of pixels is held in registers while all input channels pass.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32;
+#else
+constexpr int VECTOR_BYTES = 16;
+#endif
+
+template <class T> using Vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)), may_alias)) = T;
+template <class T> constexpr int LANES = VECTOR_BYTES / sizeof(T);
+
+// Sums over the pixels of one image.
+template <class T, int CO> struct Moments {
+    Vec<T> sum[CO / LANES<T>] = {}, squares[CO / LANES<T>] = {};
+};
+
+// R × P output pixels of a K × K convolution with stride S; u is padded, base may be null.
+template <class T, int CI, int CO, int K, int S, int R, int P>
+inline void pixels(const T* u, int pitch, const T* kernel, const T* base, T* out, int out_pitch, Moments<T, CO>& m) {
+    constexpr int NV = CO / LANES<T>;
+    Vec<T> acc[R][P][NV] = {};
+    if (base)
+        for (int r = 0; r < R; r++)
+            for (int p = 0; p < P; p++)
+                for (int v = 0; v < NV; v++)
+                    acc[r][p][v] = *(const Vec<T>*)(base + r * out_pitch + p * CO + v * LANES<T>);
+    for (int ky = 0; ky < K; ky++)
+        for (int kx = 0; kx < K; kx++) {
+            const T* corner = u + ky * pitch + kx * CI;
+            const T* taps = kernel + (ky * K + kx) * CI * CO;
+            for (int c = 0; c < CI; c++)
+                for (int v = 0; v < NV; v++) {
+                    const Vec<T> w = *(const Vec<T>*)(taps + c * CO + v * LANES<T>);
+#pragma GCC unroll 2
+                    for (int r = 0; r < R; r++)
+#pragma GCC unroll 14
+                        for (int p = 0; p < P; p++) acc[r][p][v] += w * corner[r * S * pitch + p * S * CI + c];
+                }
+        }
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++)
+            for (int v = 0; v < NV; v++) {
+                const Vec<T> z = acc[r][p][v];
+                *(Vec<T>*)(out + r * out_pitch + p * CO + v * LANES<T>) = z;
+                m.sum[v] += z;
+                m.squares[v] += z * z;
+            }
+}
+
+template <class T, int CI, int CO, int K, int S, int P>
+inline void columns(const T* u, int pitch, const T* kernel, const T* base, T* out, int height, int width, int x,
+                    Moments<T, CO>& m) {
+    constexpr int R = P * (CO / LANES<T>) <= 7 ? 2 : 1;
+    const int out_pitch = width * CO;
+    int y = 0;
+    for (; y + R <= height; y += R)
+        pixels<T, CI, CO, K, S, R, P>(u + y * S * pitch + x * S * CI, pitch, kernel,
+                                      base ? base + y * out_pitch + x * CO : nullptr, out + y * out_pitch + x * CO,
+                                      out_pitch, m);
+    for (; y < height; y++)
+        pixels<T, CI, CO, K, S, 1, P>(u + y * S * pitch + x * S * CI, pitch, kernel,
+                                      base ? base + y * out_pitch + x * CO : nullptr, out + y * out_pitch + x * CO,
+                                      out_pitch, m);
+}
+
+// One image; the widest block of columns that divides the width is used as far as it goes.
+template <class T, int CI, int CO, int K, int S>
+void convolve(const T* u, int pitch, const T* kernel, const T* base, T* out, int height, int width,
+              Moments<T, CO>& m) {
+    const int wide = width % 14 == 0 ? 14 : width % 8 == 0 ? 8 : width % 7 == 0 ? 7 : 4;
+    int x = 0;
+    for (; x + wide <= width; x += wide) {
+        if (wide == 14) columns<T, CI, CO, K, S, 14>(u, pitch, kernel, base, out, height, width, x, m);
+        if (wide == 8) columns<T, CI, CO, K, S, 8>(u, pitch, kernel, base, out, height, width, x, m);
+        if (wide == 7) columns<T, CI, CO, K, S, 7>(u, pitch, kernel, base, out, height, width, x, m);
+        if (wide == 4) columns<T, CI, CO, K, S, 4>(u, pitch, kernel, base, out, height, width, x, m);
+    }
+    if (width - x == 3) columns<T, CI, CO, K, S, 3>(u, pitch, kernel, base, out, height, width, x, m);
+    if (width - x == 2) columns<T, CI, CO, K, S, 2>(u, pitch, kernel, base, out, height, width, x, m);
+    if (width - x == 1) columns<T, CI, CO, K, S, 1>(u, pitch, kernel, base, out, height, width, x, m);
+}
+
+struct Shape {
+    int images, height, width;  // of the input
+    int out(int size, int k, int s) const { return (size + 2 - k) / s + 1; }
+};
+
+// For every image: `fill` writes its padded input, which is then convolved. moments is [2, CO].
+template <class T, int CI, int CO, int K, int S, class Fill>
+void all_images(Shape shape, const T* kernel, const T* base, T* out, double* moments, int threads, Fill fill) {
+    const int height = shape.out(shape.height, K, S), width = shape.out(shape.width, K, S);
+    const int pitch = (shape.width + 2) * CI;
+    const int64_t size = int64_t(height) * width * CO;
+    std::fill(moments, moments + 2 * CO, 0.0);
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<T> padded((shape.height + 2) * pitch);
+        double total[2 * CO] = {};
+#pragma omp for schedule(static)
+        for (int n = 0; n < shape.images; n++) {
+            for (int y = 0; y < shape.height; y++) fill(n, y, padded.data() + (y + 1) * pitch + CI);
+            Moments<T, CO> m;
+            convolve<T, CI, CO, K, S>(padded.data(), pitch, kernel, base ? base + n * size : nullptr, out + n * size,
+                                      height, width, m);
+            for (int c = 0; c < CO; c++) {
+                total[c] += m.sum[c / LANES<T>][c % LANES<T>];
+                total[CO + c] += m.squares[c / LANES<T>][c % LANES<T>];
+            }
+        }
+#pragma omp critical
+        for (int c = 0; c < 2 * CO; c++) moments[c] += total[c];
+    }
+}
+
+template <class T, int CO, int K, int S>
+void add_channel(const T* base, const T* plane, const T* kernel, T* out, double* moments, Shape shape, int threads) {
+    all_images<T, 1, CO, K, S>(shape, kernel, base, out, moments, threads, [=](int n, int y, T* row) {
+        std::memcpy(row, plane + (int64_t(n) * shape.height + y) * shape.width, shape.width * sizeof(T));
+    });
+}
+
+template <class T, int CI, int CO, int K, int S>
+void norm_conv(const T* z, const double* in, const T* scale, const T* shift, double eps, bool relu, const T* kernel,
+               const T* base, T* out, double* moments, Shape shape, int threads) {
+    T a[CI], b[CI];
+    const double count = double(shape.images) * shape.height * shape.width;
+    for (int c = 0; c < CI; c++) {
+        const double mean = in[c] / count, variance = std::max(in[CI + c] / count - mean * mean, 0.0);
+        a[c] = scale[c] / std::sqrt(variance + eps);
+        b[c] = shift[c] - mean * a[c];
+    }
+    all_images<T, CI, CO, K, S>(shape, kernel, base, out, moments, threads, [=, &a, &b](int n, int y, T* row) {
+        const T* from = z + (int64_t(n) * shape.height + y) * shape.width * CI;
+        for (int x = 0; x < shape.width; x++)
+            for (int c = 0; c < CI; c++) {
+                const T value = a[c] * from[x * CI + c] + b[c];
+                row[x * CI + c] = relu && value < 0 ? T(0) : value;  // NaN stays NaN
+            }
+    });
+}
+
+// K is 3 with stride 1 or 4 with stride 2; channels are 16 or 32. Returns 0 where the sizes are others.
+#define STRIDES(CALL) \
+    if (k == 3) { constexpr int K = 3, S = 1; CALL; return 1; } \
+    if (k == 4) { constexpr int K = 4, S = 2; CALL; return 1; }
+
+#define EXPORT(T, NAME) \
+    extern "C" int add_channel_##NAME(const T* base, const T* plane, const T* kernel, T* out, double* moments, \
+                                      int images, int height, int width, int co, int k, int threads) { \
+        const Shape shape{images, height, width}; \
+        if (co == 16) { STRIDES((add_channel<T, 16, K, S>(base, plane, kernel, out, moments, shape, threads))) } \
+        if (co == 32) { STRIDES((add_channel<T, 32, K, S>(base, plane, kernel, out, moments, shape, threads))) } \
+        return 0; \
+    } \
+    extern "C" int norm_conv_##NAME(const T* z, const double* in, const T* scale, const T* shift, double eps, \
+                                    int relu, const T* kernel, const T* base, T* out, double* moments, int images, \
+                                    int height, int width, int ci, int co, int k, int threads) { \
+        const Shape shape{images, height, width}; \
+        if (ci == 16 && co == 16) { STRIDES((norm_conv<T, 16, 16, K, S>(z, in, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
+        if (ci == 16 && co == 32) { STRIDES((norm_conv<T, 16, 32, K, S>(z, in, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
+        if (ci == 32 && co == 32) { STRIDES((norm_conv<T, 32, 32, K, S>(z, in, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
+        return 0; \
+    }
+
+EXPORT(float, float32)
+EXPORT(double, float64)

@@ -1,0 +1,145 @@
+"""The CPU's inner loops (kernels.cpp), compiled on first use where there is a C++ compiler.
+
+Without one, or with the environment variable RSO_KERNELS=0, `load` gives None and the engine uses torch
+throughout: the same steps, two to three times slower.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+CHANNELS = (16, 32)
+
+
+class Preactivation:
+    """A linear map's output z [N, C, H, W], channels last, and its sums and squares [2, C] (float64) if known."""
+
+    __slots__ = ("moments", "z")
+
+    def __init__(self, z: Tensor, moments: Tensor | None = None):
+        self.z, self.moments = z, moments
+
+
+class Kernels:
+    """The compiled library's two functions, for float32 and float64 tensors in channels-last layout."""
+
+    def __init__(self, library: ctypes.CDLL):
+        self.library = library
+
+    def fits(self, z: Tensor, outputs: int) -> bool:
+        """Whether the compiled sizes cover a convolution of z to so many channels."""
+        return (
+            z.device.type == "cpu"
+            and z.dtype in (torch.float32, torch.float64)
+            and z.shape[1] in CHANNELS
+            and outputs in CHANNELS
+            and z.shape[1] <= outputs
+        )
+
+    def add_channel(self, base: Tensor, plane: Tensor, taps: Tensor, out: Tensor | None = None) -> Preactivation:
+        """base + the convolution of one input channel.
+
+        base   [N, CO, H', W'] channels last; `out` may be the same tensor
+        plane  [N, 1, H, W], contiguous
+        taps   [k, k, CO]; k is 3, or 4 for stride 2
+        """
+        images, _, height, width = plane.shape
+        outputs = base.shape[1]
+        out = torch.empty_like(base) if out is None else out
+        moments = torch.empty(2, outputs, dtype=torch.float64)
+        self._call("add_channel", base, plane, taps, out, moments, images, height, width, outputs, len(taps))
+        return Preactivation(out, moments)
+
+    def norm_conv(
+        self, before: Preactivation, norm: torch.nn.BatchNorm2d, relu: bool, taps: Tensor, base: Tensor | None
+    ) -> Preactivation:
+        """Batch norm with the statistics of the batch, ReLU, convolution (+ base).
+
+        taps  [k, k, CI, CO]; k is 3, or 4 for stride 2
+        base  [N, CO, H', W'], channels last, or None
+        """
+        z = before.z
+        images, inputs, height, width = z.shape
+        k, _, _, outputs = taps.shape
+        stride = 1 if k == 3 else 2
+        size = [(side + 2 - k) // stride + 1 for side in (height, width)]
+        out = torch.empty((images, outputs, *size), dtype=z.dtype, memory_format=torch.channels_last)
+        moments = torch.empty(2, outputs, dtype=torch.float64)
+        known = before.moments if before.moments is not None else sums(z)
+        self._call(
+            "norm_conv",
+            *(z, known, norm.weight, norm.bias, norm.eps, relu, taps, base, out, moments),
+            *(images, height, width, inputs, outputs, k),
+        )
+        return Preactivation(out, moments)
+
+    def _call(self, name: str, *arguments: Tensor | float | int | None) -> None:
+        dtype = next(a.dtype for a in arguments if isinstance(a, Tensor))
+        function = getattr(self.library, f"{name}_{str(dtype).removeprefix('torch.')}")
+        if not function(*map(_as_c, arguments), torch.get_num_threads()):
+            raise ValueError(f"{name} is not compiled for these sizes: {arguments[-4:]}")
+
+
+def sums(z: Tensor) -> Tensor:
+    """Sum and sum of squares [2, C] over images and pixels, in float64."""
+    flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+    parts = [part.double() for part in flat.split(2**16)]
+    return torch.stack([sum(part.sum(0) for part in parts), sum(part.square().sum(0) for part in parts)])
+
+
+@cache
+def load() -> Kernels | None:
+    """The compiled kernels, or None where they cannot be had."""
+    if os.environ.get("RSO_KERNELS") == "0":
+        return None
+    try:
+        return Kernels(ctypes.CDLL(str(_compiled())))
+    except (OSError, subprocess.SubprocessError) as error:
+        warnings.warn(f"no compiled kernels, the search runs in plain torch: {error}", stacklevel=2)
+        return None
+
+
+def _compiled() -> Path:
+    """The library for this machine in the user's cache, compiled if it is not there yet."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
+    if compiler is None:
+        raise OSError("there is no C++ compiler")
+    key = hashlib.sha256(f"{SOURCE.read_text()}{FLAGS}{compiler}{_processor()}".encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rso_lib"
+    target = folder / f"kernels-{key}.so"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            part = Path(scratch) / target.name
+            command = [compiler, *FLAGS, str(SOURCE), "-o", str(part)]
+            subprocess.run(command, check=True, capture_output=True, timeout=300)
+            part.replace(target)
+    return target
+
+
+def _processor() -> str:
+    """What the compiled code depends on: a home folder may be shared by several machines."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.system()}{platform.machine()}{platform.processor()}{flags}"
+
+
+def _as_c(value: Tensor | float | int | None) -> object:
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, float):
+        return ctypes.c_double(value)
+    return ctypes.c_void_p(None) if value is None else int(value)
