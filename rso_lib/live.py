@@ -12,14 +12,15 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import nn
 
-from . import models
+from . import models, sgd
 from .data import Data, Split
 from .history import History, Report
 from .models import calibrate, count_weights
 from .reference import choose
-from .settings import RSO, _check_choice
+from .settings import _check_choice
 from .train import Step, evaluate, sweeps, train
 
 NETS = ("one_conv", "two_conv", "mnist_net", "cifar_net")
@@ -29,6 +30,8 @@ SCORED_IMAGES = 2000
 """Test images behind a point of the curves, at most: a command waits while they are scored."""
 SCORE_SECONDS, SHOW_SECONDS = 0.5, 0.1
 """The least time between two scores, and between two pictures."""
+TURN_SECONDS = 0.02
+"""How long a run trains before another one, or a command, has its turn."""
 SHARE = 0.2
 """The most of the time that scores may take, and pictures."""
 RECENT_STEPS = 500
@@ -38,7 +41,7 @@ RECENT_STEPS = 500
 class Score(NamedTuple):
     """A point of the curves.
 
-    updates          full updates: steps / weights
+    updates          full updates: how often all weights have been visited
     image_forwards   images that Algorithm 1 has sent through the net
     seconds          of training, without scores and pictures
     batch_loss       mean loss of the winners since the last score, each on its own batch; NaN if there were none
@@ -56,17 +59,19 @@ class Score(NamedTuple):
 class LiveRun:
     """A run that takes commands between two steps.
 
-    net       a name in `models`, or a callable that makes a fresh net
-    show      is called with the run after every command, and at most ten times a second while it runs
-    method    `train`, or what takes and yields the same
+    net   a name in `models`, or a callable that makes a fresh net
+    show  is called with the run after every command, and at most ten times a second while it runs
 
-    The run has one thread, and all that changes it happens there: the commands wait in a queue, and the
-    thread takes them one by one, each behind the step that is under way. So nothing needs a lock. What is
-    raised there is kept in `error`, and the run waits in the state "failed" for a change and a start.
-    A new run pauses all others: they would share its time.
+    One thread trains all live runs, in turns, and all that changes a run happens there: commands wait in a
+    queue, and the thread takes them one by one behind the step that is under way. So nothing needs a lock,
+    and runs that race get the same time. What is raised is kept in `error`, and the run waits in the state
+    "failed" for a change and a start. A new run pauses all others, since they would share its time.
     """
 
-    others: ClassVar[list["LiveRun"]] = []
+    commands: ClassVar[SimpleQueue[tuple["LiveRun", Callable[[], None]]]] = SimpleQueue()
+    runs: ClassVar[list["LiveRun"]] = []
+    thread: ClassVar[Thread | None] = None
+
     state: str
     error: Exception | None
     items: Iterator[Report | Step] | None
@@ -75,56 +80,50 @@ class LiveRun:
         self,
         net: str | Callable[[], nn.Module],
         data: Data,
-        settings: RSO,
+        settings: Any,
         show: Callable[["LiveRun"], None] = lambda run: None,
-        method: Callable[..., Iterator[Report | Step]] = train,
     ):
         if isinstance(net, str):
             _check_choice("net", net, NETS)
-        self.make_net, self.data, self.settings, self.show, self.method = net, data, settings, show, method
+        self.make_net, self.data, self.settings, self.show = net, data, settings, show
         self.scored = Split(data.test.images[:SCORED_IMAGES], data.test.labels[:SCORED_IMAGES])
-        self.commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.begin()
-        for other in self.others:
-            other.pause()
-        self.others.append(self)
-        self.thread = Thread(target=self.work, daemon=True)
-        self.thread.start()
+        for run in self.runs:
+            run.pause()
+        self.runs.append(self)
+        if LiveRun.thread is None:
+            LiveRun.thread = Thread(target=work, daemon=True)
+            LiveRun.thread.start()
 
     # Commands, for any thread.
 
+    def do(self, command: Callable[[], None]) -> None:
+        """Have the thread do something between two steps, and show the run."""
+        self.commands.put((self, command))
+
     def start(self) -> None:
         """Begin, or go on."""
-        self.commands.put(lambda: self.enter(RUNNING))
+        self.do(lambda: self.enter(RUNNING))
 
     def pause(self) -> None:
         """Wait behind the step that is under way."""
-        self.commands.put(lambda: self.enter(PAUSED) if self.state == RUNNING else None)
+        self.do(lambda: self.enter(PAUSED) if self.state == RUNNING else None)
 
     def step(self) -> None:
         """Visit one weight, and wait."""
-        self.commands.put(self.visit)
+        self.do(self.visit)
 
     def stop(self) -> None:
         """End the run; the net and the history stay as they are."""
-        self.commands.put(lambda: self.enter(STOPPED))
+        self.do(lambda: self.enter(STOPPED))
 
     def reset(self) -> None:
         """Back to a fresh net; the settings stay as they are."""
-        self.commands.put(self.begin)
+        self.do(self.begin)
 
     def change(self, **changes: Any) -> None:
         """Other settings (fields of `RSO`), from the next step on."""
-        self.commands.put(lambda: self.take(**changes))
-
-    def refresh(self) -> None:
-        """Have it shown again."""
-        self.commands.put(lambda: None)
-
-    def close(self) -> None:
-        """End the thread."""
-        self.commands.put(sys.exit)
-        self.thread.join()
+        self.do(lambda: self.take(**changes))
 
     def wait(self, until: Callable[["LiveRun"], bool], seconds: float = 60) -> bool:
         """Block until a condition on the run holds, or for some seconds: whether it holds.
@@ -140,23 +139,25 @@ class LiveRun:
 
     # What the thread does.
 
-    def work(self) -> None:
-        """A step after the other while the run is on, commands as they come."""
-        while True:
-            try:
-                if self.state == RUNNING and self.commands.empty():
-                    self.advance()
-                else:
-                    self.commands.get()()
-                self.look()
-            except Exception as error:
-                self.items, self.state, self.error = None, FAILED, error
-                with suppress(Exception):
-                    self.show(self)
+    def turn(self, action: Callable[[], None]) -> None:
+        """Act, and show what came of it."""
+        try:
+            action()
+            self.look()
+        except Exception as error:
+            self.items, self.state, self.error = None, FAILED, error
+            with suppress(Exception):
+                self.show(self)
+
+    def train(self) -> None:
+        """As many steps as fit into a turn."""
+        end = time.perf_counter() + TURN_SECONDS
+        while self.state == RUNNING and time.perf_counter() < end:
+            self.advance()
 
     def begin(self) -> None:
+        """A fresh net, and nothing done."""
         self.net = self.fresh_net()
-        self.weights = count_weights(self.net)
         self.items = None
         self.history = History()
         self.last: Step | None = None
@@ -177,6 +178,7 @@ class LiveRun:
         return net.to(self.data.train.images.device)
 
     def enter(self, state: str) -> None:
+        """Another state; nothing but a reset leads out of the last two."""
         if self.state in (STOPPED, FINISHED):
             return
         self.state, self.error = state, None
@@ -184,12 +186,14 @@ class LiveRun:
             self.score()
 
     def visit(self) -> None:
+        """One step, whatever reports come before it."""
         seen = self.steps
         while self.steps == seen and self.state not in (STOPPED, FINISHED):
             self.advance()
         self.enter(PAUSED)
 
     def take(self, **changes: Any) -> None:
+        """Close the generator, and have another opened at the same place."""
         settings = replace(self.settings, **changes)
         while self.ends_sweep():
             self.advance()
@@ -208,26 +212,31 @@ class LiveRun:
 
     def advance(self) -> None:
         """The next item of the run: a step or a report."""
-        if self.items is None:
-            self.items = self.method(self.net, self.data, self.settings, self.history, steps=True, skip=self.skip)
+        self.items = self.items or self.open()
         began = time.perf_counter()
         item = next(self.items, None)
         self.seconds += time.perf_counter() - began
-        if isinstance(item, Step):
-            self.count(item)
-        elif item is None:
+        if item is None:
             self.enter(FINISHED)
         else:
+            self.note(item)
+
+    def open(self) -> Iterator[Report | Step]:
+        """The items from here on."""
+        return train(self.net, self.data, self.settings, self.history, steps=True, skip=self.skip)
+
+    def note(self, item: Report | Step) -> None:
+        """Count an item."""
+        if isinstance(item, Report):
             self.history.append(item)
             self.skip = 0
-
-    def count(self, step: Step) -> None:
-        self.last, self.skip = step, step.at.step
+            return
+        self.last, self.skip = item, item.at.step
         self.steps += 1
         self.image_forwards += 3 * self.settings.batch_size
-        winner = int(choose(step.losses))
+        winner = int(choose(item.losses))
         self.recent.append(winner)
-        self.losses.append(float(step.losses[winner]))
+        self.losses.append(float(item.losses[winner]))
 
     def look(self) -> None:
         """Score and show, where it is time to."""
@@ -240,14 +249,44 @@ class LiveRun:
             self.show(self)
             self.next_show = later(now, SHOW_SECONDS)
 
+    @property
+    def updates(self) -> float:
+        """Full updates: how often all weights have been visited."""
+        return self.steps / count_weights(self.net)
+
     def score(self) -> None:
         """Add a point to the curves. Only batch norm's running statistics change, and no step reads them."""
         calibrate(self.net, self.data.train.images)
         test_loss, test_accuracy = evaluate(self.net, self.scored)
         batch_loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
         self.losses.clear()
-        updates = self.steps / self.weights
-        self.curve.append(Score(updates, self.image_forwards, self.seconds, batch_loss, test_loss, test_accuracy))
+        self.curve.append(Score(self.updates, self.image_forwards, self.seconds, batch_loss, test_loss, test_accuracy))
+
+
+class LiveSGD(LiveRun):
+    """The same for `sgd.train`: a step is an epoch, and a change begins the run anew."""
+
+    def __init__(self, *args: Any, **options: Any):
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))])  # the first one takes seconds, which a race would wait for
+        super().__init__(*args, **options)
+
+    def open(self) -> Iterator[Report]:
+        return sgd.train(self.net, self.data, self.settings)
+
+    def note(self, item: Any) -> None:
+        self.history.append(item)
+        self.steps += item.steps
+        self.image_forwards += item.image_forwards
+        self.losses.append(item.train_loss)
+        self.score()
+
+    def take(self, **changes: Any) -> None:
+        self.settings = replace(self.settings, **changes)
+        self.begin()
+
+    @property
+    def updates(self) -> float:
+        return self.steps
 
 
 def later(began: float, least: float) -> float:
@@ -256,8 +295,21 @@ def later(began: float, least: float) -> float:
     return now + max(least, (now - began) * (1 / SHARE - 1))
 
 
+def work() -> None:
+    """What the thread does: commands as they come, and in between a turn for every run that is on."""
+    while True:
+        running = [run for run in LiveRun.runs if run.state == RUNNING]
+        if not running or not LiveRun.commands.empty():
+            run, command = LiveRun.commands.get()
+            run.turn(command)
+        else:
+            for run in running:
+                run.turn(run.train)
+
+
 @atexit.register
-def close_all() -> None:
-    """Python must not end while a thread is in a step."""
-    for run in LiveRun.others:
-        run.close()
+def close() -> None:
+    """End the thread: Python must not end while it is in a step."""
+    if LiveRun.thread and LiveRun.runs:
+        LiveRun.runs[0].do(sys.exit)
+        LiveRun.thread.join()

@@ -10,7 +10,6 @@ import io
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from threading import Lock
 from typing import Any
 
 import ipywidgets as widgets
@@ -23,10 +22,11 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from .data import Data
-from .live import FAILED, FINISHED, PAUSED, READY, RUNNING, STOPPED, LiveRun
+from .live import FAILED, FINISHED, PAUSED, READY, RUNNING, STOPPED, LiveRun, LiveSGD
 from .plots import BLUE, GREEN, PURPLE, VERMILION, Picture, _tiles, style
 from .proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Schedule
 from .settings import DIRECTIONS, RSO
+from .sgd import SGD
 
 WIDTH, DPI = 640, 110
 """Of pictures: CSS pixels, and dots for an inch of 100 of them."""
@@ -146,28 +146,42 @@ class LiveTrainer(Panel):
     The controls only send commands to `run`, a `live.LiveRun`, whose thread calls `show`.
     """
 
-    def __init__(self, net: str | Callable[[], nn.Module], data: Data, settings: RSO | None = None, title: str = "RSO"):
-        settings = settings or RSO(batch_size=min(512, len(data.train)), cycles=20)
-        self.title = title
-        self.run = LiveRun(net, data, settings, show=self.show)
-        self.controls = rso_controls(settings, len(data.train))
+    def __init__(self, net: str | Callable[[], nn.Module], data: Data, settings: Any = None, title: str = ""):
+        self.run = self.make_run(net, data, settings)
+        self.controls = self.make_controls(self.run.settings, len(data.train))
+        self.title = title or type(self.run.settings).__name__
         self.log_axis = widgets.Checkbox(False, description="log axis for the loss", indent=False)
         self.status, self.tiles, self.winners, self.numbers = Text(), Screen(), widgets.HTML(), Text()
         self.status.add_class("rso-status")
-        self.curves, self.screen = Curves({title: BLUE}, {"test part": BLUE, "batches": VERMILION}), Screen()
+        self.curves, self.screen = Curves({self.title: BLUE}, {"test part": BLUE, "batches": VERMILION}), Screen()
         self.drawn: tuple[object, ...] = ()
         self.show(self.run)
         for control in self.controls.values():
             control.observe(self.change, names="value")
-        self.log_axis.observe(lambda change: self.run.refresh(), names="value")
+        self.log_axis.observe(lambda change: self.run.do(lambda: None), names="value")
         left = column([*self.controls.values(), self.log_axis])
         right = widgets.VBox([self.tiles, self.winners, self.numbers, self.screen])
         super().__init__([buttons([self.run]), self.status, widgets.HBox([left, right], layout=WRAP)])
 
+    def make_run(self, net: str | Callable[[], nn.Module], data: Data, settings: Any) -> LiveRun:
+        return LiveRun(net, data, settings or RSO(batch_size=min(512, len(data.train)), cycles=20), self.show)
+
+    def make_controls(self, settings: Any, images: int) -> dict[str, widgets.Widget]:
+        """Sliders and menus by the fields of the settings, and `factor`, of σ."""
+        return {
+            "batch_size": batch_slider(settings.batch_size, images),
+            "factor": widgets.SelectionSlider(options=FACTORS, value=1.0, description="σ times"),
+            "schedule": menu("schedule of σ", SCHEDULES, settings.schedule),
+            "distribution": menu("distribution", DISTRIBUTIONS, settings.distribution),
+            "order": menu("order", ORDERS, settings.order),
+            "direction": menu("direction", DIRECTIONS, settings.direction),
+        }
+
     def change(self, change: object) -> None:
         """Send the settings that the controls show."""
         values = {name: control.value for name, control in self.controls.items()}
-        values["schedule"] = scaled(values["schedule"], values.pop("factor"))
+        if "factor" in values:
+            values["schedule"] = scaled(values["schedule"], values.pop("factor"))
         self.run.change(**values)
 
     def show(self, run: LiveRun) -> None:
@@ -186,6 +200,20 @@ class LiveTrainer(Panel):
         self.screen.draw(png, in_words(run))
 
 
+class SGDTrainer(LiveTrainer):
+    """The same for `sgd.train`. A step is an epoch, and a change begins the run anew."""
+
+    def make_run(self, net: str | Callable[[], nn.Module], data: Data, settings: Any) -> LiveRun:
+        return LiveSGD(net, data, settings or SGD(batch_size=min(128, len(data.train)), epochs=20, rate=0.1), self.show)
+
+    def make_controls(self, settings: Any, images: int) -> dict[str, widgets.Widget]:
+        rates = sorted({0.01, 0.03, 0.1, 0.3, 1.0, 3.0, settings.rate})
+        return {
+            "batch_size": batch_slider(settings.batch_size, images),
+            "rate": widgets.SelectionSlider(options=rates, value=settings.rate, description="learning rate"),
+        }
+
+
 class Race(Panel):
     """Live trainers side by side, and their curves in one picture.
 
@@ -198,26 +226,27 @@ class Race(Panel):
             raise ValueError(
                 f"a race needs up to four trainers with different titles, not {[t.title for t in trainers]}"
             )
-        self.trainers, self.lock = trainers, Lock()
+        self.trainers = trainers
         self.curves, self.screen = Curves(colours, colours), Screen()
         self.against = widgets.Dropdown(options=AGAINST, description="against")
         self.log_axis = widgets.Checkbox(False, description="log axis for the loss", indent=False)
         self.draw()
-        for widget in [self.against, self.log_axis, *(trainer.screen for trainer in trainers)]:
-            widget.observe(self.draw, names="value")
+        for trainer in trainers:
+            trainer.screen.observe(self.draw, names="value")
+        for control in (self.against, self.log_axis):
+            control.observe(lambda change: trainers[0].run.do(self.draw), names="value")
         side = widgets.HBox(trainers, layout=WRAP)
         super().__init__([buttons([t.run for t in trainers]), column([self.against, self.log_axis]), self.screen, side])
 
     def draw(self, change: object = None) -> None:
-        """Draw the curves of all; called from the threads of the runs, and by the controls."""
+        """Draw the curves of all; called in the thread that trains."""
         runs = {trainer.title: trainer.run for trainer in self.trainers}
-        with self.lock:
-            accuracy, loss = (
-                {title: line(run, self.against.value, score) for title, run in runs.items()}
-                for score in ("test_accuracy", "test_loss")
-            )
-            png = self.curves.png(accuracy, loss, self.against.label, self.log_axis.value)
-            self.screen.draw(png, " ".join(f"{title}: {in_words(run)}" for title, run in runs.items()))
+        accuracy, loss = (
+            {title: line(run, self.against.value, score) for title, run in runs.items()}
+            for score in ("test_accuracy", "test_loss")
+        )
+        png = self.curves.png(accuracy, loss, self.against.label, self.log_axis.value)
+        self.screen.draw(png, " ".join(f"{title}: {in_words(run)}" for title, run in runs.items()))
 
 
 class Curves:
@@ -292,17 +321,10 @@ def buttons(runs: Sequence[LiveRun]) -> widgets.HBox:
     return widgets.HBox(row, layout=WRAP)
 
 
-def rso_controls(settings: RSO, images: int) -> dict[str, widgets.Widget]:
-    """Sliders and menus for settings, by the names of the fields, and `factor`, of σ."""
-    sizes = sorted({2**k for k in range(3, 13) if 2**k < images} | {settings.batch_size, images})
-    return {
-        "batch_size": widgets.SelectionSlider(options=sizes, value=settings.batch_size, description="batch size"),
-        "factor": widgets.SelectionSlider(options=FACTORS, value=1.0, description="σ times"),
-        "schedule": menu("schedule of σ", SCHEDULES, settings.schedule),
-        "distribution": menu("distribution", DISTRIBUTIONS, settings.distribution),
-        "order": menu("order", ORDERS, settings.order),
-        "direction": menu("direction", DIRECTIONS, settings.direction),
-    }
+def batch_slider(value: int, images: int) -> widgets.SelectionSlider:
+    """Powers of two, all images, and the value itself."""
+    sizes = sorted({2**k for k in range(3, 13) if 2**k < images} | {value, images})
+    return widgets.SelectionSlider(options=sizes, value=value, description="batch size")
 
 
 def menu(description: str, names: Iterable[str], value: Any) -> widgets.Dropdown:
@@ -341,28 +363,35 @@ def in_words(run: LiveRun) -> str:
 
 def status(run: LiveRun) -> str:
     """The state and what can be done. It changes with the cycle only, so that it is not read out all the time."""
-    cycle = run.last.at.cycle + 1 if run.last else 1
+    last, now = (run.settings.epochs, "epoch") if isinstance(run, LiveSGD) else (run.settings.cycles, "cycle")
+    at = f"{now} {min(len(run.history.cycles.rows) + 1, last)} of {last}"
+    accuracy = f"Test accuracy {run.curve[-1].test_accuracy:.1%}."
     says = {
         READY: "Ready: press Start.",
-        RUNNING: f"Running: cycle {cycle} of {run.settings.cycles}.",
-        PAUSED: f"Paused in cycle {cycle} of {run.settings.cycles}. {in_words(run)}",
-        STOPPED: f"Stopped; Reset begins anew. {in_words(run)}",
-        FINISHED: f"Finished; Reset begins anew. {in_words(run)}",
+        RUNNING: f"Running: {at}.",
+        PAUSED: f"Paused in {at}. {accuracy}",
+        STOPPED: f"Stopped in {at}; Reset begins anew. {accuracy}",
+        FINISHED: f"Finished; Reset begins anew. {accuracy}",
         FAILED: f"Failed: {type(run.error).__name__}: {run.error}. Change a setting and press Start, or Reset.",
     }
     return says[run.state]
 
 
 def numbers(run: LiveRun) -> str:
-    """The last step, and what won in the steps before it."""
+    """The last step, and the last score."""
+    return f"{step_in_words(run)} {in_words(run)}"
+
+
+def step_in_words(run: LiveRun) -> str:
+    """The last visit to a weight, where there was one."""
     if run.last is None:
-        return "No step is done yet."
+        return ""
     step, losses = run.last, [f"{loss:.4f}" for loss in run.last.losses.tolist()]
     place = "all weights" if step.index is None else f"weight {step.index:,}"
     delta = "" if step.index is None else f", Δ = {float(step.delta):+.3f}"
     return (
         f"Step {run.steps:,}: {place} of {step.layer}{delta}. Losses {losses[0]} for w, {losses[1]} for w + Δ, "
-        f"{losses[2]} for w − Δ. {list(LIGHT)[run.recent[-1]]} wins. {in_words(run)}"
+        f"{losses[2]} for w − Δ. {list(LIGHT)[run.recent[-1]]} wins."
     )
 
 
@@ -386,9 +415,8 @@ def bar(run: LiveRun) -> str:
 
 def layer(run: LiveRun) -> tuple[bytes, str]:
     """The weights of the layer that is searched as pictures, the one visited last framed: a PNG, and its text."""
-    name = run.last.layer if run.last else next(name for name, _ in reversed([*run.net.named_parameters()]))
-    if name == "network":
-        name = "head.linear.weight"
+    matrix = [name for name, weight in run.net.named_parameters() if weight.dim() > 1][-1]
+    name = run.last.layer if run.last and run.last.layer != "network" else matrix
     tiles = _tiles(run.net, run.net.get_parameter(name).detach().cpu()).numpy()
     outputs, inputs, height, width = tiles.shape
     largest = float(np.abs(tiles).max()) or 1.0
