@@ -77,8 +77,7 @@ def sweeps(net: nn.Module, settings: RSO) -> list[Sweep]:
     """The sweeps of a cycle in order."""
     if settings.level == "network":
         return [Sweep("network", 0, [name for name, _ in net.named_parameters()])]
-    layers = list(net.named_children()) if isinstance(net, Net) else [("", net)]
-    plan = [_sweeps_of(f"{name}." if name else "", layer, position) for position, (name, layer) in enumerate(layers)]
+    plan = [[Sweep(name, position, [name]) for name in names] for position, names in enumerate(_layers(net))]
     if settings.direction == "backward":
         plan.reverse()
     return [sweep for layer in plan for sweep in layer]
@@ -178,15 +177,24 @@ def _reports(net: nn.Module, data: Data, settings: RSO, start: Position, rows: l
             for step in _walk(net, search, settings, Position(cycle, k, first), plan[k]):
                 losses.append(step.losses)
                 yield step
-            rows.append(_sweep_report(net, settings, cycle, plan[k], torch.stack(losses)))
+            scores = torch.stack(losses) if losses else torch.empty(0, 3)
+            rows.append(_sweep_report(net, settings, cycle, plan[k], scores))
             yield rows[-1]
         yield _cycle_report(net, data, settings, rows)
 
 
-def _sweeps_of(prefix: str, layer: nn.Module, position: int) -> list[Sweep]:
-    names = [name for name, _ in layer.named_parameters()]
-    names.sort(key=lambda name: WITHIN_A_BLOCK.index(name) if name in WITHIN_A_BLOCK else 0)
-    return [Sweep(prefix + name, position, [prefix + name]) for name in names]
+def _layers(net: nn.Module) -> list[list[str]]:
+    """The tensors of each layer in the order of their sweeps. Where there is no `Net`, each submodule is a layer."""
+    layers: dict[str, list[str]] = {}
+    for name, _ in net.named_parameters():
+        layer = name.split(".")[0] if isinstance(net, Net) else name.rpartition(".")[0]
+        layers.setdefault(layer, []).append(name)
+    return [sorted(names, key=_place_in_block) for names in layers.values()]
+
+
+def _place_in_block(name: str) -> int:
+    inner = name.partition(".")[2]
+    return WITHIN_A_BLOCK.index(inner) if inner in WITHIN_A_BLOCK else 0
 
 
 def _steps_in(net: nn.Module, sweep: Sweep) -> int:
@@ -246,15 +254,15 @@ def _walk_jointly(
 
 
 def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, losses: Tensor) -> Report:
-    choices = reference.choose(losses.T).bincount(minlength=3).tolist()
+    choices = reference.choose(losses.T)
     weights = [net.get_parameter(name) for name in sweep.names]
     total = sum(weight.numel() for weight in weights)
     return Report(
         cycle=cycle + 1,
         layer=sweep.layer,
         sigma=sum(sigma(w) * w.numel() for w in weights) / total * settings.sigma_factor(cycle),
-        **_counts(len(losses), *choices, settings.batch_size),
-        train_loss=float(losses.min(1).values.mean()),
+        **_counts(len(losses), *choices.bincount(minlength=3).tolist(), settings.batch_size),
+        train_loss=float(losses.gather(1, choices[:, None]).mean()),
     )
 
 
