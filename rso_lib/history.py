@@ -74,9 +74,12 @@ class History:
 
     @property
     def best(self) -> Report:
-        """The cycle with the best accuracy on the validation part (never chosen on the test part)."""
-        if not self.cycles.rows:
-            raise ValueError("no cycle is finished yet: train for at least one")
+        """The cycle with the best accuracy on the validation part (never chosen on the test part).
+
+        Raises ValueError where no cycle is finished, or where there is no validation part.
+        """
+        if math.isnan(self.last.val_accuracy):
+            raise ValueError("there is no validation part to choose on: load with val_size above 0, or take `last`")
         return max(self.cycles.rows, key=lambda row: row.val_accuracy)
 
     def frame(self) -> "pandas.DataFrame":
