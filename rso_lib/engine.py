@@ -243,8 +243,12 @@ class BlockSearch:
     def normed(self, s: int, rows: Sequence[int], w: Weights) -> Tensor:
         """Batch norm's output [batch, len(rows), H, W] on slice s for rows with the weights w."""
         stride, padding = (2, 0) if folds(self.block) else (1, 1)
-        kernel = channels_last(w["conv.weight"])
-        z = F.conv2d(self.x[s].to(kernel.dtype), kernel, stride=stride, padding=padding).contiguous()
+        kernel, compiled = w["conv.weight"], kernels.load()
+        x = self.x[s].to(kernel.dtype)
+        if compiled and compiled.fits(x, x.shape[1]) and len(rows) < x.shape[1] // 2:
+            z = compiled.rows_conv(x, kernel, stride, padding)
+        else:
+            z = F.conv2d(x, channels_last(kernel), stride=stride, padding=padding).contiguous()
         if self.block.closes:
             z = z + bridge(self.block, w, self.skip[s].to(kernel.dtype), rows)
         return normalise(self.block, w, z)
@@ -269,18 +273,20 @@ class BlockSearch:
         """Bring slice s up to date in these rows of the next layer's input x and of batch norm's output."""
         if s in self.responses:
             for k, row in enumerate(rows):
-                change = x[:, k, None] - self.inputs[s][:, row, None]
+                change = x[:, k, None] - self.inputs[s][row][:, None]
                 self.responses[s] = self.add_channel(self.responses[s], change, row, in_place=True)
         else:
-            self.inputs[s] = torch.empty_like(x, memory_format=torch.channels_last)
-            self.skips[s] = torch.empty_like(normed, memory_format=torch.channels_last)
-        self.inputs[s][:, rows] = x
+            order = torch.tensor(rows, device=x.device).argsort()
+            self.inputs[s] = x.transpose(0, 1)[order]
+            if self.block.opens:
+                self.skips[s] = channels_last(normed[:, order])
+            x, skip = self.inputs[s].transpose(0, 1), self.skip_with(s, rows[-1], normed[:, -1, None])
+            z = self.next.response(x) if self.joins else self.next.receive(Flow(x, skip))
+            self.responses[s] = Preactivation(z)
+            return
+        self.inputs[s][rows] = x.transpose(0, 1)
         if self.block.opens:
             self.skips[s][:, rows] = normed
-        if s not in self.responses:
-            skip = self.skip_with(s, rows[0], normed[:, :1])
-            z = self.next.response(self.inputs[s]) if self.joins else self.next.receive(Flow(self.inputs[s], skip))
-            self.responses[s] = Preactivation(z)
 
     def add_channel(self, z: Preactivation, change: Tensor, row: int, in_place: bool = False) -> Preactivation:
         """What the next layer receives when one channel of its input changes by [batch, 1, H, W]."""

@@ -1,11 +1,12 @@
-// The two inner loops of a step on a CPU, for images in channels-last layout and batch norm's blocks.
+// The inner loops of a step on a CPU, for images in channels-last layout and batch norm's blocks.
 //
+//   rows_conv     a few output channels of a 3×3 convolution
 //   add_channel   base + the convolution of one input channel
 //   norm_conv     batch norm with the statistics of the batch, ReLU, and the next block's convolution
 //
-// Both return the per-channel sum and sum of squares of what they wrote, which the next batch norm needs,
-// so that every activation is written once and read once. One output channel is one lane of a vector; a
-// block of pixels is held in registers while all input channels pass.
+// The last two return the per-channel sum and sum of squares of what they wrote, which the next batch norm
+// needs, so that every activation is written once and read once. One output channel is one lane of a
+// vector; a block of pixels is held in registers while all input channels pass.
 
 #include <algorithm>
 #include <cmath>
@@ -154,12 +155,47 @@ void norm_conv(const T* z, const double* in, const T* scale, const T* shift, dou
     });
 }
 
+// x [N, H, W, CI] and kernel [rows, 3, 3, CI] to out [N, rows, H', W'], with a border of `pad` zeros around x.
+// Here a lane is an input channel, since there are many of them and few rows.
+template <class T, int CI>
+void rows_conv(const T* x, const T* kernel, T* out, Shape shape, int rows, int stride, int pad, int threads) {
+    constexpr int NV = CI / LANES<T>;
+    const int height = (shape.height + 2 * pad - 3) / stride + 1, width = (shape.width + 2 * pad - 3) / stride + 1;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int n = 0; n < shape.images; n++)
+        for (int y = 0; y < height; y++)
+            for (int r = 0; r < rows; r++)
+                for (int c = 0; c < width; c++) {
+                    Vec<T> acc[NV] = {};
+                    for (int ky = 0; ky < 3; ky++)
+                        for (int kx = 0; kx < 3; kx++) {
+                            const int h = y * stride + ky - pad, w = c * stride + kx - pad;
+                            if (h < 0 || h >= shape.height || w < 0 || w >= shape.width) continue;
+                            const T* from = x + ((int64_t(n) * shape.height + h) * shape.width + w) * CI;
+                            const T* taps = kernel + ((r * 3 + ky) * 3 + kx) * CI;
+                            for (int v = 0; v < NV; v++)
+                                acc[v] += *(const Vec<T>*)(from + v * LANES<T>) * *(const Vec<T>*)(taps + v * LANES<T>);
+                        }
+                    T sum = 0;
+                    for (int v = 0; v < NV; v++)
+                        for (int l = 0; l < LANES<T>; l++) sum += acc[v][l];
+                    out[((int64_t(n) * rows + r) * height + y) * width + c] = sum;
+                }
+}
+
 // K is 3 with stride 1 or 4 with stride 2; channels are 16 or 32. Returns 0 where the sizes are others.
 #define STRIDES(CALL) \
     if (k == 3) { constexpr int K = 3, S = 1; CALL; return 1; } \
     if (k == 4) { constexpr int K = 4, S = 2; CALL; return 1; }
 
 #define EXPORT(T, NAME) \
+    extern "C" int rows_conv_##NAME(const T* x, const T* kernel, T* out, int images, int height, int width, int ci, \
+                                    int rows, int stride, int pad, int threads) { \
+        const Shape shape{images, height, width}; \
+        if (ci == 16) { rows_conv<T, 16>(x, kernel, out, shape, rows, stride, pad, threads); return 1; } \
+        if (ci == 32) { rows_conv<T, 32>(x, kernel, out, shape, rows, stride, pad, threads); return 1; } \
+        return 0; \
+    } \
     extern "C" int add_channel_##NAME(const T* base, const T* plane, const T* kernel, T* out, double* moments, \
                                       int images, int height, int width, int co, int k, int threads) { \
         const Shape shape{images, height, width}; \

@@ -48,6 +48,18 @@ class Kernels:
             and z.shape[1] <= outputs
         )
 
+    def rows_conv(self, x: Tensor, kernel: Tensor, stride: int, padding: int) -> Tensor:
+        """A 3×3 convolution of x [N, CI, H, W], channels last, to few channels [N, rows, H', W'], contiguous.
+
+        kernel  [rows, CI, 3, 3]
+        """
+        images, inputs, height, width = x.shape
+        size = [(side + 2 * padding - 3) // stride + 1 for side in (height, width)]
+        out = torch.empty((images, len(kernel), *size), dtype=x.dtype)
+        taps = kernel.permute(0, 2, 3, 1).contiguous()
+        self._call("rows_conv", x, taps, out, images, height, width, inputs, len(kernel), stride, padding)
+        return out
+
     def add_channel(self, base: Tensor, plane: Tensor, taps: Tensor, out: Tensor | None = None) -> Preactivation:
         """base + the convolution of one input channel.
 
