@@ -3,6 +3,7 @@
 import argparse
 import ast
 import inspect
+import math
 import re
 import sys
 import warnings
@@ -50,12 +51,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def summary(run: runs.Run) -> str:
     """What a finished run reached."""
-    last, best = run.history.last, run.history.best
-    return (
-        f"test accuracy, final               {last.test_accuracy:.4f}\n"
-        f"test accuracy at best validation   {best.test_accuracy:.4f} (cycle {best.cycle})\n"
-        f"seconds                            {last.seconds:.1f}"
-    )
+    last = run.history.last
+    lines = [f"test accuracy, final               {last.test_accuracy:.4f}"]
+    if not math.isnan(last.val_accuracy):
+        best = run.history.best
+        lines.append(f"test accuracy at best validation   {best.test_accuracy:.4f} (cycle {best.cycle})")
+    return "\n".join([*lines, f"seconds                            {last.seconds:.1f}"])
 
 
 def _run(folder: Path, given: dict[str, Any], place: dict[str, Any]) -> runs.Run:
