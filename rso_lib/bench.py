@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from . import memory, models
 from .engine import BlockSearch, HeadSearch, cached_input, channels_last, folds

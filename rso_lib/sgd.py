@@ -108,7 +108,7 @@ def train(net: nn.Module, data: Data, settings: SGD) -> Iterator[Report]:
 
 def fit(net: nn.Module, data: Data, settings: SGD, *, progress: bool = True) -> History:
     """Train with a progress bar and return the history. Arguments and errors as in `train`."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     reports = tqdm(train(net, data, settings), total=settings.epochs, unit="epoch", disable=not progress)
     return History(list(reports))
@@ -137,7 +137,7 @@ def grid(
     A row holds net, dataset, the settings, and what `summary` says.
     """
     import pandas
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     path = Path(path)
     done = _read(path)

@@ -125,7 +125,7 @@ def fit(net: nn.Module, data: Data, settings: RSO, history: History | None = Non
 
     Arguments and errors as in `train`. `history` is continued in place.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     history = History() if history is None else history
     per_cycle = sum(_steps_in(net, sweep) for sweep in sweeps(net, settings))
