@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -126,11 +126,14 @@ class LiveRun:
         self.do(lambda: self.take(**changes))
 
     def wait(self, until: Callable[["LiveRun"], bool], seconds: float = 60) -> bool:
-        """Block until a condition on the run holds, or for some seconds: whether it holds.
+        """Block until all commands are taken and a condition on the run holds, or for some seconds: whether it holds.
 
         Raises what the run failed with.
         """
         end = time.perf_counter() + seconds
+        taken = Event()
+        self.do(taken.set)
+        taken.wait(seconds)
         while not until(self) and time.perf_counter() < end:
             if self.state == FAILED and self.error:
                 raise self.error
@@ -150,8 +153,9 @@ class LiveRun:
                 self.show(self)
 
     def train(self) -> None:
-        """As many steps as fit into a turn."""
+        """As many steps as fit into a turn, and at least one."""
         end = time.perf_counter() + TURN_SECONDS
+        self.advance()
         while self.state == RUNNING and time.perf_counter() < end:
             self.advance()
 

@@ -1,0 +1,435 @@
+"""Live runs: steered at any step, they do what `train` does; controls and pictures say what is so."""
+
+import base64
+import html
+import io
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+
+import ipywidgets
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rso_lib import RSO, Data, History, load, plots, train
+from rso_lib import live as live_module
+from rso_lib.live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
+from rso_lib.models import Block, Head, Net
+from rso_lib.proposals import linear
+from rso_lib.sgd import SGD
+from rso_lib.train import Step
+from rso_lib.widgets import NAMES, Explorer, LiveTrainer, Race, SGDTrainer, bar, layer, parts, scaled
+
+SETTINGS = RSO(batch_size=64, cycles=2, seed=3)
+Make = Callable[..., LiveRun]
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return load("digits")
+
+
+@pytest.fixture(autouse=True)
+def leave_nothing_running() -> Iterator[None]:
+    yield
+    for run in LiveRun.runs:
+        run.stop()
+    settle(LiveRun.runs[-1]) if LiveRun.runs else None
+    LiveRun.runs.clear()
+
+
+def small_net() -> Net:
+    """112 weights, with batch norm: scoring recalibrates it."""
+    return Net([Block(1, 2, pool="avg"), Block(2, 3, pool="avg")], Head(3, 10, pool="max"), seed=1)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    return condition()
+
+
+def settle(run: LiveRun) -> None:
+    """Wait until all commands have been taken."""
+    assert run.wait(lambda run: True)
+
+
+def finish(run: LiveRun) -> None:
+    run.start()
+    assert run.wait(lambda run: run.state == FINISHED, 60)
+    settle(run)
+
+
+def weights(run: LiveRun) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for weight in run.net.parameters()])
+
+
+def steps(items: Iterator[object], count: int) -> list[Step]:
+    return list(islice((item for item in items if isinstance(item, Step)), count))
+
+
+def taken(run: LiveRun, count: int) -> list[Step]:
+    """Press Step a number of times."""
+    made = []
+    for _ in range(count):
+        run.step()
+        settle(run)
+        assert run.last is not None
+        made.append(run.last)
+    return made
+
+
+def same(one: Step, other: Step) -> bool:
+    return one[:3] == other[:3] and torch.equal(one.delta, other.delta) and torch.equal(one.losses, other.losses)
+
+
+def test_a_watched_run_is_the_unwatched_run(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores and pictures behind every step change no bit of the net nor of the reports."""
+    monkeypatch.setattr(live_module, "later", lambda began, least: 0.0)
+    monkeypatch.setattr(live_module, "TURN_SECONDS", 0.0)
+    shown: list[int] = []
+    run = LiveRun(small_net, data, SETTINGS, show=lambda run: shown.append(run.steps))
+    finish(run)
+    net, history = small_net(), History()
+    for report in train(net, data, SETTINGS):
+        history.append(report)
+    assert len(run.curve) > run.steps == 2 * 112
+    assert set(shown) == set(range(run.steps + 1))
+    assert torch.equal(weights(run), torch.cat([weight.detach().flatten() for weight in net.parameters()]))
+    for row in run.history.rows + history.rows:
+        object.__setattr__(row, "seconds", 0.0)
+        object.__setattr__(row, "train_accuracy", 0.0 if math.isnan(row.train_accuracy) else row.train_accuracy)
+    assert run.history.frame().equals(history.frame())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 32},
+        {"distribution": "template"},
+        {"order": "input"},
+        {"schedule": scaled("linear", 4.0)},
+        {"weight_decay": 0.1},
+    ],
+    ids=str,
+)
+def test_a_change_counts_from_the_next_step(data: Data, change: dict[str, object]) -> None:
+    """By hand: a generator that is left after 10 of 30 steps, and another one that is opened there."""
+    run = LiveRun(small_net, data, SETTINGS)
+    seen = taken(run, 10)
+    run.change(**change)
+    seen += taken(run, 12)
+
+    net = small_net()
+    expected = steps(train(net, data, SETTINGS, steps=True), 10)
+    expected += steps(train(net, data, replace(SETTINGS, **change), steps=True, skip=10), 12)
+    assert [step.at for step in seen] == [(0, 0, k) for k in range(1, 23)]
+    assert all(map(same, seen, expected))
+    unchanged = steps(train(small_net(), data, SETTINGS, steps=True), 22)
+    assert not all(map(same, seen, unchanged))
+
+
+@pytest.mark.parametrize("at", [29, 30, 31, 112, 113])
+def test_a_change_loses_no_report(data: Data, at: int) -> None:
+    """Also behind the last step of a sweep (30) and of a cycle (112), before its report is there."""
+    run = LiveRun(small_net, data, SETTINGS)
+    taken(run, at)
+    run.change(batch_size=32)
+    finish(run)
+    rows = [(row.cycle, row.layer) for row in run.history.rows]
+    assert rows == [(row.cycle, row.layer) for row in train(small_net(), data, SETTINGS)]
+    assert run.steps == 224
+
+
+def test_a_change_of_direction_begins_the_cycle_anew(data: Data) -> None:
+    run = LiveRun(small_net, data, SETTINGS)
+    taken(run, 112 + 30 + 5)  # a cycle, a sweep and five steps
+    run.change(direction="forward")
+    [step] = taken(run, 1)
+    assert (step.layer, step.at) == ("block1.conv.weight", (1, 0, 1))
+    assert [row.cycle for row in run.history.rows] == [1] * 8
+    finish(run)
+    assert len(run.history.cycles.rows) == 2
+
+
+def test_pause_step_and_start(data: Data) -> None:
+    run = LiveRun(small_net, data, SETTINGS)
+    assert run.state == READY
+    run.pause()
+    settle(run)
+    assert run.state == READY
+    run.start()
+    assert run.wait(lambda run: run.steps > 20)
+    run.pause()
+    settle(run)
+    assert run.state == PAUSED
+    count = run.steps
+    time.sleep(0.1)
+    assert run.steps == count
+    taken(run, 1)
+    assert (run.state, run.steps) == (PAUSED, count + 1)
+    finish(run)
+    assert run.steps == 224
+
+
+def test_stop_is_final_and_reset_begins_anew(data: Data) -> None:
+    run = LiveRun(small_net, data, SETTINGS)
+    first = weights(run)
+    taken(run, 35)
+    run.stop()
+    run.start()
+    run.step()
+    settle(run)
+    assert (run.state, run.steps) == (STOPPED, 35)
+    assert not torch.equal(weights(run), first)
+    run.reset()
+    settle(run)
+    assert (run.state, run.steps, run.history.rows, len(run.curve)) == (READY, 0, [], 1)
+    assert torch.equal(weights(run), first)
+
+
+def test_what_goes_wrong_is_said_and_can_be_mended(data: Data) -> None:
+    trainer = LiveTrainer(small_net, data, SETTINGS)
+    run = trainer.run
+    taken(run, 3)
+    run.change(batch_size=10_000)
+    run.start()
+    assert wait_for(lambda: run.state == FAILED)
+    settle(run)
+    assert "Failed: ValueError: batch_size is 10000" in trainer.status.value
+    assert "set batch_size to at most 1294" in trainer.status.value
+    with pytest.raises(ValueError, match="batch_size"):
+        run.wait(lambda run: False)
+    run.change(batch_size=64)
+    finish(run)
+    assert run.steps == 224
+    assert "Finished" in trainer.status.value
+
+
+def test_a_picture_that_fails_is_said_too(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = LiveTrainer(small_net, data, SETTINGS)
+    monkeypatch.setattr("rso_lib.widgets.layer", lambda run: 1 / 0)
+    trainer.run.step()
+    assert wait_for(lambda: "Failed: ZeroDivisionError: division by zero" in trainer.status.value)
+
+
+def test_unknown_nets_and_settings_are_named(data: Data) -> None:
+    with pytest.raises(ValueError, match="net must be one of one_conv"):
+        LiveRun("one_con", data, SETTINGS)
+    run = LiveRun(small_net, data, SETTINGS)
+    run.change(order="inpt")
+    assert wait_for(lambda: run.state == FAILED)
+    assert "did you mean 'input'" in str(run.error)
+
+
+def test_a_new_run_pauses_the_others(data: Data) -> None:
+    first = LiveRun("one_conv", data, RSO(batch_size=64, cycles=50))
+    first.start()
+    assert first.wait(lambda run: run.steps > 0)
+    second = LiveRun(small_net, data, SETTINGS)
+    settle(second)
+    assert (first.state, second.state) == (PAUSED, READY)
+
+
+def test_racing_runs_get_the_same_time(data: Data) -> None:
+    small, large = (LiveRun("one_conv", data, RSO(batch_size=size, cycles=50)) for size in (32, 1024))
+    small.start()
+    large.start()
+    assert small.wait(lambda run: run.seconds + large.seconds > 3)
+    assert 0.3 < small.seconds / large.seconds < 3
+    assert small.updates > large.updates
+
+
+def test_sgd(data: Data) -> None:
+    """A step is an epoch of 10 batches; a change begins anew."""
+    run = LiveSGD("one_conv", data, SGD(batch_size=128, epochs=3, rate=0.1, warmup=0))
+    run.step()
+    settle(run)
+    assert (run.updates, run.image_forwards, len(run.history.rows)) == (10, 3 * 10 * 128, 1)
+    run.change(rate=0.05)
+    settle(run)
+    assert (run.updates, run.state, run.settings.rate) == (0, READY, 0.05)
+    finish(run)
+    assert run.updates == 30
+    assert run.curve[-1].test_accuracy == run.history.last.test_accuracy > 0.5
+
+
+# What is shown.
+
+
+def picture(text: str) -> np.ndarray:
+    [data] = re.findall('base64,([^"]*)"', text)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+
+
+def alt(text: str) -> str:
+    [found] = re.findall('alt="([^"]*)"', text)
+    return html.unescape(found)
+
+
+def test_controls_change_the_settings(data: Data) -> None:
+    trainer = LiveTrainer(small_net, data, SETTINGS)
+    for name, value in {
+        "batch_size": 128,
+        "schedule": "cosine",
+        "distribution": "uniform",
+        "order": "shuffled",
+        "direction": "forward",
+    }.items():
+        trainer.controls[name].value = value
+        settle(trainer.run)
+        assert getattr(trainer.run.settings, name) == value
+    trainer.controls["factor"].value = 4.0
+    settle(trainer.run)
+    assert trainer.run.settings.sigma_factor(1) == pytest.approx(0.4)
+    assert trainer.run.settings.to_dict()["schedule"] == "4 × cosine"
+
+
+def test_scaled() -> None:
+    assert scaled("linear", 1.0) == "linear"
+    double = scaled("linear", 2.0)
+    assert [double(c, 50) for c in (0, 20, 49)] == [2 * linear(c, 50) for c in (0, 20, 49)]
+    assert scaled(lambda cycle, cycles: cycle, 3.0)(5, 9) == 15
+
+
+def test_buttons_send_commands(data: Data) -> None:
+    trainer = LiveTrainer(small_net, data, SETTINGS)
+    press = {button.description: button.click for button in parts(trainer) if isinstance(button, ipywidgets.Button)}
+    assert list(press) == ["Start", "Pause", "Step", "Stop", "Reset"]
+    press["Step"]()
+    settle(trainer.run)
+    assert (trainer.run.steps, trainer.run.state) == (1, PAUSED)
+    press["Start"]()
+    assert trainer.run.wait(lambda run: run.steps > 1)
+    press["Pause"]()
+    settle(trainer.run)
+    assert trainer.run.state == PAUSED
+    press["Stop"]()
+    settle(trainer.run)
+    assert trainer.run.state == STOPPED
+    press["Reset"]()
+    settle(trainer.run)
+    assert trainer.run.steps == 0
+
+
+@pytest.mark.parametrize("kind", [LiveTrainer, SGDTrainer])
+def test_every_control_has_a_name(data: Data, kind: type[LiveTrainer]) -> None:
+    shown = [part for part in parts(kind("one_conv", data)) if not isinstance(part, ipywidgets.Box | ipywidgets.HTML)]
+    assert len(shown) >= 8
+    assert all(part.description for part in shown)
+
+
+def test_the_visited_weight_is_framed(data: Data) -> None:
+    """The square in the black frame has the colour of that weight, for tensors of two, four and one dimensions."""
+    run = LiveRun("one_conv", data, RSO(batch_size=64))
+    for index, name in ((237, "head.linear.weight"), (31, "block1.conv.weight"), (2, "block1.conv.bias")):
+        weight = run.net.get_parameter(name).detach()
+        weight.uniform_(-1, 1)
+        run.last = Step(at=None, layer=name, index=index, delta=torch.zeros(()), losses=torch.zeros(3))
+        png, text = layer(run)
+        pixels = np.asarray(Image.open(io.BytesIO(png)))
+        rows, columns = np.nonzero((pixels == 0).all(2))
+        inside = pixels[(rows.min() + rows.max()) // 2, (columns.min() + columns.max()) // 2]
+        value = float(weight.flatten()[index] / weight.abs().max())
+        expected = matplotlib.colormaps["PuOr"](0.5 + value / 2, bytes=True)[:3]
+        assert inside.tolist() == list(expected)
+        assert f"Weight {index} is framed" in text
+
+
+def test_bar(data: Data) -> None:
+    run = LiveRun(small_net, data, SETTINGS)
+    assert "%" not in bar(run)
+    run.recent.extend([0] * 10 + [1] * 30 + [2] * 60)
+    assert 'aria-label="Winners of the last 100 steps: w 10%, w + Δ 30%, w − Δ 60%"' in bar(run)
+    assert re.findall(r"width: ([\d.]+)%", bar(run))[1:4] == ["10.0", "30.0", "60.0"]
+
+
+def test_text_says_what_the_step_did(data: Data) -> None:
+    trainer = LiveTrainer(small_net, data, SETTINGS)
+    [step] = taken(trainer.run, 1)
+    settle(trainer.run)
+    losses = [f"{loss:.4f}" for loss in step.losses.tolist()]
+    text = html.unescape(trainer.numbers.value)
+    assert f"weight 0 of head.linear.weight, Δ = {float(step.delta):+.3f}" in text
+    assert f"Losses {losses[0]} for w, {losses[1]} for w + Δ, {losses[2]} for w − Δ" in text
+    won = ["w", "w + Δ", "w − Δ"][int(step.losses.argmin())]
+    assert f" {won} wins." in text
+    assert f"test accuracy {trainer.run.curve[-1].test_accuracy:.1%}" in alt(trainer.screen.value)
+
+
+def test_log_axis(data: Data) -> None:
+    """While nothing runs, too."""
+    trainer = LiveTrainer(small_net, data, SETTINGS)
+    linear_axis = trainer.screen.value
+    trainer.log_axis.value = True
+    settle(trainer.run)
+    settle(trainer.run)
+    assert trainer.curves.axes[1].get_yscale() == "log"
+    assert trainer.screen.value != linear_axis
+
+
+def test_explorer_draws_for_its_values() -> None:
+    drawn: list[float] = []
+
+    def draw(power: float, sign: int) -> plots.Picture:
+        drawn.append(power * sign)
+        x = torch.linspace(0, 1, 5)
+        return plots.loss_along(x, sign * x**power, name="<w> & co")
+
+    explorer = Explorer(
+        draw,
+        power=ipywidgets.FloatSlider(2.0, min=1, max=4, description="power"),
+        sign=ipywidgets.Dropdown(options=[1, -1], description="sign"),
+    )
+    before = picture(explorer.screen.value)
+    explorer.controls["power"].value = 3.0
+    explorer.controls["sign"].value = -1
+    assert drawn == [2.0, 3.0, -3.0]
+    assert not np.array_equal(before, picture(explorer.screen.value))
+    assert "<w> & co" in alt(explorer.screen.value)
+    assert "&lt;w&gt; &amp; co" in explorer.text.value
+
+
+def test_race(data: Data) -> None:
+    make = {title: RSO(batch_size=size, cycles=2) for title, size in (("batch 32", 32), ("batch 256", 256))}
+    race = Race([LiveTrainer(small_net, data, settings, title) for title, settings in make.items()])
+    buttons = race.children[0].children
+    buttons[0].click()
+    for trainer in race.trainers:
+        assert trainer.run.wait(lambda run: run.state == FINISHED, 60)
+        settle(trainer.run)
+    for axes, score in zip(race.curves.lines, ("test_accuracy", "test_loss"), strict=True):
+        for trainer in race.trainers:
+            assert list(axes[trainer.title].get_ydata()) == [getattr(s, score) for s in trainer.run.curve]
+    race.against.value = "image_forwards"
+    settle(race.trainers[0].run)
+    assert race.curves.lines[0]["batch 256"].get_xdata()[-1] == 2 * 112 * 3 * 256
+    for title, trainer in zip(make, race.trainers, strict=True):
+        assert f"{title}: After 2.00 full updates: test accuracy" in alt(race.screen.value)
+        assert trainer.run.updates == 2
+
+
+def test_a_race_needs_titles(data: Data) -> None:
+    with pytest.raises(ValueError, match="different titles, not \\['RSO', 'RSO'\\]"):
+        Race([LiveTrainer(small_net, data, SETTINGS), LiveTrainer(small_net, data, SETTINGS)])
+
+
+def test_still(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Executed to be read: pictures with alt text, no controls and no script."""
+    trainer = LiveTrainer(small_net, data, SETTINGS)
+    assert "application/vnd.jupyter.widget-view+json" in trainer._repr_mimebundle_()
+    monkeypatch.setenv("RSO_STATIC", "1")
+    bundle = trainer._repr_mimebundle_()
+    assert set(bundle) == {"text/html", "text/plain"}
+    images = re.findall("<img [^>]*>", bundle["text/html"])
+    assert len(images) == 2
+    assert all('alt="' in image and 'alt=""' not in image for image in images)
+    assert "onload" not in bundle["text/html"]
+    assert "onload" in NAMES
