@@ -14,6 +14,8 @@
 #include <cstring>
 #include <vector>
 
+#include <omp.h>
+
 #if defined(__AVX512F__)
 constexpr int VECTOR_BYTES = 64;
 #elif defined(__AVX__)
@@ -98,16 +100,20 @@ void convolve(const T* u, int pitch, const T* kernel, const T* base, T* out, int
 
 struct Shape {
     int images, height, width;  // of the input
-    int out(int size, int k, int s) const { return (size + 2 - k) / s + 1; }
 };
+
+// Pixels of a convolution's output along one side.
+inline int outputs(int size, int k, int stride, int pad) {
+    return size + 2 * pad < k ? 0 : (size + 2 * pad - k) / stride + 1;
+}
 
 // For every image: `fill` writes its padded input, which is then convolved. moments is [2, CO].
 template <class T, int CI, int CO, int K, int S, class Fill>
 void all_images(Shape shape, const T* kernel, const T* base, T* out, double* moments, int threads, Fill fill) {
-    const int height = shape.out(shape.height, K, S), width = shape.out(shape.width, K, S);
+    const int height = outputs(shape.height, K, S, 1), width = outputs(shape.width, K, S, 1);
     const int pitch = (shape.width + 2) * CI;
     const int64_t size = int64_t(height) * width * CO;
-    std::fill(moments, moments + 2 * CO, 0.0);
+    std::vector<double> totals(threads * 2 * CO);  // added in the threads' order, so that equal runs give equal bits
 #pragma omp parallel num_threads(threads)
     {
         std::vector<T> padded((shape.height + 2) * pitch);
@@ -123,9 +129,10 @@ void all_images(Shape shape, const T* kernel, const T* base, T* out, double* mom
                 total[CO + c] += m.squares[c / LANES<T>][c % LANES<T>];
             }
         }
-#pragma omp critical
-        for (int c = 0; c < 2 * CO; c++) moments[c] += total[c];
+        std::copy(total, total + 2 * CO, totals.begin() + omp_get_thread_num() * 2 * CO);
     }
+    std::fill(moments, moments + 2 * CO, 0.0);
+    for (size_t k = 0; k < totals.size(); k++) moments[k % (2 * CO)] += totals[k];
 }
 
 template <class T, int CO, int K, int S>
@@ -155,32 +162,87 @@ void norm_conv(const T* z, const double* in, const T* scale, const T* shift, dou
     });
 }
 
+// The sum of the lanes of a vector of B bytes, by halves.
+template <class T, int B, class V> inline T lane_sum(const V& v) {
+    if constexpr (B > 16) {
+        typedef T Half __attribute__((vector_size(B / 2)));
+        union {
+            V whole;
+            Half half[2];
+        } u = {v};
+        return lane_sum<T, B / 2>(u.half[0] + u.half[1]);
+    } else if constexpr (B / sizeof(T) == 4)
+        return (v[0] + v[2]) + (v[1] + v[3]);
+    else
+        return v[0] + v[1];
+}
+
+// P pixels of R output channels of a 3×3 convolution; here a lane is an input channel, since there are many
+// of them and few rows. u is padded; a row of the kernel [3, 3, CI] and a plane of `out` follow each other.
+template <class T, int CI, int R, int P>
+inline void row_pixels(const T* u, int pitch, int stride, const T* kernel, T* out, int plane) {
+    Vec<T> acc[R][P] = {};
+    for (int ky = 0; ky < 3; ky++)
+        for (int k = 0; k < 3 * CI; k += LANES<T>) {  // the taps of a row lie side by side in u
+            Vec<T> x[P];
+#pragma GCC unroll 4
+            for (int p = 0; p < P; p++) x[p] = *(const Vec<T>*)(u + ky * pitch + p * stride * CI + k);
+#pragma GCC unroll 3
+            for (int r = 0; r < R; r++) {
+                const Vec<T> w = *(const Vec<T>*)(kernel + (r * 3 + ky) * 3 * CI + k);
+#pragma GCC unroll 4
+                for (int p = 0; p < P; p++) acc[r][p] += x[p] * w;
+            }
+        }
+#pragma GCC unroll 3
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++) out[r * plane + p] = lane_sum<T, VECTOR_BYTES>(acc[r][p]);
+}
+
+template <class T, int CI, int R>
+void row_image(const T* u, int pitch, int stride, const T* kernel, T* out, int height, int width) {
+    for (int y = 0; y < height; y++) {
+        int x = 0;
+        for (; x + 4 <= width; x += 4)
+            row_pixels<T, CI, R, 4>(u + y * stride * pitch + x * stride * CI, pitch, stride, kernel,
+                                    out + y * width + x, height * width);
+        for (; x < width; x++)
+            row_pixels<T, CI, R, 1>(u + y * stride * pitch + x * stride * CI, pitch, stride, kernel,
+                                    out + y * width + x, height * width);
+    }
+}
+
 // x [N, H, W, CI] and kernel [rows, 3, 3, CI] to out [N, rows, H', W'], with a border of `pad` zeros around x.
-// Here a lane is an input channel, since there are many of them and few rows.
 template <class T, int CI>
 void rows_conv(const T* x, const T* kernel, T* out, Shape shape, int rows, int stride, int pad, int threads) {
-    constexpr int NV = CI / LANES<T>;
-    const int height = (shape.height + 2 * pad - 3) / stride + 1, width = (shape.width + 2 * pad - 3) / stride + 1;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int n = 0; n < shape.images; n++)
-        for (int y = 0; y < height; y++)
-            for (int r = 0; r < rows; r++)
-                for (int c = 0; c < width; c++) {
-                    Vec<T> acc[NV] = {};
-                    for (int ky = 0; ky < 3; ky++)
-                        for (int kx = 0; kx < 3; kx++) {
-                            const int h = y * stride + ky - pad, w = c * stride + kx - pad;
-                            if (h < 0 || h >= shape.height || w < 0 || w >= shape.width) continue;
-                            const T* from = x + ((int64_t(n) * shape.height + h) * shape.width + w) * CI;
-                            const T* taps = kernel + ((r * 3 + ky) * 3 + kx) * CI;
-                            for (int v = 0; v < NV; v++)
-                                acc[v] += *(const Vec<T>*)(from + v * LANES<T>) * *(const Vec<T>*)(taps + v * LANES<T>);
-                        }
-                    T sum = 0;
-                    for (int v = 0; v < NV; v++)
-                        for (int l = 0; l < LANES<T>; l++) sum += acc[v][l];
-                    out[((int64_t(n) * rows + r) * height + y) * width + c] = sum;
-                }
+    const int height = outputs(shape.height, 3, stride, pad), width = outputs(shape.width, 3, stride, pad);
+    const int pitch = (shape.width + 2 * pad) * CI;
+    const int64_t size = int64_t(shape.height) * shape.width * CI;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<T> padded(pad ? (shape.height + 2) * pitch : 0);
+#pragma omp for schedule(static)
+        for (int n = 0; n < shape.images; n++) {
+            const T* u = x + n * size;
+            if (pad) {
+                for (int y = 0; y < shape.height; y++)
+                    std::memcpy(padded.data() + (y + 1) * pitch + CI, u + y * shape.width * CI,
+                                shape.width * CI * sizeof(T));
+                u = padded.data();
+            }
+            T* to = out + int64_t(n) * rows * height * width;
+            for (int r = 0; r < rows;) {
+                const int left = rows - r;
+                const T* taps = kernel + r * 9 * CI;
+                T* plane = to + r * height * width;
+                if (left == 3) row_image<T, CI, 3>(u, pitch, stride, taps, plane, height, width);
+                else if (left >= 2) row_image<T, CI, 2>(u, pitch, stride, taps, plane, height, width);
+                else row_image<T, CI, 1>(u, pitch, stride, taps, plane, height, width);
+                r += left == 3 ? 3 : std::min(left, 2);
+            }
+        }
+    }
 }
 
 // K is 3 with stride 1 or 4 with stride 2; channels are 16 or 32. Returns 0 where the sizes are others.
