@@ -21,10 +21,13 @@ import numpy as np
 import torch
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
 from .history import COLUMNS, History, Report
@@ -49,7 +52,7 @@ CANDIDATES = {"kept": ("w", GREY), "plus": ("w + Δ", BLUE), "minus": ("w − Δ
 
 STYLE: dict[Any, Any] = {
     "figure.figsize": (9, 3.6),
-    "savefig.dpi": 120,
+    "figure.dpi": 120,
     "font.family": "DejaVu Sans",
     "font.size": 12,
     "axes.titlesize": 12,
@@ -93,10 +96,14 @@ class Picture(Figure):
     alt = ""
 
     def png(self) -> bytes:
-        """The picture as a PNG file, which holds `alt` as its description."""
-        buffer = io.BytesIO()
+        """The picture as a PNG file, which holds `alt` as its description; 256 colours make it small."""
+        canvas = FigureCanvasAgg(self)
         with style():
-            self.savefig(buffer, format="png", metadata={"Software": None, "Description": self.alt})
+            canvas.draw()
+        image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        about, buffer = PngInfo(), io.BytesIO()
+        about.add_itxt("Description", self.alt)
+        image.quantize(dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True, pnginfo=about)
         return buffer.getvalue()
 
     def save(self, path: str | Path) -> None:
@@ -111,7 +118,6 @@ class Picture(Figure):
 
 
 # Runs
-
 
 Runs = History | Sequence[History] | Mapping[str, History | Sequence[History]]
 
@@ -141,7 +147,7 @@ def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log
                 _line(axes, histories, against, f"{part}_{score}", name)
     for score, axes in panels.items():
         axes.set(xlabel=AGAINST[against], ylabel=SCORES[score], xscale="log" if log else "linear")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if log else _whole())
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter(NullFormatter())
     panels["accuracy"].yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
@@ -178,7 +184,7 @@ def acceptance(history: History) -> Picture:
     right.grid(False)
     picture.colorbar(shown, ax=right, label="steps that keep w (%)")
     for axes in (left, right):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(_whole())
     first, low, high = history.cycles.rows[0], table.to_numpy().min(), table.to_numpy().max()
     picture.alt = (
         f"Left: shares of the steps that w, w + Δ and w − Δ win, by cycle; w is kept in {first.kept / first.steps:.0%} "
@@ -233,6 +239,32 @@ def loss_along(
     return picture
 
 
+@style()
+def sweep(losses: Tensor) -> Picture:
+    """The lowest loss of each step of a sweep, in the colour of the candidate that won.
+
+    losses  of w, w + Δ and w − Δ, in nats: [steps, 3]
+    """
+    winners = choose(losses.T)
+    best = losses.gather(1, winners[:, None]).flatten().numpy(force=True)
+    picture = _picture(7, 3.6)
+    axes = picture.subplots()
+    axes.plot(range(1, len(best) + 1), best, color="#CCCCCC", zorder=1)
+    names, colours = zip(*CANDIDATES.values(), strict=True)
+    axes.scatter(range(1, len(best) + 1), best, s=8, color=[colours[k] for k in winners.tolist()])
+    counts = winners.bincount(minlength=3).tolist()
+    for name, colour, count in zip(names, colours, counts, strict=True):
+        axes.scatter([], [], color=colour, label=f"{name} wins ({count:,})")
+    axes.set(xlabel=AGAINST["steps"], ylabel=SCORES["loss"])
+    axes.legend()
+    wins = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
+    picture.alt = (
+        f"The lowest of the three losses in each of {len(best):,} steps: it goes from {best[0]:.3f} to {best[-1]:.3f}. "
+        f"Wins: {wins}."
+    )
+    return picture
+
+
 # Weights and images
 
 
@@ -281,7 +313,7 @@ def weights(net: nn.Module, name: str, mark: int | None = None) -> Picture:
 @style()
 def images(images: Tensor, captions: Sequence[object], *, title: str = "") -> Picture:
     """Images [N, C, H, W], grey or colour, side by side, a caption above each; the brightness is stretched."""
-    picture = _picture(9, 1.7, left=0.1, right=0.1, bottom=0.1, top=0.7 if title else 0.3)
+    picture = _picture(9, 1.7, left=0.1, right=0.1, bottom=0.1, top=0.7 if title else 0.3, wspace=0.1)
     for k, (image, caption) in enumerate(zip(images.cpu(), captions, strict=True), 1):
         axes = picture.add_subplot(1, len(images), k)
         pixels = image.permute(1, 2, 0) - images.cpu().min()
@@ -352,6 +384,11 @@ def _picture(
     edges = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": 1 - top / height}
     picture.subplots_adjust(**edges, wspace=wspace)
     return picture
+
+
+def _whole() -> MaxNLocator:
+    """Ticks at whole numbers."""
+    return MaxNLocator(integer=True, steps=[1, 2, 5, 10])
 
 
 def _check(argument: str, values: Sequence[str], known: Mapping[str, str]) -> None:
