@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from functools import cache
@@ -33,7 +34,7 @@ class Preactivation:
 
 
 class Kernels:
-    """The compiled library's two functions, for float32 and float64 tensors in channels-last layout."""
+    """The compiled library's functions, for float32 and float64 tensors in channels-last layout."""
 
     def __init__(self, library: ctypes.CDLL):
         self.library = library
@@ -136,6 +137,7 @@ def _compiled() -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             part = Path(scratch) / target.name
             command = [compiler, *FLAGS, str(SOURCE), "-o", str(part)]
+            print("Compiling the kernels: about 15 seconds, once on this machine", file=sys.stderr)
             subprocess.run(command, check=True, capture_output=True, timeout=300)
             part.replace(target)
     return target

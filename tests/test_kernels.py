@@ -1,0 +1,316 @@
+"""The compiled inner loops against torch in float64, and what happens where they cannot be had."""
+
+import copy
+import os
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import images, stirred
+from torch import Tensor, nn
+
+from rso_lib import kernels, models
+from rso_lib.engine import BlockSearch
+from rso_lib.kernels import Kernels, Preactivation
+from rso_lib.models import calibrate
+from rso_lib.reference import Batches
+
+COMPILERS = ("c++", "g++", "clang++")
+WIDTHS = (1, 2, 3, 7, 15, 28)
+HEIGHTS = (1, 2, 3, 8)
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5}
+"""Of what is a few units large."""
+
+STRIDE = {3: 1, 4: 2}
+CHANNELS = [(16, 16), (16, 32), (32, 32)]
+dtypes = pytest.mark.parametrize("dtype", TOLERANCE)
+taps_across = pytest.mark.parametrize("k", STRIDE)
+
+
+@pytest.fixture
+def compiled() -> Kernels:
+    if not any(map(shutil.which, COMPILERS)):
+        pytest.skip("no C++ compiler")
+    if os.environ.get("RSO_KERNELS") == "0":
+        pytest.skip("RSO_KERNELS=0")
+    loaded = kernels.load()
+    assert loaded
+    return loaded
+
+
+def last(x: Tensor) -> Tensor:
+    return x.to(memory_format=torch.channels_last)
+
+
+def close(actual: Tensor, expected: Tensor, rtol: float = 0.0) -> None:
+    atol = TOLERANCE[actual.dtype]
+    torch.testing.assert_close(actual.double(), expected, rtol=rtol, atol=atol, equal_nan=True)
+
+
+def check(made: Preactivation, expected: Tensor) -> None:
+    """The output, and the moments, which are the sums of that very output."""
+    close(made.z, expected)
+    assert made.moments is not None and made.moments.dtype == torch.float64
+    z = made.z.double()
+    moments = torch.stack([z.sum((0, 2, 3)), z.square().sum((0, 2, 3))])
+    tolerance = TOLERANCE[made.z.dtype]
+    torch.testing.assert_close(made.moments, moments, rtol=tolerance, atol=tolerance * z[:, 0].numel(), equal_nan=True)
+
+
+def sizes(k: int) -> Iterator[tuple[int, int]]:
+    """Heights and widths that torch convolves too."""
+    return ((h, w) for h, w in product(HEIGHTS, WIDTHS) if min(h, w) + 2 >= k)
+
+
+# Each function
+
+
+@dtypes
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 0)])
+@pytest.mark.parametrize("channels", kernels.CHANNELS)
+def test_rows_conv(compiled: Kernels, channels: int, stride: int, padding: int, dtype: torch.dtype) -> None:
+    for rows, (height, width) in product((1, 2, 3, 4, 6), sizes(5 - 2 * padding)):
+        x = last(torch.randn(3, channels, height, width, dtype=dtype))
+        kernel = torch.randn(rows, channels, 3, 3, dtype=dtype) / 10
+        z = compiled.rows_conv(x, kernel, stride, padding)
+        assert z.is_contiguous()
+        close(z, F.conv2d(x.double(), kernel.double(), stride=stride, padding=padding))
+
+
+@dtypes
+@taps_across
+@pytest.mark.parametrize("channels", kernels.CHANNELS)
+def test_add_channel(compiled: Kernels, channels: int, k: int, dtype: torch.dtype) -> None:
+    for height, width in sizes(k):
+        plane = torch.randn(3, 1, height, width, dtype=dtype)
+        taps = torch.randn(k, k, channels, dtype=dtype)
+        change = F.conv2d(plane.double(), taps.permute(2, 0, 1)[:, None].double(), stride=STRIDE[k], padding=1)
+        base = last(torch.randn(change.shape, dtype=dtype))
+        before = base.clone()
+        check(compiled.add_channel(base, plane, taps), before.double() + change)
+        assert torch.equal(base, before)
+        made = compiled.add_channel(base, plane, taps, out=base)
+        assert made.z is base
+        check(made, before.double() + change)
+
+
+def random_norm(channels: int, dtype: torch.dtype) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels).to(dtype)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def by_torch(z: Tensor, norm: nn.BatchNorm2d, relu: bool, taps: Tensor, base: Tensor | None) -> Tensor:
+    """What `norm_conv` computes, in float64."""
+    scale, shift = norm.weight.double(), norm.bias.double()
+    u = F.batch_norm(z.double(), None, None, scale, shift, training=True, eps=norm.eps)
+    u = F.relu(u) if relu else u
+    out = F.conv2d(u, taps.permute(3, 2, 0, 1).double(), stride=STRIDE[len(taps)], padding=1)
+    return out if base is None else out + base.double()
+
+
+@dtypes
+@taps_across
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize(("inputs", "outputs"), CHANNELS)
+@torch.no_grad()
+def test_norm_conv(compiled: Kernels, inputs: int, outputs: int, relu: bool, k: int, dtype: torch.dtype) -> None:
+    norm = random_norm(inputs, dtype)
+    taps = torch.randn(k, k, inputs, outputs, dtype=dtype) / 10
+    for height, width in sizes(k):
+        z = last(2 * torch.randn(3, inputs, height, width, dtype=dtype) + 1)
+        plain = by_torch(z, norm, relu, taps, None)
+        base = last(torch.randn(plain.shape, dtype=dtype))
+        for moments in (None, kernels.sums(z)):
+            check(compiled.norm_conv(Preactivation(z, moments), norm, relu, taps, None), plain)
+            check(compiled.norm_conv(Preactivation(z, moments), norm, relu, taps, base), plain + base.double())
+
+
+@dtypes
+@torch.no_grad()
+def test_a_channel_that_is_the_same_everywhere(compiled: Kernels, dtype: torch.dtype) -> None:
+    """Its variance is zero, and rounding must not make it negative."""
+    z = last(torch.full((5, 16, 7, 7), 1 / 3, dtype=dtype))
+    norm, taps = random_norm(16, dtype), torch.randn(3, 3, 16, 16, dtype=dtype)
+    normed = norm.bias.double().relu()[:, None, None].expand(5, 16, 7, 7)
+    made = compiled.norm_conv(Preactivation(z), norm, True, taps, None)
+    atol = 1e-9 if dtype == torch.float64 else 1e-2  # 1/√eps, 316, times the rounding of the mean
+    torch.testing.assert_close(
+        made.z.double(), F.conv2d(normed, taps.permute(3, 2, 0, 1).double(), padding=1), rtol=0, atol=atol
+    )
+
+
+@dtypes
+@taps_across
+@torch.no_grad()
+def test_nan_goes_through_relu(compiled: Kernels, k: int, dtype: torch.dtype) -> None:
+    """One pixel that is not a number reaches the outputs that read it, and no others."""
+    z = last(torch.randn(2, 16, 7, 8, dtype=dtype))
+    known = kernels.sums(z)
+    norm, taps = random_norm(16, dtype), torch.randn(k, k, 16, 16, dtype=dtype) / 10
+    expected = by_torch(z, norm, True, taps, None)
+    z[1, 3, 2, 5] = torch.nan
+    made = compiled.norm_conv(Preactivation(z, known), norm, True, taps, None)
+    touched = torch.zeros(2, 1, 7, 8, dtype=torch.float64)
+    touched[1, 0, 2, 5] = 1
+    touched = F.conv2d(touched, torch.ones(1, 1, k, k, dtype=torch.float64), stride=STRIDE[k], padding=1) > 0
+    assert torch.equal(made.z.isnan(), touched.expand_as(made.z))
+    close(made.z, expected.masked_fill(touched, torch.nan))
+    assert made.moments is not None and made.moments.isnan().all()
+
+
+@dtypes
+@torch.no_grad()
+def test_images_too_small_for_the_kernel(compiled: Kernels, dtype: torch.dtype) -> None:
+    """One pixel in front of 2×2 pooling: nothing comes out, and nothing is written."""
+    one = last(torch.randn(3, 16, 1, 1, dtype=dtype))
+    nothing = torch.empty(3, 16, 0, 0, dtype=dtype)
+    taps = torch.randn(4, 4, 16, 16, dtype=dtype)
+    assert compiled.norm_conv(Preactivation(one), random_norm(16, dtype), True, taps, None).z.shape == nothing.shape
+    assert compiled.add_channel(nothing, one[:, :1].contiguous(), taps[:, :, 0].contiguous()).z.shape == nothing.shape
+    assert compiled.rows_conv(F.pad(one, (0, 1, 0, 1)), torch.ones(2, 16, 3, 3, dtype=dtype), 2, 0).numel() == 0
+
+
+def test_equal_runs_give_equal_bits_on_many_threads(compiled: Kernels) -> None:
+    z, plane = last(torch.randn(64, 16, 7, 7)), torch.randn(64, 1, 7, 7)
+    taps = torch.randn(3, 3, 16)
+    torch.set_num_threads(5)
+    try:
+        made = [compiled.add_channel(z, plane, taps) for _ in range(200)]
+    finally:
+        torch.set_num_threads(1)
+    check(made[0], z.double() + F.conv2d(plane.double(), taps.permute(2, 0, 1)[:, None].double(), padding=1))
+    for other in made[1:]:
+        assert torch.equal(other.z, made[0].z)
+        assert torch.equal(other.moments, made[0].moments)
+
+
+def test_which_sizes_are_compiled(compiled: Kernels) -> None:
+    x = torch.zeros(1, 16, 4, 4)
+    assert compiled.fits(x, 16) and compiled.fits(x, 32) and compiled.fits(x.double().repeat(1, 2, 1, 1), 32)
+    assert not compiled.fits(x.repeat(1, 2, 1, 1), 16)
+    assert not compiled.fits(x[:, :8], 16) and not compiled.fits(x, 10)
+    assert not compiled.fits(x.half(), 16) and not compiled.fits(x.to("meta"), 16)
+    with pytest.raises(ValueError, match="rows_conv is not compiled for these sizes"):
+        compiled.rows_conv(x[:, :8], torch.zeros(1, 8, 3, 3), 1, 1)
+
+
+# The engine on top of them
+
+
+@pytest.mark.parametrize("position", range(6))
+@torch.no_grad()
+def test_the_engine_decides_the_same_without_them(
+    compiled: Kernels, position: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps around a boundary of two output channels of mnist_net, on three slices."""
+    net = stirred(models.mnist_net((1, 20, 12), 3))
+    train = images(30, (1, 20, 12)).train
+    calibrate(net, train.images)
+    calls: Counter[str] = Counter()
+    call = Kernels._call
+
+    def counted(self: Kernels, name: str, *arguments: Any) -> None:
+        calls[name] += 1
+        call(self, name, *arguments)
+
+    monkeypatch.setattr(Kernels, "_call", counted)
+    results = {}
+    for way in ("compiled", "torch"):
+        searched = copy.deepcopy(net).eval()
+        if way == "torch":
+            monkeypatch.setattr(kernels, "load", lambda: None)
+        search = BlockSearch(searched, position, Batches(train.images, train.labels, 10))
+        weight = searched.get_parameter(f"block{position + 1}.conv.weight").detach()
+        first = weight[:5].numel() - 4
+        deltas = torch.randn(10, generator=torch.Generator().manual_seed(position), dtype=torch.float64) / 5
+        losses = [search.step("conv.weight", first + k, delta) for k, delta in enumerate(deltas)]
+        results[way] = torch.stack(losses), weight
+        calls[way] = calls.total()
+    used = {"rows_conv"} if position == 5 else {"add_channel"} if position == 0 else {"rows_conv", "add_channel"}
+    assert used <= set(calls) and ("norm_conv" in calls) == (position < 4)
+    assert calls["torch"] == 2 * calls["compiled"], "the second way calls no compiled function"
+    torch.testing.assert_close(results["compiled"][0], results["torch"][0], rtol=0, atol=1e-12)
+    assert torch.equal(results["compiled"][1], results["torch"][1])
+
+
+# Where they cannot be had
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A machine with an empty cache, and a PATH that is this folder."""
+    kernels.load.cache_clear()
+    for name in ("CXX", "RSO_KERNELS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield tmp_path
+    kernels.load.cache_clear()
+
+
+def script(path: Path, *lines: str) -> None:
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+
+
+def test_switched_off_in_silence(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RSO_KERNELS", "0")
+    assert kernels.load() is None
+
+
+def test_without_a_compiler_one_warning(elsewhere: Path) -> None:
+    with pytest.warns(UserWarning, match=r"plain torch: there is no C\+\+ compiler"):
+        assert kernels.load() is None
+    assert kernels.load() is None
+    assert not (elsewhere / "cache").exists()
+
+
+def test_a_compiler_that_fails(elsewhere: Path) -> None:
+    script(elsewhere / "g++", "exit 3")
+    with pytest.warns(UserWarning, match="exit status 3"):
+        assert kernels.load() is None
+    assert not list((elsewhere / "cache" / "rso_lib").iterdir())
+
+
+def test_a_library_that_cannot_be_loaded(elsewhere: Path) -> None:
+    script(elsewhere / "c++", 'for out; do :; done; echo nonsense > "$out"')
+    with pytest.warns(UserWarning, match="no compiled kernels"):
+        assert kernels.load() is None
+
+
+def test_a_cache_that_cannot_be_written(elsewhere: Path) -> None:
+    script(elsewhere / "c++", "exit 0")
+    (elsewhere / "cache").write_text("a file")
+    with pytest.warns(UserWarning, match="no compiled kernels"):
+        assert kernels.load() is None
+
+
+def test_compiled_once_and_said_so(
+    compiled: Kernels, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A compiler that copies what is compiled already; another compiler, or another source, has its own library."""
+    log, built = elsewhere / "log", compiled.library._name
+    script(elsewhere / "c++", f'echo "$@" >> {log}', "for out; do :; done", f'/bin/cp {built} "$out"')
+    for _ in range(2):
+        kernels.load.cache_clear()
+        assert kernels.load()
+    assert capfd.readouterr().err == "Compiling the kernels: about 15 seconds, once on this machine\n"
+    assert len(log.read_text().splitlines()) == 1
+    other = elsewhere / "kernels.cpp"
+    other.write_text(kernels.SOURCE.read_text() + "// changed\n")
+    monkeypatch.setattr(kernels, "SOURCE", other)
+    kernels.load.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels.load()
+    assert len(log.read_text().splitlines()) == 2
+    assert len(list((elsewhere / "cache" / "rso_lib").iterdir())) == 2
