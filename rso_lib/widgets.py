@@ -132,7 +132,7 @@ class Explorer(Panel):
     def answer(self, change: object = None) -> None:
         """Draw for the values that the controls have now."""
         picture = self.draw(**{name: control.value for name, control in self.controls.items()})
-        self.screen.draw(picture.png(), picture.alt)
+        self.screen.draw(render(picture), picture.alt)
         self.text.say(picture.alt)
 
 
@@ -445,6 +445,14 @@ def line(run: LiveRun, x: str, y: str) -> tuple[list[float], list[float]]:
     """Two fields of the scores of a run."""
     curve = list(run.curve)
     return [getattr(score, x) for score in curve], [getattr(score, y) for score in curve]
+
+
+def render(figure: Figure) -> bytes:
+    """A figure as a PNG, in less time than its own file takes."""
+    canvas = FigureCanvasAgg(figure)
+    with style():
+        canvas.draw()
+    return encode(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
 
 
 def encode(image: Image.Image) -> bytes:
