@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from . import data as images
-from . import models
+from . import kernels, models
 from .data import Data
 from .history import History, Report
 from .models import Net, count_weights
@@ -99,6 +99,7 @@ def start(
         **settings.to_dict(),
     }
     about = {"format": FORMAT, "settings": _plain(asked), "data": _facts(data), "machines": []}
+    fresh = _build(about)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
@@ -108,10 +109,10 @@ def start(
             raise ValueError(
                 f"{folder / strange[0]} belongs to no run, as there is no settings.json; choose another folder"
             )
-        run = _open(folder, about)
+        run = _restore(folder, about, fresh)
         run.net.to(device)
+        _copy_history(run)
         if not run.finished:
-            _copy_history(run)
             _note_machine(folder, about, device)
             _train(run, data, settings, progress)
     return load(folder)
@@ -137,7 +138,8 @@ def settings_of(folder: str | Path) -> Settings:
 
 def load(folder: str | Path) -> Run:
     """The net (on the CPU) and the history of a run, finished or not. Errors as in `start`, FileNotFoundError."""
-    return _open(Path(folder), _read(Path(folder)))
+    about = _read(Path(folder))
+    return _restore(Path(folder), about, _build(about))
 
 
 def compare(runs: Sequence[str | Path] | Mapping[str, str | Path | History]) -> "pandas.DataFrame":
@@ -165,7 +167,7 @@ def build(net: str, shape: Sequence[int], classes: int, seed: int, **options: An
 
 def _train(run: Run, data: Data, settings: RSO, progress: bool) -> None:
     """Train to the end, saving after every sweep."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     history = run.history
     total = settings.cycles * count_weights(run.net)
@@ -191,10 +193,14 @@ def _describe(bar: Any, settings: RSO, report: Report) -> None:
         bar.set_postfix(val=f"{report.val_accuracy:.4f}", test=f"{report.test_accuracy:.4f}")
 
 
-def _open(folder: Path, about: dict[str, Any]) -> Run:
-    """The run as its checkpoint has it, or at its beginning where there is none."""
+def _build(about: Mapping[str, Any]) -> Net:
     settings, facts = about["settings"], about["data"]
-    net = build(settings["net"], facts["shape"], facts["classes"], settings["seed"], **settings["net_options"])
+    return build(settings["net"], facts["shape"], facts["classes"], settings["seed"], **settings["net_options"])
+
+
+def _restore(folder: Path, about: Mapping[str, Any], net: Net) -> Run:
+    """The run as its checkpoint has it, or at its beginning where there is none."""
+    settings = about["settings"]
     path = folder / "checkpoint.pt"
     if not path.exists():
         return Run(folder, settings, net, History())
@@ -311,6 +317,7 @@ def machine(device: str | torch.device = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
+        "kernels": device.type == "cpu" and kernels.load() is not None,
     }
 
 

@@ -1,0 +1,180 @@
+"""`python -m rso_lib`: settings from the command line, errors that help, an interrupt that costs nothing."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rso_lib import RSO, History, presets, runs
+from rso_lib.__main__ import main
+
+ONCE = ["--dataset", "digits", "--net", "one_conv", "--cycles", "2", "--batch-size", "100"]
+
+
+def call(*arguments: object) -> None:
+    main(list(map(str, arguments)))
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What the command says when it ends with status 2."""
+    with pytest.raises(SystemExit) as ended:
+        call(*arguments)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "settings.json").read_text())["settings"]
+
+
+def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        call("--help")
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for field in fields(RSO):
+        entry = re.search(rf"--{field.name.replace('_', '-')} (N|X|NAME) (.{{20,}}?)\(default: {field.default}\)", text)
+        assert entry, field.name
+    assert "passes over all weights (the paper's C)" in text
+    for name in (
+        "--preset",
+        "--dataset",
+        "--net",
+        "--net-options",
+        "--data-seed",
+        "--val-size",
+        "--device",
+        "--threads",
+    ):
+        assert re.search(rf"{name} \S+ \w", text)
+
+
+def test_a_run_and_what_it_reached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(tmp_path, *ONCE)
+    out = capsys.readouterr().out
+    history = History.load(tmp_path / "history.csv")
+    best = max(history.cycles.rows, key=lambda row: row.val_accuracy)
+    assert f"test accuracy, final               {history.last.test_accuracy:.4f}\n" in out
+    assert f"test accuracy at best validation   {best.test_accuracy:.4f} (cycle {best.cycle})\n" in out
+    assert f"seconds                            {history.last.seconds:.1f}\n" in out
+    for again in ([], ONCE, ["--cycles", "2"]):
+        call(tmp_path, *again)
+        assert capsys.readouterr().out == out
+    words = fails(capsys, tmp_path, "--cycles", 3, "--order", "input")
+    assert f"{tmp_path} holds a run with other settings" in words
+    assert "cycles is 2 there, not 3" in words and "order is 'output' there, not 'input'" in words
+    assert "batch_size" not in words
+
+
+def test_without_a_validation_part_there_is_no_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(tmp_path, *ONCE, "--val-size", 0, "--cycles", 1)
+    out = capsys.readouterr().out
+    assert "final" in out and "best validation" not in out
+
+
+def test_dashes_and_underscores_are_the_same(tmp_path: Path) -> None:
+    call(tmp_path / "a", *ONCE, "--weight-decay", "1e-4", "--data-seed=3")
+    call(tmp_path / "b", *ONCE, "--weight_decay=0.0001", "--data_seed", 3)
+    assert settings(tmp_path / "a") == settings(tmp_path / "b")
+    assert (settings(tmp_path / "a")["weight_decay"], settings(tmp_path / "a")["data_seed"]) == (1e-4, 3)
+    with_underscore = tmp_path / "my_run"
+    call(with_underscore, *ONCE)
+    assert with_underscore.is_dir()
+
+
+def test_every_setting_arrives(tmp_path: Path) -> None:
+    asked = RSO(
+        cycles=1, batch_size=100, schedule="cosine", distribution="template", order="shuffled", direction="forward"
+    )
+    asked = replace(asked, level="layer", weight_decay=0.01, seed=5, cache="input")
+    words = [f"--{name}={value}" for name, value in asked.to_dict().items()]
+    call(tmp_path, "--net=one_conv", *words)
+    assert {name: settings(tmp_path)[name] for name in asked.to_dict()} == asked.to_dict()
+
+
+def test_a_preset_gives_values_that_others_override(tmp_path: Path) -> None:
+    call(tmp_path, "--preset", "smoke", "--cycles", 1)
+    smoke = presets.PRESETS["smoke"]
+    assert settings(tmp_path).items() >= (smoke | {"cycles": 1}).items()
+    call(tmp_path, "--preset", "smoke", "--cycles", 1)
+
+
+def test_options_of_the_net(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    asked: dict[str, Any] = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "start", lambda folder, **arguments: asked.update(arguments) or sys.exit())
+        with pytest.raises(SystemExit):
+            call(tmp_path, "--net", "cifar_net", "--net-options", "depth=3,head=mean,pool_last=True")
+    assert asked["net_options"] == {"depth": 3, "head": "mean", "pool_last": True}
+    words = fails(capsys, tmp_path, "--net", "mnist_net", "--net-options", "heat=mean")
+    assert "did you mean 'head'" in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--cylces", "3"], "did you mean '--cycles'"),
+        (["--cycles", "many"], "--cycles: invalid int value: 'many'"),
+        (["--cycles", "0"], "cycles must be at least 1, not 0"),
+        (["--order", "inputs"], "did you mean 'input'"),
+        (["--preset", "papers"], "invalid choice: 'papers'"),
+        (["--dataset", "minst"], "did you mean 'mnist'"),
+        (["--dataset", "mnist", "--data-root", "NOWHERE"], "NOWHERE/MNIST/raw"),
+        (["--batch-size", "5000"], "the training part of digits has 1294 images"),
+        (["--threads", "0"], "threads"),
+        (["--device", "abacus"], "device 'abacus' cannot be used here"),
+    ],
+)
+def test_errors_are_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any, arguments: list[str], words: str
+) -> None:
+    monkeypatch.setattr("socket.getaddrinfo", _no_network)
+    arguments = [str(tmp_path / "nowhere") if word == "NOWHERE" else word for word in arguments]
+    said = fails(capsys, tmp_path / "run", *arguments)
+    assert words.replace("NOWHERE", str(tmp_path / "nowhere")) in said
+    assert "Traceback" not in said
+
+
+def _no_network(*_: object) -> None:
+    raise OSError("no network")
+
+
+def test_threads(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        call(tmp_path, *ONCE, "--cycles", 1, "--threads", 2)
+        assert json.loads((tmp_path / "settings.json").read_text())["machines"][0]["threads"] == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_interrupt_ends_cleanly_and_the_command_goes_on(tmp_path: Path) -> None:
+    arguments = [*ONCE[:-4], "--cycles", "8", "--batch_size", "400"]
+    command = [sys.executable, "-m", "rso_lib", str(tmp_path / "a"), *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "a" / "checkpoint.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (130, "")
+    assert f"stopped before the end; the same command goes on in {tmp_path / 'a'}" in err
+    assert "Traceback" not in err
+    rows = len(runs.load(tmp_path / "a").history.rows)
+    assert 0 < rows < 8 * 5
+
+    call(tmp_path / "a")
+    call(tmp_path / "b", *arguments)
+    run, other = runs.load(tmp_path / "a"), runs.load(tmp_path / "b")
+    assert run.finished
+    assert all(map(torch.equal, run.net.state_dict().values(), other.net.state_dict().values()))
+    assert [replace(row, seconds=0.0) for row in run.history.cycles.rows] == [
+        replace(row, seconds=0.0) for row in other.history.cycles.rows
+    ]
