@@ -143,10 +143,15 @@ def initialise(net: nn.Module, seed: int) -> None:
 @torch.no_grad()
 def calibrate(net: nn.Module, images: Tensor) -> None:
     """Set the statistics that batch norm uses in eval mode: those of the first 2,000 training images."""
-    training = net.training
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta, training = [norm.momentum for norm in norms], net.training
+    for norm in norms:
+        norm.momentum = 1.0
     net.train()
     net(images[:CALIBRATION_IMAGES])
     net.train(training)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def count_weights(net: nn.Module) -> int:
