@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         run = _run(folder, presets.choose(preset, **given) if preset else given, place)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     if not run.finished:
         sys.exit(130)
