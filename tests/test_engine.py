@@ -241,26 +241,46 @@ def test_a_loss_that_is_not_finite_never_wins_jointly(level: str) -> None:
 # float32
 
 
-@pytest.mark.parametrize("kind", ["flat", "folded", "growing"])
-def test_float32_decides_as_float64_but_for_near_ties(kind: str) -> None:
-    """From the same weights, on digits. The engine trains in float32, and its oracle follows it in float64."""
-    digits = load("digits")
-    train = Split(digits.train.images[:300], digits.train.labels[:300])
-    digits, double = replace(digits, train=train), replace(digits, train=Split(train.images.double(), train.labels))
+def on_digits(kind: str) -> Net:
+    """A net for the digits, in float32."""
+    if kind in REAL:
+        return models.mnist_net((1, 8, 8))
     _, blocks, head = NARROW[kind]()
     blocks[0] = Block(1, blocks[0].conv.out_channels, pool=blocks[0].pool, norm=blocks[0].norm is not None, skip="open")
-    head = Head(head.linear.in_features, 10, pool=head.pool)
-    fast = Net(blocks, head, seed=0)
+    return Net(blocks, Head(head.linear.in_features, 10, pool=head.pool), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cache", "error"),
+    [
+        ("flat", "full", 2e-6),
+        ("folded", "full", 2e-6),
+        ("growing", "full", 2e-6),
+        ("mnist_net", "full", 2e-6),
+        ("growing", "half", 1e-3),
+        ("mnist_net", "half", 1e-3),
+    ],
+)
+def test_float32_decides_as_float64_but_for_near_ties(kind: str, cache: str, error: float) -> None:
+    """From the same weights, on digits: fifteen steps of each sweep in float32, and the oracle follows in float64."""
+    digits = load("digits")
+    part = Split(digits.train.images[:300], digits.train.labels[:300])
+    single, double = replace(digits, train=part), replace(digits, train=Split(part.images.double(), part.labels))
+    fast = on_digits(kind)
     slow = copy.deepcopy(fast).double()
-    settings = RSO(cycles=1, batch_size=64)
+    settings = RSO(cycles=1, batch_size=100, order="shuffled", cache=cache)
     steps, different = 0, 0
-    for step, visit in zip(engine_steps(fast, digits, settings), plain(slow, double, settings), strict=True):
-        slow.get_parameter(step.layer).data.copy_(fast.get_parameter(step.layer))
-        torch.testing.assert_close(step.losses, visit.losses, rtol=1e-5, atol=1e-5)
-        if rounding_chooses(fast, step.layer):
-            continue
-        steps += 1
-        choice = best(step.losses.tolist())
-        different += choice != visit.choice
-        assert visit.losses[choice] - visit.losses.min() < 1e-6, (step, visit)
-    assert different <= 0.01 * steps, f"{different} of {steps}"
+    for k in range(len(plan(fast, settings))):
+        pairs = zip(engine_steps(fast, single, settings, (0, k, 0)), plain(slow, double, settings, 0, k), strict=True)
+        for step, visit in islice(pairs, 15):
+            searched = fast.get_parameter(step.layer)
+            slow.get_parameter(step.layer).data.copy_(searched)
+            torch.testing.assert_close(step.losses, visit.losses, rtol=error, atol=error)
+            if rounding_chooses(fast, step.layer):
+                continue
+            choice = best(step.losses.tolist())
+            steps += 1
+            different += choice != visit.choice
+            assert visit.losses[choice] - visit.losses.min() < error, (step, visit)
+    assert steps > 50
+    assert different <= (0.01 if cache == "full" else 0.02) * steps, f"{different} of {steps}"
