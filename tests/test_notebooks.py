@@ -1,0 +1,245 @@
+"""Every notebook of the series: it runs as it was committed, it runs with other parameters, and it keeps the rules."""
+
+import ast
+import os
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+
+from rso_lib import demo
+from rso_lib.exercises import verdict
+from rso_lib.notebook import assigned
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
+TEACHING = ("01", "02", "03", "04", "06", "07")
+SMALL = {"cycles": 2, "batch_size": 128}
+"""Parameters of a short run, for a notebook that has no presets."""
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(autouse=True)
+def importable(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels start in the notebook's folder."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(project), os.environ.get("PYTHONPATH")])))
+
+
+def read(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def of_type(notebook: NotebookNode, kind: str) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == kind]
+
+
+def tagged(notebook: NotebookNode, tag: str) -> list[int]:
+    return [k for k, cell in enumerate(notebook.cells) if tag in cell.metadata.get("tags", [])]
+
+
+# Running
+
+
+@every_notebook
+def test_runs_as_committed(path: Path, project: Path) -> None:
+    """Under nbval: no cell fails, and cells tagged nbval-check-output print what was committed."""
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "-q", "-p", "no:cacheprovider", path]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@every_notebook
+def test_runs_with_other_parameters_and_the_solutions(path: Path, tmp_path: Path) -> None:
+    """Through papermill, briefly, with every exercise solved as its solution says: the check cells agree."""
+    notebook = read(path)
+    for k in tagged(notebook, "exercise"):
+        notebook.cells[k].source = solution(notebook, k)
+    nbformat.write(notebook, tmp_path / "solved.ipynb")
+    parameters = tagged(notebook, "parameters")
+    names = assigned(notebook.cells[parameters[0]].source) if parameters else []
+    given = {"preset": "smoke"} if "preset" in names else {name: SMALL[name] for name in SMALL if name in names}
+    if "out" in names:
+        given["out"] = str(tmp_path / "out")
+    demo.execute(tmp_path / "solved.ipynb", tmp_path / "done.ipynb", given)
+    done = read(tmp_path / "done.ipynb")
+    said = [done.cells[k].outputs[-1].text for k in tagged(done, "check")]
+    assert said == ["Right.\n"] * len(said)
+    if "out" in names:
+        assert {file.suffix for file in (tmp_path / "out").iterdir()} >= {".csv", ".png"}
+
+
+def solution(notebook: NotebookNode, k: int) -> str:
+    """The code that is folded away behind the exercise of cell k."""
+    behind = next(cell.source for cell in notebook.cells[k:] if cell.cell_type == "markdown")
+    folded = behind.partition("<summary>Solution</summary>")[2]
+    return re.search(r"```python\n(.*?)```", folded, re.DOTALL)[1]
+
+
+def test_the_notebooks_are_found() -> None:
+    assert {"00_start_here", "01_one_weight_at_a_time"} <= {path.stem for path in NOTEBOOKS}
+
+
+# Rules
+
+
+@every_notebook
+def test_parameters(path: Path) -> None:
+    """One cell of literals; the next one derives the rest, and refuses names that are not there."""
+    notebook = read(path)
+    if path.stem.startswith("00"):
+        assert tagged(notebook, "parameters") == []
+        return
+    [k] = tagged(notebook, "parameters")
+    for statement in ast.parse(notebook.cells[k].source).body:
+        assert isinstance(statement, ast.Assign | ast.AnnAssign)
+        ast.literal_eval(statement.value)
+    following = notebook.cells[k + 1]
+    assert following.cell_type == "code"
+    assert "check_parameters()" in following.source
+
+
+@every_notebook
+def test_cells_are_short(path: Path) -> None:
+    notebook = read(path)
+    sizes = [len(cell.source.splitlines()) for cell in of_type(notebook, "code")]
+    assert max(sizes) <= 25
+    assert statistics.median(sizes) <= 7
+
+
+@every_notebook
+def test_more_text_than_code(path: Path) -> None:
+    """About three cells of text to two of code; check cells belong to no text."""
+    notebook = read(path)
+    code = len(of_type(notebook, "code")) - len(tagged(notebook, "check"))
+    assert 1.2 <= len(of_type(notebook, "markdown")) / code <= 2
+
+
+@every_notebook
+def test_committed_with_outputs_and_nothing_else(path: Path) -> None:
+    notebook = read(path)
+    assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+    assert [cell.execution_count for cell in of_type(notebook, "code")] == [
+        *range(1, len(of_type(notebook, "code")) + 1)
+    ]
+    assert {key for cell in notebook.cells for key in cell.metadata} <= {"tags"}
+    outputs = [output for cell in of_type(notebook, "code") for output in cell.outputs]
+    assert "error" not in {output.output_type for output in outputs}
+    assert path.stat().st_size < 1_000_000
+    text = "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
+    assert re.findall(r"/(?:root|home|Users|tmp|work)/\S*", text) == []
+
+
+@every_notebook
+def test_every_picture_has_a_text(path: Path) -> None:
+    notebook = read(path)
+    for cell in of_type(notebook, "code"):
+        for data in (output.data for output in cell.outputs if "data" in output):
+            images = re.findall(r"<img [^>]*>", data.get("text/html", ""))
+            assert bool(images) or "image/png" not in data, f"a picture without HTML behind {cell.source[-60:]!r}"
+            assert all(re.search(r'alt="[^"]{10,}"', image) for image in images)
+    for cell in of_type(notebook, "markdown"):
+        assert "![](" not in cell.source
+        assert all(re.search(r'alt="[^"]{10,}"', image) for image in re.findall(r"<img [^>]*>", cell.source))
+
+
+@every_notebook
+def test_the_first_cell_says_what_it_takes(path: Path) -> None:
+    first = read(path).cells[0].source
+    assert first.startswith("# ")
+    assert "| time |" in first
+    assert "| paper |" in first or path.stem.startswith("00")
+
+
+@every_notebook
+def test_exercises(path: Path) -> None:
+    """Each has a check behind it that waits for an answer, then a hint and a solution, folded away."""
+    notebook = read(path)
+    exercises = tagged(notebook, "exercise")
+    assert len(exercises) >= 3 * path.stem.startswith(TEACHING)
+    assert tagged(notebook, "check") == [k + 1 for k in exercises]
+    for k in exercises:
+        assert notebook.cells[k + 1].outputs[-1].text == "Not answered yet.\n"
+        folded = notebook.cells[k + 2].source
+        assert folded.count("<details>") == folded.count("</details>") == 2
+        assert "<summary>Hint</summary>" in folded
+        assert solution(notebook, k)
+
+
+def test_the_path_through_the_series() -> None:
+    """Each notebook that is there is a link on the first page, and the others are not."""
+    page = "".join(cell.source for cell in of_type(read(FOLDER / "00_start_here.ipynb"), "markdown"))
+    linked = set(re.findall(r"\]\((\w+)\.ipynb\)", page))
+    assert linked == {path.stem for path in NOTEBOOKS} - {"00_start_here"}
+    named = re.findall(r"^\| \[?(\d\d_\w+)", page, re.MULTILINE)
+    assert named == sorted(named)
+    assert linked <= set(named)
+
+
+# What check cells say
+
+TESTS = [(lambda n: n > 0, "it is positive."), (lambda n: n == 3, "it is odd.")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (None, "Not answered yet."),
+        (3, "Right."),
+        (-3, "Not yet: it is positive."),
+        (4, "Not yet: it is odd."),
+        ("3", "Not yet: your answer raises TypeError: '>' not supported between instances of 'str' and 'int'"),
+    ],
+)
+def test_verdict(answer: object, expected: str) -> None:
+    assert verdict(answer, *TESTS) == expected
+
+
+WRONG = {
+    "undo by subtracting": "every bit",
+    "two candidates": "w − Δ should win",
+    "argmin": "NaN must never win",
+    "last of equals": "in a tie",
+}
+STEPS = """
+def score(f, weights, index, candidates):
+    losses = []
+    for value in candidates:
+        weights[index] = value
+        losses.append(float(f()))
+    return losses
+
+def {name}(f, weights, index, delta):
+    old = weights[index].clone()
+    candidates = [old, old + delta, old - delta][:{tried}]
+    losses = score(f, weights, index, candidates)
+    clean = [loss if loss == loss else {nan} for loss in losses]
+    kept = {pick}
+    weights[index] = {write}
+    return kept
+"""
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_the_check_of_a_step_finds_the_mistake(mistake: str) -> None:
+    """Notebook 01, exercise 2: wrong answers are told what is wrong with them."""
+    notebook = read(FOLDER / "01_one_weight_at_a_time.ipynb")
+    k = next(k for k in tagged(notebook, "exercise") if "my_step" in notebook.cells[k].source)
+    right = {"tried": 3, "nan": "float('inf')", "pick": "clean.index(min(clean))", "write": "candidates[kept]"}
+    wrong = {
+        "undo by subtracting": {"write": "(weights[index] + delta) + [0, delta, -delta][kept]"},
+        "two candidates": {"tried": 2},
+        "argmin": {"nan": "-float('inf')"},
+        "last of equals": {"pick": "max(j for j, loss in enumerate(clean) if loss == min(clean))"},
+    }[mistake]
+    code = STEPS.format(name="my_step", **(right | wrong)) + notebook.cells[k + 1].source.replace(
+        "check(", "said = verdict("
+    )
+    names: dict[str, object] = {"verdict": verdict}
+    exec("import torch\n" + code, names)
+    assert WRONG[mistake] in str(names["said"])
