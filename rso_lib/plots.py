@@ -25,7 +25,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
@@ -150,7 +150,7 @@ def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if log else _whole())
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    panels["accuracy"].yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    panels["accuracy"].yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}")
     panels["loss"].legend()
     ends = [_end(label, histories, part) for label, histories in named.items() for part in parts]
     picture.alt = f"Accuracy (left) and loss (right) against {AGAINST[against]}. Final accuracy: {'; '.join(ends)}."
@@ -173,7 +173,7 @@ def acceptance(history: History) -> Picture:
         left.bar(cycles.cycle, share, bottom=bottom, width=1, color=colour, label=label)
         bottom = bottom + share
     left.set(xlabel="cycle", ylabel="share of steps (%)", ylim=(0, 1))
-    left.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    left.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}")
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
 
     sweeps = History([row for row in history.rows if not row.is_cycle and row.cycle <= last.cycle]).frame()
