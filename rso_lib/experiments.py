@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from . import models
 from .data import Data, Split
+from .engine import CHUNK
 from .history import History
 from .models import Net
 from .plots import BLACK, BLUE, CANDIDATES, GREY, ORANGE, VERMILION, Picture, _picture, style
@@ -83,7 +85,8 @@ def _candidates(net: Net, split: Split, weight: Tensor, index: int, delta: float
     old = weight[index].clone()
     for value in (old, old + delta, old - delta):
         weight[index] = value
-        yield F.cross_entropy(net(split.images).double(), split.labels, reduction="none")
+        logits = torch.cat([net(images) for images in split.images.split(CHUNK)])
+        yield F.cross_entropy(logits.double(), split.labels, reduction="none")
     weight[index] = old
 
 
@@ -124,6 +127,26 @@ def wrong_by_layer(visits: Visits, batch_sizes: Sequence[int], batches: int = 20
                 row |= {name: float(share[here].mean()), f"{name}_error": standard_error(share[here])}
             rows.append(row)
     return pandas.DataFrame(rows)
+
+
+def sequential(
+    decide: Callable[[Tensor], tuple[int, int]], visits: Visits, orders: int = 3, seed: int = 0
+) -> tuple[float, float]:
+    """How a rule does that chooses how many images it looks at: the share of wrong decisions, and the mean of images.
+
+    decide  losses of w, w + Δ and w − Δ for all images in a random order [3, N] → its choice (0, 1 or 2), and how
+            many of them it has looked at
+    orders  random orders for each visit
+    """
+    rng = generator(seed)
+    best = choose(visits.losses.mean(-1).T).tolist()
+    made = []
+    for right, losses in zip(best, visits.losses, strict=True):
+        for _ in range(orders):
+            choice, used = decide(losses[:, torch.randperm(losses.shape[1], generator=rng)])
+            made.append((choice != right, used))
+    mistakes, images = zip(*made, strict=True)
+    return sum(mistakes) / len(made), sum(images) / len(made)
 
 
 def standard_error(values: Tensor) -> float:
@@ -193,12 +216,12 @@ def julia_table(
 ) -> "pandas.DataFrame":
     """The Julia notebook's table: net → batch sizes, trained for `cycles` rounds with a constant σ, as it does.
 
-    Columns: net, batch_size, seconds, loss, accuracy (test part), and julia_* where it has that row.
+    Columns: net, batch_size, seconds, loss, accuracy (test part); and on MNIST julia_*, where it has that row.
     """
     import pandas
     from tqdm import tqdm
 
-    quoted = {(net, size): numbers for net, size, *numbers in JULIA}
+    quoted = {(net, size): numbers for net, size, *numbers in JULIA if data.name == "mnist"}
     rows = []
     jobs = [(net, size) for net, batch_sizes in sizes.items() for size in batch_sizes]
     for name, size in tqdm(jobs, unit="run", disable=not progress):
@@ -254,29 +277,33 @@ def decision(visits: Visits, visit: int, batch_size: int, batches: int = 500) ->
 def wrong_decisions(table: "pandas.DataFrame", batch_size: int | None = None, column: str = "wrong") -> Picture:
     """How often a batch is wrong (or does harm), by its size and layer, with standard errors.
 
-    table       of `wrong_by_layer`
+    table       of `wrong_by_layer`; a column `cycles` gives a panel for each number of cycles
     batch_size  to mark
     column      "wrong" or "harmful"
     """
-    picture = _picture(7, 3.6, right=0.3)
-    axes = picture.subplots()
-    says = []
-    for layer, rows in table.groupby("layer", sort=False):
-        share, error = 100 * rows[column], 100 * rows[f"{column}_error"]
-        axes.errorbar(rows.batch_size, share, error, label=layer, capsize=4, marker="o")
-        for row in rows[rows.batch_size == batch_size].to_dict("records"):
-            says.append(f"{layer} {row[column]:.0%} ± {row[f'{column}_error']:.0%}")
-    if batch_size is not None:
-        axes.axvline(batch_size, color=GREY, linestyle=":")
+    stages: dict[Any, Any] = dict(tuple(table.groupby("cycles"))) if "cycles" in table else {None: table}
+    picture = _picture(max(7, 3.6 * len(stages)), 3.6, right=0.3, wspace=0.15)
+    panels = picture.subplots(1, len(stages), sharey=True, squeeze=False)[0]
     sizes = sorted(set(table.batch_size))
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    axes.set(xlabel="batch size (images)", ylabel=f"{column} decisions (%)", ylim=(0, None))
-    axes.legend()
-    low, high = table[column].min(), table[column].max()
-    picture.alt = f"Share of {column} decisions by batch size and layer, from {low:.0%} to {high:.0%}."
-    if says:
-        picture.alt += f" With {batch_size:,} images: {', '.join(says)}."
+    for axes, (cycles, part) in zip(panels, stages.items(), strict=True):
+        for layer, rows in part.groupby("layer", sort=False):
+            share, error = 100 * rows[column], 100 * rows[f"{column}_error"]
+            axes.errorbar(rows.batch_size, share, error, label=layer, capsize=4, marker="o")
+        if batch_size is not None:
+            axes.axvline(batch_size, color=GREY, linestyle=":")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes[:: 1 if len(stages) == 1 else 2], sizes[:: 1 if len(stages) == 1 else 2])
+        axes.set(xlabel="batch size (images)", ylim=(0, 100), title="" if cycles is None else f"after {cycles} cycles")
+    panels[0].set_ylabel(f"{column} decisions (%)")
+    panels[-1].legend()
+    picture.alt = f"Share of {column} decisions by batch size and layer, with standard errors. "
+    picture.alt += "; ".join(
+        f"{row['layer']}, {row['batch_size']:,} images{f', {cycles} cycles' if cycles is not None else ''}: "
+        f"{row[column]:.0%} ± {row[f'{column}_error']:.0%}"
+        for cycles, part in stages.items()
+        for row in part.to_dict("records")
+        if row["batch_size"] == (batch_size or sizes[len(sizes) // 2])
+    )
     return picture
 
 
@@ -296,7 +323,7 @@ def proposals(schedule: str, distribution: str, cycles: int) -> Picture:
     for cycle, colour in zip(shown, (BLUE, ORANGE, VERMILION), strict=False):
         scaled = draws * settings.sigma_factor(cycle)
         right.hist(scaled, 81, (-4, 4), color=colour, histtype="step", linewidth=2, label=f"cycle {cycle + 1}")
-    right.set(xlabel="Δ / first σ", ylabel="of 20,000 draws", title=distribution, yscale="log")
+    right.set(xlabel="Δ / first σ", ylabel="of 20,000 draws", title=distribution)
     right.legend()
     scales = ", ".join(f"{settings.sigma_factor(cycle):.2f} in cycle {cycle + 1}" for cycle in shown)
     picture.alt = (
@@ -323,3 +350,35 @@ def apart(table: "pandas.DataFrame", default: str) -> Picture:
     mean = float(table[table.variant == default]["mean"].iloc[0])
     picture.alt = f"The default ends at {mean:.1%}. Differences in points, with standard errors: {ends}."
     return picture
+
+
+@style()
+def julia_picture(table: "pandas.DataFrame") -> Picture:
+    """Accuracy and seconds by batch size, with the Julia notebook's beside them where the table holds them."""
+    picture = _picture(9, 3.4, wspace=0.25)
+    left, right = picture.subplots(1, 2)
+    for name, rows in table.groupby("net", sort=False):
+        for prefix, label, line in (("", "here", "-"), ("julia_", "Julia notebook", ":")):
+            if rows[prefix + "seconds"].notna().any():
+                look = {"color": BLUE if name == "one_conv" else VERMILION, "linestyle": line, "marker": "o"}
+                left.plot(rows.batch_size, 100 * rows[prefix + "accuracy"], **look)
+                right.plot(rows.batch_size, rows[prefix + "seconds"], label=f"{name}, {label}", **look)
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes := sorted(set(table.batch_size)), [f"{size:,}" for size in sizes])
+    left.set(xlabel="batch size (images)", ylabel="test accuracy (%)")
+    right.set(xlabel="batch size (images)", ylabel="time (seconds)", yscale="log")
+    right.legend()
+    picture.alt = "Test accuracy and time by batch size. " + "; ".join(
+        f"{row['net']}, {row['batch_size']:,} images: {row['accuracy']:.1%} in {row['seconds']:.0f} s"
+        for row in table.to_dict("records")
+    )
+    return picture
+
+
+def save(folder: str, name: str, table: "pandas.DataFrame", picture: Picture) -> None:
+    """Write NAME.csv and NAME.png into a folder, which is made where it is missing."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path / f"{name}.csv", index=False, lineterminator="\n")
+    picture.save(path / f"{name}.png")

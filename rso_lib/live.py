@@ -133,7 +133,7 @@ class LiveRun:
         end = time.perf_counter() + seconds
         taken = Event()
         self.do(taken.set)
-        taken.wait(seconds)
+        taken.wait(max(seconds, 0))
         while not until(self) and time.perf_counter() < end:
             if self.state == FAILED and self.error:
                 raise self.error

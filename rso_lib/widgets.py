@@ -9,6 +9,7 @@ import html
 import io
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ WIDTH, DPI = 640, 110
 """Of pictures: CSS pixels, and dots for an inch of 100 of them."""
 TILES = (WIDTH, 180)
 """Size of the picture of a layer's weights."""
+STILL_SECONDS = 6
+"""What a live run trains before its picture is taken, with RSO_STATIC."""
 GAP = 6
 """Pixels between two channels in it."""
 FACTORS = {"1/8": 1 / 8, "1/4": 1 / 4, "1/2": 1 / 2, "1": 1.0, "2": 2.0, "4": 4.0}
@@ -95,8 +98,8 @@ class Text(widgets.HTML):
 class Panel(widgets.VBox):
     """A column of controls and pictures.
 
-    With RSO_STATIC set in the environment it shows itself as HTML without controls: for notebooks that are
-    executed to be read, since a page without a kernel has no widgets.
+    With RSO_STATIC set in the environment it shows itself as HTML without controls, and runs as they are after
+    some seconds of training: for notebooks that are executed to be read, since a page without a kernel has no widgets.
     """
 
     def __init__(self, children: Sequence[widgets.Widget]):
@@ -110,6 +113,7 @@ class Panel(widgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         if os.environ.get("RSO_STATIC"):
+            watch([part.run for part in parts(self) if isinstance(part, LiveTrainer)])
             return {"text/html": self.still(), "text/plain": f"{type(self).__name__}, not live"}
         return super()._repr_mimebundle_(**kwargs)
 
@@ -235,8 +239,12 @@ class Race(Panel):
             trainer.screen.observe(self.draw, names="value")
         for control in (self.against, self.log_axis):
             control.observe(lambda change: trainers[0].run.do(self.draw), names="value")
-        side = widgets.HBox(trainers, layout=WRAP)
-        super().__init__([buttons([t.run for t in trainers]), column([self.against, self.log_axis]), self.screen, side])
+        for trainer in trainers:
+            trainer.layout = {"width": f"{96 // len(trainers)}%", "min_width": "23em"}
+            for part in (trainer.screen, trainer.log_axis):  # the race has them for all
+                part.layout.display = "none"
+        common, side = buttons([trainer.run for trainer in trainers]), widgets.HBox(trainers, layout=WRAP)
+        super().__init__([common, column([self.against, self.log_axis]), self.screen, side])
 
     def draw(self, change: object = None) -> None:
         """Draw the curves of all; called in the thread that trains."""
@@ -247,6 +255,10 @@ class Race(Panel):
         )
         png = self.curves.png(accuracy, loss, self.against.label, self.log_axis.value)
         self.screen.draw(png, " ".join(f"{title}: {in_words(run)}" for title, run in runs.items()))
+
+    def still(self) -> str:
+        """The race, without its runners."""
+        return self.screen.value
 
 
 class Curves:
@@ -300,6 +312,17 @@ class Curves:
 def parts(widget: widgets.Widget) -> list[widgets.Widget]:
     """A widget and all that is in it."""
     return [widget, *(part for child in getattr(widget, "children", ()) for part in parts(child))]
+
+
+def watch(runs: Sequence[LiveRun], seconds: float = STILL_SECONDS) -> None:
+    """Let runs train together for some seconds at most."""
+    for run in runs:
+        run.start()
+    end = time.perf_counter() + seconds
+    for run in runs:
+        run.wait(lambda run: run.state == FINISHED, end - time.perf_counter())
+        run.pause()
+        run.wait(lambda run: run.state != RUNNING)
 
 
 def column(controls: Iterable[widgets.Widget]) -> widgets.VBox:
@@ -390,8 +413,9 @@ def step_in_words(run: LiveRun) -> str:
     place = "all weights" if step.index is None else f"weight {step.index:,}"
     delta = "" if step.index is None else f", Δ = {float(step.delta):+.3f}"
     return (
-        f"Step {run.steps:,}: {place} of {step.layer}{delta}. Losses {losses[0]} for w, {losses[1]} for w + Δ, "
-        f"{losses[2]} for w − Δ. {list(LIGHT)[run.recent[-1]]} wins."
+        f"Step {run.steps:,}, on {run.settings.batch_size:,} images: {place} of {step.layer}{delta}. "
+        f"Losses {losses[0]} for w, {losses[1]} for w + Δ, {losses[2]} for w − Δ. "
+        f"{list(LIGHT)[run.recent[-1]]} wins."
     )
 
 

@@ -1,0 +1,181 @@
+"""JupyterLab and Voilà in a real browser: what test_browser.py drives."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, Locator, Page
+
+LAB = [
+    "jupyterlab",
+    "--no-browser",
+    "--allow-root",
+    "--ServerApp.port=0",
+    "--LabApp.expose_app_in_browser=True",
+]
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},
+}
+"""No questions pop up, and cells are in the page before they are scrolled to."""
+
+MEASURE = """([watched, event, text]) => {
+  const picture = () => watched.querySelector('img[src^="data:image/png"]');
+  const before = picture() && picture().src;
+  let began = null;
+  document.addEventListener(event, () => { began = performance.now(); }, {capture: true, once: true});
+  window.measured = new Promise(resolve => {
+    const end = () => resolve(performance.now() - began);
+    new MutationObserver((_, observer) => {
+      if (began === null) return;
+      if (text ? !watched.textContent.includes(text) : !picture() || picture().src === before) return;
+      observer.disconnect();
+      if (text) end(); else picture().decode().then(end);
+    }).observe(watched, {childList: true, subtree: true, attributes: true, characterData: true});
+  });
+}"""
+"""From an event in the page to a text in an element, or to a new picture in it, decoded: milliseconds."""
+
+
+RUN = """async () => {
+  await jupyterapp.restored;
+  const {context, sessionContext} = jupyterapp.shell.currentWidget;
+  await context.ready;
+  await sessionContext.ready;
+  await jupyterapp.commands.execute('notebook:run-all-cells');
+}"""
+RAN = """() => {
+  const {content, sessionContext} = jupyterapp.shell.currentWidget;
+  const code = content.widgets.filter(cell => cell.model.type === 'code');
+  return sessionContext.session.kernel.status === 'idle' && code.every(cell => cell.model.executionCount);
+}"""
+FAILED = """() => jupyterapp.shell.currentWidget.content.widgets
+  .filter(cell => cell.model.type === 'code')
+  .flatMap(cell => cell.model.outputs.toJSON())
+  .filter(output => output.output_type === 'error')
+  .map(output => `${output.ename}: ${output.evalue}`)"""
+
+
+def find_chromium() -> str | None:
+    """The one that $CHROMIUM names, or the first on the path."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return os.environ.get("CHROMIUM") or next((path for path in map(shutil.which, names) if path), None)
+
+
+@contextmanager
+def serve(command: list[str], home: Path, folder: Path, seconds: float = 90) -> Iterator[str]:
+    """Run `python -m command` in a folder, with Jupyter settings of its own; gives the URL that it prints."""
+    for name, values in SETTINGS.items():
+        file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values))
+    project = str(Path(__file__).resolve().parents[1])
+    env = os.environ | {
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_DATA_DIR": str(home / "data"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "IPYTHONDIR": str(home / "ipython"),
+        "PYTHONPATH": os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")])),
+    }
+    log = home / "server.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=folder, env=env, stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        end = time.monotonic() + seconds
+        while not (found := re.search(r"http://(?:127\.0\.0\.1|localhost):\d+/\S*", log.read_text())):
+            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+        yield found.group()
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+class Visit:
+    """A page that keeps what goes wrong in it: errors in the console, and requests that leave this machine."""
+
+    def __init__(self, browser: Browser, url: str):
+        self.errors: list[str] = []
+        self.page: Page = browser.new_page(viewport={"width": 1400, "height": 1000}, device_scale_factor=2)
+        self.page.set_default_timeout(60_000)
+        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self.note(request.url))
+        self.page.goto(url)
+
+    def note(self, url: str) -> None:
+        place = urlsplit(url)
+        if place.scheme not in ("data", "blob") and place.hostname not in ("127.0.0.1", "localhost"):
+            self.errors.append(f"a request to {url}")
+
+    def run_all_cells(self, seconds: float = 180) -> None:
+        """In JupyterLab and Notebook 7: run the notebook, and wait for its end. Cells that fail count as errors."""
+        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+        self.page.evaluate(RUN)
+        self.page.wait_for_function(RAN, timeout=1000 * seconds)
+        self.errors += self.page.evaluate(FAILED)
+
+    def panels(self) -> "list[Panel]":
+        """The panels of the page, but for those inside others."""
+        self.page.locator(".rso-panel").first.wait_for()
+        outer = self.page.locator(".rso-panel:not(.rso-panel .rso-panel)")
+        return [Panel(self.page, outer.nth(k)) for k in range(outer.count())]
+
+
+class Panel:
+    """Controls and pictures."""
+
+    def __init__(self, page: Page, root: Locator):
+        self.page, self.root = page, root
+        root.scroll_into_view_if_needed()
+
+    @property
+    def live(self) -> bool:
+        return self.button("Start").count() > 0
+
+    def button(self, name: str) -> Locator:
+        return self.root.get_by_role("button", name=name, exact=True)
+
+    def press(self, name: str, until: str) -> float:
+        """Press a button, the upper one where there are several: milliseconds until the panel says something."""
+        return self.measured("click", self.button(name).first.click, until)
+
+    def move(self, slider: Locator) -> float:
+        """Move a slider by a key: milliseconds until there is a new picture."""
+        slider.focus()
+        at_end = slider.get_attribute("aria-valuenow") == slider.get_attribute("aria-valuemax")
+        return self.measured("keydown", lambda: self.page.keyboard.press("ArrowLeft" if at_end else "ArrowRight"))
+
+    def measured(self, event: str, act: Callable[[], None], text: str = "") -> float:
+        self.page.evaluate(MEASURE, [self.root.element_handle(), event, text])
+        act()
+        return float(self.page.evaluate("window.measured"))
+
+    def says(self) -> str:
+        return self.root.inner_text()
+
+    def steps(self) -> int:
+        """Of the upper run."""
+        return int(re.search(r"Step ([\d,]+), on", self.says())[1].replace(",", ""))
+
+    def accuracy(self) -> float:
+        """The last test accuracy of the upper run, in %."""
+        return float(re.search(r"full updates: test accuracy ([\d.]+)%", self.says())[1])
+
+    def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, self.says()
+            self.page.wait_for_timeout(20)
