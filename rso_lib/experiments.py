@@ -1,13 +1,14 @@
 """The measurements behind the notebooks: what a batch decides, and settings against each other."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from . import models
 from .data import Data, Split
@@ -67,7 +68,7 @@ def visits(net: Net, split: Split, per_layer: int, *, factor: float = 1.0, seed:
 
     Raises ValueError for a net with batch norm: there the loss of an image depends on the batch.
     """
-    if any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules()):
+    if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
         raise ValueError("the net has batch norm, so an image has no loss of its own: take one_conv or two_conv")
     layers, losses = [], []
     for k, (name, weight) in enumerate(net.named_parameters()):
@@ -76,18 +77,37 @@ def visits(net: Net, split: Split, per_layer: int, *, factor: float = 1.0, seed:
         deltas = torch.randn(per_layer, generator=rng) * sigma(weight) * factor
         for index, delta in zip(chosen.tolist(), deltas.tolist(), strict=True):
             layers.append(name)
-            losses.append(torch.stack(list(_candidates(net, split, weight.view(-1), index, delta))))
+            old = weight.view(-1)[index].item()
+            candidates = (old, old + delta, old - delta)
+            losses.append(torch.stack(list(_image_losses(net, split, weight.view(-1), index, candidates))))
     return Visits(layers, torch.stack(losses))
 
 
-def _candidates(net: Net, split: Split, weight: Tensor, index: int, delta: float) -> Iterable[Tensor]:
-    """The losses of all images with w, w + Δ and w − Δ; then w is written back."""
+def _image_losses(
+    net: nn.Module, split: Split, weight: Tensor, index: int, values: Iterable[float]
+) -> Iterator[Tensor]:
+    """The losses of all images with some values of a weight; then the old one is written back."""
     old = weight[index].clone()
-    for value in (old, old + delta, old - delta):
+    for value in values:
         weight[index] = value
         logits = torch.cat([net(images) for images in split.images.split(CHUNK)])
         yield F.cross_entropy(logits.double(), split.labels, reduction="none")
     weight[index] = old
+
+
+@torch.no_grad()
+def losses_along(net: nn.Module, name: str, split: Split, offsets: Tensor) -> Tensor:
+    """The loss of every image while one weight of a tensor after the other moves: [weights, K, N], float64.
+
+    name     of the tensor
+    offsets  from where a weight stands, in units of its σ: [K]
+    """
+    weight = net.get_parameter(name).detach()
+    lines = []
+    for index in tqdm(range(weight.numel()), unit="weight"):
+        values = weight.view(-1)[index].item() + sigma(weight) * offsets
+        lines.append(torch.stack(list(_image_losses(net, split, weight.view(-1), index, values.tolist()))))
+    return torch.stack(lines)
 
 
 def batch_losses(visits: Visits, batch_size: int, batches: int, seed: int = 0) -> Tensor:
@@ -172,8 +192,6 @@ def compare(
 
     With the same seed all variants begin with the same net.
     """
-    from tqdm import tqdm
-
     jobs = [(label, seed) for seed in seeds for label in variants]
     runs: dict[str, list[History]] = {label: [] for label in variants}
     for label, seed in tqdm(jobs, unit="run", disable=not progress):
@@ -219,7 +237,6 @@ def julia_table(
     Columns: net, batch_size, seconds, loss, accuracy (test part); and on MNIST julia_*, where it has that row.
     """
     import pandas
-    from tqdm import tqdm
 
     quoted = {(net, size): numbers for net, size, *numbers in JULIA if data.name == "mnist"}
     rows = []
