@@ -136,7 +136,7 @@ def committed_table(folder: str | Path = FOLDER) -> "pandas.DataFrame":
 def scores(histories: Sequence[History]) -> dict[str, float]:
     """Test accuracies in %, means over runs: at the end (with its standard error), where validation is best, and the
     highest of all, which is no result: it is chosen on the test part."""
-    final = torch.tensor([100 * history.last.test_accuracy for history in histories])
+    final = torch.tensor([100 * history.last.test_accuracy for history in histories], dtype=torch.float64)
     chosen = [100 * history.best.test_accuracy for history in histories]
     peeking = [100 * max(row.test_accuracy for row in history.cycles.rows) for history in histories]
     return {
@@ -221,7 +221,7 @@ def table_2(histories: Mapping[str, Sequence[History]]) -> "pandas.DataFrame":
     rows = []
     for level, mine in histories.items():
         for k, at in enumerate(zip(*map(checkpoints, mine), strict=True)):
-            accuracy = torch.tensor([100 * row.test_accuracy for row in at])
+            accuracy = torch.tensor([100 * row.test_accuracy for row in at], dtype=torch.float64)
             rows.append(
                 {
                     "level": level,
