@@ -22,7 +22,7 @@ MNIST: dict[str, dict[str, Any]] = {
 """Notebook 05. `epochs` and `rate` are those of SGD (sections 4.4 and 4.5)."""
 
 LEVELS: dict[str, dict[str, Any]] = {
-    "smoke": {**PRESETS["smoke"], "batch_size": 256, "seeds": 1, "tries": 30, "epochs": 10},
+    "smoke": {**PRESETS["smoke"], "batch_size": 256, "seeds": 1, "tries": 30, "epochs": 30},
     "laptop": {**PRESETS["laptop"], "net": "one_conv", "cycles": 6, "seeds": 1, "tries": 50, "epochs": 2},
     "paper": {**PRESETS["paper"], "seeds": 1, "tries": 400, "epochs": 10},
 }

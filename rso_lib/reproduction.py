@@ -302,9 +302,9 @@ def directions(
 
 
 def sizes(net: nn.Module) -> list[int]:
-    """1, 4, 16 … and all weights of a net."""
+    """1, 8, 64 … and all weights of a net."""
     total = sum(weight.numel() for weight in net.parameters())
-    return [*(4**k for k in range(math.ceil(math.log(total, 4)))), total]
+    return [*(8**k for k in range(math.ceil(math.log(total, 8)))), total]
 
 
 # Pictures
