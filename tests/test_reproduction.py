@@ -1,0 +1,159 @@
+"""Tables of the paper follow from histories; random directions are measured as they are described."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rso_lib import RSO, History, load, presets, reproduction
+from rso_lib.data import Split
+from rso_lib.history import Report
+from rso_lib.proposals import sigma
+from rso_lib.sgd import SGD
+
+
+def report(cycle: int, layer: str = "", *, steps: int = 10, kept: int = 1, **scores: float) -> Report:
+    counts = {"plus": steps - kept, "minus": 0, "evaluations": 3 * steps, "image_forwards": 30 * steps}
+    return Report(cycle=cycle, layer=layer, sigma=1.0, steps=steps, kept=kept, **counts, **scores)
+
+
+def run(test: list[float], val: list[float] | None = None) -> History:
+    pairs = zip(test, val or test, strict=True)
+    return History([report(k, kept=k, test_accuracy=t, val_accuracy=v) for k, (t, v) in enumerate(pairs, 1)])
+
+
+def test_scores_are_final_chosen_on_validation_and_peeked() -> None:
+    found = reproduction.scores([run([0.5, 0.9, 0.7], val=[0.8, 0.6, 0.7]), run([0.1, 0.2, 0.3])])
+    assert found["final"] == pytest.approx(50)
+    assert found["error"] == pytest.approx(20)  # deviation 28.28 of 70 and 30, over √2
+    assert found["at_best_validation"] == pytest.approx((50 + 30) / 2)
+    assert found["peeking"] == pytest.approx((90 + 30) / 2)
+    assert math.isnan(reproduction.scores([run([0.5])])["error"])
+    gained = reproduction.peeking({"a": [run([0.9, 0.7])]}).gained
+    assert list(gained) == pytest.approx([20])
+
+
+def test_table_1_holds_the_paper_and_what_was_run() -> None:
+    table = reproduction.table_1({"SGD": [run([0.5, 0.75])], "mine": [run([0.25])]}).set_index("method")
+    assert list(table.index) == ["RSO, default order", "RSO, inverted order", "SGD", "WANN", "mine"]
+    assert (table.final["SGD"], table.updates["SGD"], table.paper["SGD"]) == (75, 2, 99.27)
+    assert math.isnan(table.final["WANN"])
+    assert math.isnan(table.paper["mine"])
+
+
+def test_early_and_kept() -> None:
+    histories = {"a": [run([0.1, 0.2, 0.3]), run([0.3, 0.4, 0.5])]}
+    assert reproduction.early(histories, 2).to_dict("records") == [
+        {"method": "a", "updates": 2, "accuracy": pytest.approx(30)}
+    ]
+    assert reproduction.early(histories).updates[0] == 3
+    [row] = reproduction.kept(histories).to_dict("records")
+    assert (row["first_cycle"], row["last_cycle"], row["all_cycles"]) == pytest.approx((10, 30, 20))
+
+
+def test_checkpoints_of_the_paper() -> None:
+    rows = reproduction.checkpoints(run([k / 50 for k in range(50)]))
+    assert [round(row.cycle * 12016, -5) for row in rows] == [100_000 * k for k in range(1, 7)]
+    assert [row.cycle for row in reproduction.checkpoints(run([0.1] * 6))] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(ValueError, match="set cycles to 6"):
+        reproduction.checkpoints(run([0.1] * 5))
+
+
+def test_table_2() -> None:
+    table = reproduction.table_2({"layer": [run([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])]})
+    assert list(table.steps) == [10, 20, 30, 40, 50, 60]
+    assert list(table.accuracy) == pytest.approx([10, 20, 30, 40, 50, 60])
+    assert list(table.paper) == [94.85, 95.77, 96.95, 97.24, 97.25, 97.53]
+
+
+def test_decreases_compare_with_the_sweep_before() -> None:
+    losses = [(1, "b", 2.0), (1, "a", 1.0), (1, "", 9.0), (2, "b", 1.5)]
+    history = History([report(cycle, layer, train_loss=loss) for cycle, layer, loss in losses])
+    table = reproduction.decreases(history)
+    assert list(table.layer) == ["b", "a", "b"]
+    assert math.isnan(table.decrease[0])
+    assert list(table.decrease[1:]) == pytest.approx([0.5, -0.5])
+    assert "b -50.0 %" in reproduction.decrease_map(history).alt
+
+
+def test_committed_runs(tmp_path: Path) -> None:
+    table = reproduction.committed_table(tmp_path)
+    assert table.final.isna().all()
+    run([0.5, 0.75]).save(tmp_path / "mnist_paper.csv")
+    table = reproduction.committed_table(tmp_path).set_index("run")
+    assert (table.final["mnist_paper"], table.cycles["mnist_paper"]) == (75, 2)
+    assert table.final.notna().sum() == 1
+    assert list(reproduction.committed(tmp_path)) == ["mnist_paper"]
+
+
+def test_runs_are_taken_up(tmp_path: Path) -> None:
+    settings = RSO(cycles=1, batch_size=64)
+    made = reproduction.repeat(tmp_path / "rso", settings, 2, dataset="digits", net="one_conv")
+    assert [one.settings["seed"] for one in made] == [0, 1]
+    again = reproduction.repeat(tmp_path / "rso", settings, 2, dataset="digits", net="one_conv")
+    seconds = [[row.seconds for row in one.history.rows] for one in made]
+    assert [[row.seconds for row in one.history.rows] for one in again] == seconds
+
+
+def test_the_baseline_is_not_repeated_and_not_confused(tmp_path: Path) -> None:
+    data, settings = load("digits"), SGD(epochs=1, batch_size=64, rate=0.05)
+    [first, second] = reproduction.baseline(tmp_path, "one_conv", data, settings, 2)
+    assert first.last.test_accuracy != second.last.test_accuracy
+    [again] = reproduction.baseline(tmp_path, "one_conv", data, settings, 1)
+    assert again.last.seconds == first.last.seconds
+    with pytest.raises(ValueError, match="other settings"):
+        reproduction.baseline(tmp_path, "one_conv", data, SGD(epochs=2, batch_size=64, rate=0.05), 1)
+    assert json.loads((tmp_path / "settings.json").read_text())["epochs"] == 1
+
+
+def test_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert reproduction.place("here", "05", "smoke") == Path("here")
+    assert reproduction.place("", "05", "laptop") == Path("runs/05/laptop")
+    assert reproduction.place("", "05", "smoke") != reproduction.place("", "05", "smoke")
+
+
+class Plain(nn.Module):
+    """The logits are two weights, whatever the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, 1, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight.T.expand(len(x), 2)
+
+
+def test_changes_are_those_of_the_loss() -> None:
+    """Both weights move: labels 0 and 1 in equal parts, so the loss is ln(2 cosh(z / 2)) for their difference z."""
+    net, split = Plain(), Split(torch.zeros(4, 1, 1, 1), torch.tensor([0, 1, 0, 1]))
+    both = reproduction.changes(net, split, 2, factor=0.5, tries=2000)
+    torch.testing.assert_close(both[:, 0], both[:, 1])  # the minimum is symmetric
+    assert bool((both > 0).all())
+    z = torch.acosh((both[:, 0] + math.log(2)).exp() / 2) * 2
+    assert float(z.pow(2).mean().sqrt()) == pytest.approx(0.5 * sigma(net.weight) * math.sqrt(2), rel=0.05)
+    one = reproduction.changes(net, split, 1, factor=0.5, tries=2000)[:, 0]
+    z = torch.acosh((one + math.log(2)).exp() / 2) * 2
+    assert float(z.pow(2).mean().sqrt()) == pytest.approx(0.5 * sigma(net.weight), rel=0.05)
+    assert not net.weight.any()
+
+
+def test_directions_count_what_helps() -> None:
+    net, split = Plain(), Split(torch.zeros(4, 1, 1, 1), torch.zeros(4, dtype=torch.int64))
+    table = reproduction.directions(net, split, [1, 2], [1.0], tries=20)
+    assert list(table.helps) == [1, 1]  # a slope without a minimum: one of Δ and −Δ always helps
+    assert bool((table.gain > 0).all())
+    split = Split(torch.zeros(4, 1, 1, 1), torch.tensor([0, 1, 0, 1]))
+    table = reproduction.directions(net, split, [2], [1.0], tries=20)
+    assert (table.helps[0], table.gain[0]) == (0, 0)
+
+
+def test_presets_of_the_notebooks() -> None:
+    assert presets.choose("paper", presets.MNIST, cycles=3, order=None)["cycles"] == 3
+    assert presets.choose("paper", presets.MNIST)["order"] == "both"
+    assert presets.choose("laptop", presets.LEVELS)["net"] == "one_conv"
+    with pytest.raises(ValueError, match="did you mean 'paper'"):
+        presets.choose("papr", presets.LEVELS)
