@@ -138,7 +138,7 @@ def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log
     _check("parts", parts, PARTS)
     named = _named(runs)
     parts = parts or (["test"] if len(named) > 1 else list(PARTS))
-    picture = _picture(9, 3.6, right=0.2, wspace=0.2)
+    picture = _picture(9, 3.6, wspace=0.25)
     panels = dict(zip(SCORES, picture.subplots(1, 2), strict=True))
     for label, histories in named.items():
         for part in parts:
@@ -147,7 +147,9 @@ def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log
                 _line(axes, histories, against, f"{part}_{score}", name)
     for score, axes in panels.items():
         axes.set(xlabel=AGAINST[against], ylabel=SCORES[score], xscale="log" if log else "linear")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if log else _whole())
+        low, high = axes.get_xlim()
+        marks = (1, 2, 5) if log and high < 300 * low else (1,)  # more would overlap
+        axes.xaxis.set_major_locator(LogLocator(subs=marks) if log else _whole())
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter(NullFormatter())
     panels["accuracy"].yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}")
@@ -215,7 +217,7 @@ def loss_along(
     name        of the weight
     """
     lines = losses if isinstance(losses, Mapping) else {"": losses}
-    picture = _picture(7, 3.6, right=0.2)
+    picture = _picture(7, 3.6)
     axes = picture.subplots()
     says = [f"The loss of a batch along {name}, from {float(values.min()):.2f} to {float(values.max()):.2f}."]
     for label, y in lines.items():
