@@ -29,6 +29,7 @@ def execute(notebook: str | Path, output: str | Path, parameters: Mapping[str, A
         str(output),
         parameters,
         stderr_file=sys.stderr,  # the progress bars of the cells
+        coalesce_streams=True,  # one output for a bar, and not one for each of its states
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # a local kernel warns that it does not encrypt
     )
 

@@ -130,14 +130,15 @@ def fit(net: nn.Module, data: Data, settings: RSO, history: History | None = Non
     history = History() if history is None else history
     per_cycle = sum(_steps_in(net, sweep) for sweep in sweeps(net, settings))
     done = sum(row.steps for row in history.rows if not row.is_cycle)
-    with tqdm(total=settings.cycles * per_cycle, initial=done, unit="step", disable=not progress) as bar:
+    total = settings.cycles * per_cycle
+    with tqdm(total=total, initial=done, unit="step", mininterval=0.5, disable=not progress) as bar:
         try:
             for item in train(net, data, settings, history, steps=True):
                 if isinstance(item, Step):
                     bar.update()
                     continue
                 history.append(item)
-                bar.set_description(f"cycle {item.cycle}/{settings.cycles} {item.layer}")
+                bar.set_description(f"cycle {item.cycle}/{settings.cycles} {item.layer}", refresh=False)
                 if item.is_cycle:
                     bar.set_postfix(val=f"{item.val_accuracy:.4f}", test=f"{item.test_accuracy:.4f}")
         except KeyboardInterrupt:

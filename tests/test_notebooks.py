@@ -243,3 +243,11 @@ def test_the_check_of_a_step_finds_the_mistake(mistake: str) -> None:
     names: dict[str, object] = {"verdict": verdict}
     exec("import torch\n" + code, names)
     assert WRONG[mistake] in str(names["said"])
+
+
+def test_the_committed_run_is_what_the_demo_promises() -> None:
+    """Notebook 01 as it stands, on digits: at least 95 % of the test part."""
+    notebook = read(FOLDER / "01_one_weight_at_a_time.ipynb")
+    printed = "".join(output.get("text", "") for cell in of_type(notebook, "code") for output in cell.outputs)
+    final = re.search(r"^test accuracy: (0\.\d+) after 30 cycles", printed, re.MULTILINE)
+    assert float(final[1]) >= 0.95
