@@ -339,6 +339,9 @@ class HeadSearch:
     def begin(self, step: int) -> None:
         """Start from a step of the sweep, with nothing kept for any slice."""
         self.count = step
+        weights = self.w["linear.weight"]
+        bias = self.w.get("linear.bias", weights.new_zeros(len(weights)))
+        self.matrix = torch.cat([weights, bias[:, None]], 1)
         self.logits: dict[int, Tensor] = {}
         self.seen: dict[int, Tensor] = {}
         self.others: dict[int, Others] = {}
@@ -352,26 +355,27 @@ class HeadSearch:
         if name == "linear.bias":
             column = len(self.x[s]) - 1
         self.visited.append((row, column))
+        self.matrix[row, column] = weight[index]  # it may have decayed
         self.refresh(s, row)
-        old = weight[index].clone()
+        old = weight[index]
         candidates = torch.stack([old, old + delta, old - delta])
-        losses = self.others[s].losses(self.logits[s][row] + (candidates - old)[:, None] * self.x[s][column])
+        z = torch.addcmul(self.logits[s][row], (candidates - old)[:, None], self.x[s][column])
+        losses = self.others[s].losses(z)
         weight[index] = candidates.take(choose(losses))
+        self.matrix[row, column] = weight[index]
         self.count += 1
         return losses
 
     def refresh(self, s: int, row: int) -> None:
         """Bring what is kept for slice s up to date with the weights as they are, for a visit of a row."""
-        weights = self.w["linear.weight"]
-        bias = self.w.get("linear.bias", weights.new_zeros(len(weights)))
-        weights = torch.cat([weights, bias[:, None]], 1)
         recent = self.visited[-len(self.x) - 1 :]
         if s in self.logits:
             columns = span({column for _, column in recent})
-            self.logits[s] += (weights - self.seen[s])[:, columns] @ self.x[s][columns]
+            change = self.matrix[:, columns] - self.seen[s][:, columns]
+            self.logits[s].addmm_(change, self.x[s][columns])
         else:
-            self.logits[s] = weights @ self.x[s]
-        self.seen[s] = weights
+            self.logits[s] = self.matrix @ self.x[s]
+        self.seen[s] = self.matrix.clone()
         if s not in self.others or {self.others[s].row, *(r for r, _ in recent)} != {row}:
             self.others[s] = others(self.logits[s], self.labels[s], row)
 

@@ -126,7 +126,11 @@ def pool2(x: Tensor, kind: str | None) -> Tensor:
     """2×2 pooling, "avg" or "max", or none."""
     if kind is None:
         return x
-    return F.avg_pool2d(x, 2) if kind == "avg" else F.max_pool2d(x, 2)
+    if kind == "avg":
+        return F.avg_pool2d(x, 2)
+    height, width = (side // 2 * 2 for side in x.shape[2:])
+    x = torch.maximum(x[:, :, 0:height:2], x[:, :, 1:height:2])  # several times as fast as max_pool2d on a CPU
+    return torch.maximum(x[..., 0:width:2], x[..., 1:width:2])
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from .proposals import NORM_SIGMA, gaussian, generator
 
 def choose(losses: Tensor) -> Tensor:
     """The index of the lowest loss along the first axis; a tie keeps the earlier, and what is not finite never wins."""
-    return torch.where(losses.isfinite(), losses, torch.inf).argmin(0)
+    return losses.nan_to_num(nan=torch.inf, neginf=torch.inf).argmin(0)
 
 
 @torch.no_grad()
