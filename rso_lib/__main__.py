@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from . import presets, runs
-from .settings import RSO, _check_choice
+from .settings import RSO, check_choice
 
 NETS = ", ".join(runs.NETS)
 WHAT: dict[str, tuple[Any, str]] = {
@@ -73,7 +73,7 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> dict[str, A
     given, unknown = parser.parse_known_args([_dashed(word) for word in arguments])
     for word in unknown:
         try:
-            _check_choice("a setting", word.partition("=")[0], known)
+            check_choice("a setting", word.partition("=")[0], known)
         except ValueError as error:
             parser.error(str(error))
     return vars(given)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import sources
 from .proposals import generator
-from .settings import _check_choice, _check_whole
+from .settings import check_choice, check_whole
 
 NAMES = ("digits", *sources.TORCHVISION, "folder:PATH")
 VALIDATION_IMAGES = 5000
@@ -83,15 +83,15 @@ def load(
     missing, ValueError for files that are broken or do not fit together; the message names them.
     """
     if not str(name).startswith("folder:"):
-        _check_choice("name", name, NAMES)
-    _check_whole("seed", seed, least=0)
+        check_choice("name", name, NAMES)
+    check_whole("seed", seed, least=0)
     _check_device(device)
     rng = generator(seed)
     (images, labels), test, classes = _read(name, root, rng)
 
     if val_size is None:
         val_size = min(VALIDATION_IMAGES, len(labels) // 10)
-    _check_whole("val_size", val_size, least=0)
+    check_whole("val_size", val_size, least=0)
     if val_size >= len(labels):
         raise ValueError(f"val_size must be less than the {len(labels):,} training images, not {val_size:,}")
     order = torch.randperm(len(labels), generator=rng)

@@ -20,7 +20,7 @@ from .data import Data, Split
 from .history import History, Report
 from .models import calibrate, count_weights
 from .reference import choose
-from .settings import _check_choice
+from .settings import check_choice
 from .train import Step, evaluate, sweeps, train
 
 NETS = ("one_conv", "two_conv", "mnist_net", "cifar_net")
@@ -84,7 +84,7 @@ class LiveRun:
         show: Callable[["LiveRun"], None] = lambda run: None,
     ):
         if isinstance(net, str):
-            _check_choice("net", net, NETS)
+            check_choice("net", net, NETS)
         self.make_net, self.data, self.settings, self.show = net, data, settings, show
         self.scored = Split(data.test.images[:SCORED_IMAGES], data.test.labels[:SCORED_IMAGES])
         self.begin()

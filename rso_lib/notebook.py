@@ -2,7 +2,7 @@
 
 import ast
 
-from .settings import _check_choice
+from .settings import check_choice
 
 INJECTED = "# Parameters"
 """The first line of the cell that papermill adds after the cell tagged `parameters`."""
@@ -28,7 +28,7 @@ def check_names(names: list[str], known: list[str]) -> None:
     if names and not known:
         raise ValueError(f"no cell tagged `parameters` has run that could take {', '.join(names)}")
     for name in names:
-        _check_choice("a parameter", name, known)
+        check_choice("a parameter", name, known)
 
 
 def assigned(source: str) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .settings import _check_choice
+from .settings import check_choice
 
 Table = Mapping[str, Mapping[str, Any]]
 
@@ -32,5 +32,5 @@ step sends the batch through the whole net, so that a laptop gets a smaller one.
 
 def choose(preset: str, table: Table = PRESETS, /, **values: Any) -> dict[str, Any]:
     """The values of a preset, overridden by those that are given and not None. Raises ValueError for another name."""
-    _check_choice("preset", preset, table)
+    check_choice("preset", preset, table)
     return {**table[preset], **{name: value for name, value in values.items() if value is not None}}

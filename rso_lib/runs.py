@@ -30,7 +30,7 @@ from . import kernels, models
 from .data import Data
 from .history import History, Report
 from .models import Net, count_weights
-from .settings import RSO, _check_choice
+from .settings import RSO, check_choice
 from .train import Step, train
 
 if sys.platform != "win32":
@@ -158,10 +158,10 @@ def compare(runs: Sequence[str | Path] | Mapping[str, str | Path | History]) -> 
 
 def build(net: str, shape: Sequence[int], classes: int, seed: int, **options: Any) -> Net:
     """A net of `models` by its name. Raises ValueError for a name or an option that it does not have."""
-    _check_choice("net", net, NETS)
+    check_choice("net", net, NETS)
     known = inspect.signature(NETS[net]).parameters.keys() - {"shape", "classes", "seed"}
     for name in options:
-        _check_choice(f"an option of {net}", name, sorted(known))
+        check_choice(f"an option of {net}", name, sorted(known))
     return NETS[net](shape=tuple(shape), classes=classes, seed=seed, **options)
 
 

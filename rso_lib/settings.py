@@ -50,15 +50,15 @@ class RSO:
     cache: str = "full"
 
     def __post_init__(self) -> None:
-        _check_whole("cycles", self.cycles, least=1)
-        _check_whole("batch_size", self.batch_size, least=1)
-        _check_whole("seed", self.seed, least=0)
-        _check_choice("schedule", self.schedule, SCHEDULES, callables=True)
-        _check_choice("distribution", self.distribution, DISTRIBUTIONS, callables=True)
-        _check_choice("level", self.level, LEVELS)
-        _check_choice("order", self.order, ORDERS)
-        _check_choice("direction", self.direction, DIRECTIONS)
-        _check_choice("cache", self.cache, CACHES)
+        check_whole("cycles", self.cycles, least=1)
+        check_whole("batch_size", self.batch_size, least=1)
+        check_whole("seed", self.seed, least=0)
+        check_choice("schedule", self.schedule, SCHEDULES, callables=True)
+        check_choice("distribution", self.distribution, DISTRIBUTIONS, callables=True)
+        check_choice("level", self.level, LEVELS)
+        check_choice("order", self.order, ORDERS)
+        check_choice("direction", self.direction, DIRECTIONS)
+        check_choice("cache", self.cache, CACHES)
         if isinstance(self.weight_decay, bool) or not isinstance(self.weight_decay, (int, float)):
             raise TypeError(f"weight_decay must be a number, not {self.weight_decay!r}")
         if not 0 <= self.weight_decay < 1:
@@ -78,14 +78,16 @@ class RSO:
         return {k: getattr(v, "__name__", repr(v)) if callable(v) else v for k, v in asdict(self).items()}
 
 
-def _check_whole(name: str, value: object, least: int) -> None:
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raise TypeError or ValueError where an argument is not a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
-def _check_choice(name: str, value: object, known: Collection[str], callables: bool = False) -> None:
+def check_choice(name: str, value: object, known: Collection[str], callables: bool = False) -> None:
+    """Raise ValueError, with the nearest known name, where an argument is none of the known ones."""
     if value in known if isinstance(value, str) else callables and isinstance(value, Callable):
         return
     near = difflib.get_close_matches(str(value), known, n=1)

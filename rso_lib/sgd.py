@@ -18,7 +18,7 @@ from .history import NAN, History, Report
 from .models import calibrate
 from .proposals import generator
 from .runs import replacing
-from .settings import _check_choice, _check_whole
+from .settings import check_choice, check_whole
 from .train import evaluate
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class SGD:
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0)):
-            _check_whole(name, getattr(self, name), least=least)
+            check_whole(name, getattr(self, name), least=least)
         if not 0 < self.rate < math.inf:
             raise ValueError(f"rate must be above 0 and finite, not {self.rate!r}")
         if not 0 <= self.momentum < 1:
@@ -67,7 +67,7 @@ class SGD:
             raise ValueError(f"weight_decay must be at least 0 and finite, not {self.weight_decay!r}")
         if self.target is not None and not 0 < self.target <= 1:
             raise ValueError(f"target must be None or a fraction such as 0.9912, not {self.target!r}")
-        _check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("schedule", self.schedule, SCHEDULES)
 
     def rate_at(self, step: int, per_epoch: int) -> float:
         """The learning rate of a step, counted from 0 over the whole run."""
