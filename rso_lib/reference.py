@@ -4,7 +4,7 @@ The search engine is tested against this file.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from .proposals import NORM_SIGMA, gaussian, generator
 
 def choose(losses: Tensor) -> Tensor:
     """The index of the lowest loss along the first axis; a tie keeps the earlier, and what is not finite never wins."""
-    return losses.nan_to_num(nan=torch.inf, neginf=torch.inf).argmin(0)
+    return losses.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf).argmin(0)
 
 
 @torch.no_grad()
@@ -53,6 +53,12 @@ class Batches(NamedTuple):
     images: Tensor
     labels: Tensor
     size: int
+
+    @overload
+    def slices(self, x: Tensor) -> Sequence[Tensor]: ...
+
+    @overload
+    def slices(self, x: None) -> Sequence[None]: ...
 
     def slices(self, x: Tensor | None) -> Sequence[Tensor] | Sequence[None]:
         """x [N, ...] cut into whole slices; what is left over is not used in this sweep."""

@@ -29,6 +29,8 @@ NAN, INF = math.nan, math.inf
         ([INF, NAN, 3.0], 2),
         ([NAN, NAN, NAN], 0),
         ([INF, -INF, NAN], 0),
+        ([NAN, INF, INF], 0),
+        ([INF, 1e38, NAN], 1),
     ],
 )
 def test_choose(losses: list[float], choice: int) -> None:
