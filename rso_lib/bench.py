@@ -19,10 +19,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from . import memory, models
@@ -59,20 +60,16 @@ class Operations:
 def operations(net: Net, shape: tuple[int, int, int]) -> list[Operations]:
     """Of every layer's linear maps, for images of a shape (C, H, W)."""
     flow, counts = Flow(torch.zeros(1, *shape)), []
-    for layer in net:
-        if isinstance(layer, Head):
-            plain = 2 * layer.linear.weight.numel()
-            channels = flow.x.shape[1]
-            counts.append(Operations(plain, plain, plain // channels))
-            continue
+    for block in net.blocks:
         channels, height, width = flow.x.shape[1:]
-        pairs = channels * layer.conv.out_channels
+        pairs = channels * block.conv.out_channels
         plain = 2 * 9 * height * width * pairs
-        folded = 2 * 16 * (height // 2) * (width // 2) * pairs if folds(layer) else plain
-        shortcut = 2 * height * width * layer.shortcut[0].weight.numel() if layer.shortcut else 0
+        folded = 2 * 16 * (height // 2) * (width // 2) * pairs if folds(block) else plain
+        shortcut = 2 * height * width * block.get_parameter("shortcut.0.weight").numel() if block.shortcut else 0
         counts.append(Operations(plain + shortcut, folded + shortcut, folded // channels))
-        flow = layer(flow)
-    return counts
+        flow = block(flow)
+    plain = 2 * net.head.linear.weight.numel()
+    return [*counts, Operations(plain, plain, plain // flow.x.shape[1])]
 
 
 def operations_per_step(counts: list[Operations], position: int, batch: int) -> dict[str, int]:
@@ -148,10 +145,9 @@ class Timing:
 
 def measure(net: Net, position: int, batches: Batches, repeats: int) -> Timing:
     """Time the steps of the layer at a position, the three methods in turn."""
-    device, layers = batches.images.device, list(net)
-    layer = layers[position]
-    name, weight = max(layer.named_parameters(), key=lambda pair: pair[1].numel())
-    weight, delta = weight.detach(), torch.tensor(0.01 * sigma(weight), device=device)
+    device, layer = batches.images.device, net.layers[position]
+    name, largest = max(layer.named_parameters(), key=lambda pair: pair[1].numel())
+    weight, delta = largest.detach(), torch.tensor(0.01 * sigma(largest), device=device)
     net.eval()
     started = time.perf_counter()
     search = (HeadSearch if isinstance(layer, Head) else BlockSearch)(net, position, batches)
@@ -161,10 +157,10 @@ def measure(net: Net, position: int, batches: Batches, repeats: int) -> Timing:
     visits = iter(range(weight.numel()))
     first = [clock(lambda: search.step(name, next(visits), delta), device) for _ in range(min(slices, weight.numel()))]
     x = channels_last(batches.images[: batches.size])
-    behind = cached_input(layers[:position], x, channels_last)
+    behind = cached_input(net.blocks[:position], x, channels_last)
     labels = batches.labels[: batches.size]
     whole = lambda: cross_entropy(net(x), labels)  # noqa: E731
-    tail = lambda: cross_entropy(run(layers[position:], behind), labels)  # noqa: E731
+    tail = lambda: cross_entropy(run(net, position, behind), labels)  # noqa: E731
     times: dict[str, list[float]] = {"plain": [], "cached": [], "engine": []}
     for k in range(repeats):
         net.train()
@@ -172,7 +168,7 @@ def measure(net: Net, position: int, batches: Batches, repeats: int) -> Timing:
         times["cached"].append(clock(lambda: plain_step(weight, 0, delta, tail), device))
         for _ in range(1 + (k > 0) * 2):
             index = next(visits, 0)
-            times["engine"].append(clock(lambda i=index: search.step(name, i, delta), device))
+            times["engine"].append(clock(partial(search.step, name, index, delta), device))
     return Timing(
         layer=list(dict(net.named_children()))[position],
         weights=models.count_weights(layer),
@@ -183,11 +179,11 @@ def measure(net: Net, position: int, batches: Batches, repeats: int) -> Timing:
     )
 
 
-def run(layers: list[nn.Module], flow: Flow) -> Tensor:
-    """The logits of layers behind a flow."""
-    for layer in layers:
-        flow = layer(flow)
-    return flow
+def run(net: Net, position: int, flow: Flow) -> Tensor:
+    """The logits, from the layer at a position on."""
+    for block in net.blocks[position:]:
+        flow = block(flow)
+    return net.head(flow)
 
 
 # The report
@@ -258,9 +254,7 @@ def bench(net_name: str, batch: int, device: torch.device, images: int | None = 
     rng = torch.Generator().manual_seed(0)
     pictures = torch.randn(count, *shape, generator=rng).to(device)
     labels = torch.randint(10, (count,), generator=rng).to(device)
-    net = net.to(device, memory_format=torch.channels_last)
-    for weight in net.parameters():
-        weight.data = weight.data.contiguous()
+    net = net.to(device)
     calibrate(net, pictures)
     batches = Batches(pictures, labels, batch)
     rate = matrix_rate(device)

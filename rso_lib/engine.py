@@ -16,7 +16,7 @@ with the batch-norm statistics of `models.calibrate`.
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,11 +66,14 @@ def box(x: Tensor) -> Tensor:
 # What follows a block's linear map, for all of its rows or some: w holds the weights of these rows.
 
 
-def bridge(block: Block, w: Weights, skip: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+def bridge(block: Block, w: Weights, skip: Tensor | None, rows: Sequence[int] | None = None) -> Tensor:
     """What the open skip adds to the linear map's output."""
+    assert skip is not None, "no block before this one opens a skip"
+    skip = skip.to(w["conv.weight"])  # it may be cached in half precision
     if block.shortcut is not None:
         z = F.conv2d(skip, w["shortcut.0.weight"])
-        skip = batch_norm(block.shortcut[1], z, w["shortcut.1.weight"], w["shortcut.1.bias"])
+        norm = cast(nn.BatchNorm2d, block.shortcut[1])
+        skip = batch_norm(norm, z, w["shortcut.1.weight"], w["shortcut.1.bias"])
     elif rows is not None:
         skip = skip[:, rows]
     return pool2(skip, block.pool) if folds(block) else skip
@@ -143,31 +146,34 @@ class HeadStage:
 Stage = BlockStage | HeadStage
 
 
-def stage(layer: nn.Module) -> Stage:
+def stage(layer: Block | Head) -> Stage:
     return HeadStage(layer) if isinstance(layer, Head) else BlockStage(layer)
 
 
 def logits(stages: Sequence[Stage], z: Preactivation, skip: Tensor | None) -> Tensor:
     """The net's output, given what the first of the stages received."""
     for cut, following in pairwise(stages):
+        assert isinstance(cut, BlockStage), "a head is the last stage"
         z, skip = advance(cut, following, z, skip)
     return stages[-1].finish(z.z, skip).x
 
 
-def advance(cut: Stage, following: Stage, z: Preactivation, skip: Tensor | None) -> tuple[Preactivation, Tensor | None]:
+def advance(
+    cut: BlockStage, following: Stage, z: Preactivation, skip: Tensor | None
+) -> tuple[Preactivation, Tensor | None]:
     """From what one stage received to what the next receives; compiled where that covers the two."""
-    compiled = kernels.load()
-    if compiled and isinstance(following, BlockStage) and fuses(cut) and compiled.fits(z.z, len(following.kernel)):
+    compiled, norm = kernels.load(), fused_norm(cut.block)
+    if compiled and norm and isinstance(following, BlockStage) and compiled.fits(z.z, len(following.kernel)):
         behind = cut.block.passes(normalise(cut.block, cut.w, z.z) if cut.block.opens else z.z, skip)
         base = channels_last(bridge(following.block, following.w, behind)) if following.block.closes else None
-        return compiled.norm_conv(z, cut.block.norm, cut.block.relu, following.taps, base), behind
+        return compiled.norm_conv(z, norm, cut.block.relu, following.taps, base), behind
     flow = cut.finish(z.z, skip)
     return Preactivation(following.receive(flow)), flow.skip
 
 
-def fuses(cut: BlockStage) -> bool:
-    """Whether nothing but batch norm and ReLU stands between the block's linear map and the next."""
-    return cut.block.norm is not None and (cut.block.pool is None or folds(cut.block))
+def fused_norm(block: Block) -> nn.BatchNorm2d | None:
+    """The block's batch norm, if nothing but that and ReLU stands between its linear map and the next."""
+    return block.norm if block.pool is None or folds(block) else None
 
 
 def cached_input(
@@ -181,9 +187,10 @@ def cached_input(
             flow = layer(flow)
         flow = Flow(prepare(flow.x), flow.skip)
         if first == 0:
-            whole = Flow(*(None if part is None else _room(part, len(images), half) for part in flow))
+            skip = None if flow.skip is None else _room(flow.skip, len(images), half)
+            whole = Flow(_room(flow.x, len(images), half), skip)
         for target, part in zip(whole, flow, strict=True):
-            if target is not None:
+            if target is not None and part is not None:
                 target[first : first + CHUNK] = part
     return whole
 
@@ -199,14 +206,17 @@ class BlockSearch:
     """One weight at a time of the block at a position of the net (in eval mode, calibrated)."""
 
     def __init__(self, net: Net, position: int, batches: Batches, cache: str = "full"):
-        self.block, *after = list(net)[position:]
+        self.block, after = net.blocks[position], net.layers[position + 1 :]
         self.w = weights_of(self.block)
         self.next, *_ = self.stages = [stage(layer) for layer in after]
-        self.joins = self.block.opens and isinstance(self.next, BlockStage) and bool(self.next.block.closes)
+        self.joined = (  # the next block, where it closes the skip that this one opens
+            self.next if self.block.opens and isinstance(self.next, BlockStage) and self.next.block.closes else None
+        )
         self.cache = cache
         prepare = box if folds(self.block) else channels_last
-        flow = cached_input(list(net)[:position], batches.images, prepare, half=cache == "half")
-        self.x, self.skip, self.labels = map(batches.slices, (flow.x, flow.skip, batches.labels))
+        flow = cached_input(net.blocks[:position], batches.images, prepare, half=cache == "half")
+        self.x, self.skip = batches.slices(flow.x), batches.slices(flow.skip)
+        self.labels = batches.slices(batches.labels)
         self.begin(0)
 
     def begin(self, step: int) -> None:
@@ -250,7 +260,7 @@ class BlockSearch:
         else:
             z = F.conv2d(x, channels_last(kernel), stride=stride, padding=padding).contiguous()
         if self.block.closes:
-            z = z + bridge(self.block, w, self.skip[s].to(kernel.dtype), rows)
+            z = z + bridge(self.block, w, self.skip[s], rows)
         return normalise(self.block, w, z)
 
     def losses(self, s: int, rows: Sequence[int], normed: Tensor) -> Tensor:
@@ -264,8 +274,8 @@ class BlockSearch:
             if k > -3:
                 z = self.add_channel(z, x[:, k, None] - x[:, -3, None], row)
             skip = self.skip_with(s, row, normed[:, k, None])
-            if self.joins:
-                z = Preactivation(z.z + bridge(self.next.block, self.next.w, skip))
+            if self.joined:
+                z = Preactivation(z.z + bridge(self.joined.block, self.joined.w, skip))
             losses.append(cross_entropy(logits(self.stages, z, skip), self.labels[s]))
         return torch.stack(losses)
 
@@ -281,7 +291,7 @@ class BlockSearch:
             if self.block.opens:
                 self.skips[s] = channels_last(normed[:, order])
             x, skip = self.inputs[s].transpose(0, 1), self.skip_with(s, rows[-1], normed[:, -1, None])
-            z = self.next.response(x) if self.joins else self.next.receive(Flow(x, skip))
+            z = self.next.response(x) if self.joined else self.next.receive(Flow(x, skip))
             self.responses[s] = Preactivation(z)
             return
         self.inputs[s][rows] = x.transpose(0, 1)
@@ -328,10 +338,9 @@ class HeadSearch:
     """
 
     def __init__(self, net: Net, position: int, batches: Batches):
-        *blocks, head = net
-        self.w = weights_of(head)
-        cut = HeadStage(head)
-        features = cached_input(blocks, batches.images, lambda x: cut.enter(x).flatten(1)).x
+        self.w = weights_of(net.head)
+        cut = HeadStage(net.head)
+        features = cached_input(net.blocks, batches.images, lambda x: cut.enter(x).flatten(1)).x
         self.x = [F.pad(x.T, (0, 0, 0, 1), value=1.0) for x in batches.slices(features)]
         self.labels = batches.slices(batches.labels)
         self.begin(0)
@@ -400,10 +409,10 @@ class JointSearch(ModuleSearch):
 
     def __init__(self, net: Net, position: int, batches: Batches):
         super().__init__(net, batches)
-        self.layers = list(net)[position:]
+        self.layers = net.layers[position:]
         net.eval()
-        flow = cached_input(list(net)[:position], batches.images, channels_last)
-        self.x, self.skip = map(batches.slices, flow)
+        flow = cached_input(net.blocks[:position], batches.images, channels_last)
+        self.x, self.skip = batches.slices(flow.x), batches.slices(flow.skip)
 
     def logits(self, s: int) -> Tensor:
         flow, stages = Flow(self.x[s], self.skip[s]), [stage(layer) for layer in self.layers]

@@ -4,7 +4,7 @@ import csv
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas
@@ -98,7 +98,7 @@ class History:
     @classmethod
     def load(cls, path: str | Path) -> "History":
         """Read what `save` wrote. Raises ValueError, naming the file, where the columns are others."""
-        types = {f.name: f.type for f in fields(Report)}
+        types: dict[str, Any] = {f.name: f.type for f in fields(Report)}
         with open(path, newline="") as file:
             lines = csv.DictReader(file)
             if lines.fieldnames != COLUMNS:

@@ -1,7 +1,6 @@
 """What a run needs, what the machine has, and how freed memory is kept."""
 
 import ctypes
-from itertools import pairwise
 
 import torch
 
@@ -51,7 +50,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     training = net.training
     net.eval()  # in train mode one image would replace the calibrated statistics, and 1×1 maps have none
     flow, most, largest = Flow(channels_last(image)), 0, image.numel()
-    for block, following in pairwise(net):
+    for block, following in zip(net.blocks, net.layers[1:], strict=True):
         behind = block(flow)
         x = box(flow.x) if folds(block) else flow.x
         kept = [x] if flow.skip is None else [x, flow.skip]

@@ -63,8 +63,9 @@ class Block(nn.Module):
         z = self.normalise(z)
         return Flow(self.activate(z), self.passes(z, flow.skip))
 
-    def bridge(self, skip: Tensor) -> Tensor:
+    def bridge(self, skip: Tensor | None) -> Tensor:
         """The skip as it is added to the convolution's output."""
+        assert skip is not None, "no block before this one opens a skip"
         return skip if self.shortcut is None else self.shortcut(skip)
 
     def normalise(self, z: Tensor) -> Tensor:
@@ -105,16 +106,28 @@ class Head(nn.Module):
 class Net(nn.Sequential):
     """Blocks and a head; [N, C, H, W] → logits [N, classes]."""
 
+    head: Head
+
     def __init__(self, blocks: Sequence[Block], head: Head, seed: int):
         named = [(f"block{k}", block) for k, block in enumerate(blocks, 1)]
         super().__init__(OrderedDict([*named, ("head", head)]))
         initialise(self, seed)
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks in order."""
+        return [layer for layer in self if isinstance(layer, Block)]
+
+    @property
+    def layers(self) -> list[Block | Head]:
+        """The blocks and the head."""
+        return [*self.blocks, self.head]
+
     def forward(self, x: Tensor) -> Tensor:
         flow = Flow(x)
-        for layer in self:
-            flow = layer(flow)
-        return flow
+        for block in self.blocks:
+            flow = block(flow)
+        return self.head(flow)
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:

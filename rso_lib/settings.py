@@ -1,7 +1,7 @@
 """Every choice that the paper makes, in one place, checked once."""
 
 import difflib
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,7 +88,7 @@ def check_whole(name: str, value: object, least: int) -> None:
 
 def check_choice(name: str, value: object, known: Collection[str], callables: bool = False) -> None:
     """Raise ValueError, with the nearest known name, where an argument is none of the known ones."""
-    if value in known if isinstance(value, str) else callables and isinstance(value, Callable):
+    if value in known if isinstance(value, str) else callables and callable(value):
         return
     near = difflib.get_close_matches(str(value), known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""

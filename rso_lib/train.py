@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ class Step(NamedTuple):
 
     at: Position
     layer: str
-    index: int | None
+    index: int | None  # type: ignore[assignment]  # tuples have a method of this name
     delta: Tensor
     losses: Tensor
 
@@ -223,6 +223,7 @@ def _walk(net: nn.Module, search: Search, settings: RSO, at: Position, sweep: Sw
     weights = [net.get_parameter(name).detach() for name in sweep.names]
     sigmas = [sigma(weight) * settings.sigma_factor(at.cycle) for weight in weights]
     if settings.level != "weight":
+        assert isinstance(search, reference.ModuleSearch)
         yield from _walk_jointly(search, settings, at, sweep, weights, sigmas)
         return
     [weight], [scale] = weights, sigmas
@@ -262,36 +263,38 @@ def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, losse
         cycle=cycle + 1,
         layer=sweep.layer,
         sigma=sum(sigma(w) * w.numel() for w in weights) / total * settings.sigma_factor(cycle),
-        **_counts(len(losses), *choices.bincount(minlength=3).tolist(), settings.batch_size),
+        **_counts(choices.bincount(minlength=3).tolist(), settings.batch_size),
         train_loss=float(losses.gather(1, choices[:, None]).mean()),
     )
 
 
 def _cycle_report(net: nn.Module, data: Data, settings: RSO, rows: list[Report]) -> Report:
     steps = sum(row.steps for row in rows)
-    counts = (sum(getattr(row, name) for row in rows) for name in ("kept", "plus", "minus"))
+    wins = [sum(getattr(row, name) for row in rows) for name in ("kept", "plus", "minus")]
     calibrate(net, data.train.images)
-    scores = {}
+    scores: dict[str, Any] = {}
     for part in ("train", "val", "test"):
         scores[f"{part}_loss"], scores[f"{part}_accuracy"] = evaluate(net, getattr(data, part))
     return Report(
         cycle=rows[0].cycle,
         layer="",
         sigma=sum(row.sigma * row.steps for row in rows) / steps,
-        **_counts(steps, *counts, settings.batch_size),
+        **_counts(wins, settings.batch_size),
         **scores,
     )
 
 
-def _counts(steps: int, kept: int, plus: int, minus: int, batch_size: int) -> dict[str, int]:
-    evaluations = 3 * steps
+def _counts(wins: Sequence[int], batch_size: int) -> dict[str, int]:
+    """What a report counts, given how often w, w + Δ and w − Δ won."""
+    kept, plus, minus = wins
+    steps = kept + plus + minus
     return {
         "steps": steps,
         "kept": kept,
         "plus": plus,
         "minus": minus,
-        "evaluations": evaluations,
-        "image_forwards": evaluations * batch_size,
+        "evaluations": 3 * steps,
+        "image_forwards": 3 * steps * batch_size,
     }
 
 
