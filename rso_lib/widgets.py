@@ -29,7 +29,7 @@ from .proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Schedule
 from .settings import DIRECTIONS, RSO
 from .sgd import SGD
 
-WIDTH, DPI = 640, 110
+WIDTH, DPI = 640, 150
 """Of pictures: CSS pixels, and dots for an inch of 100 of them."""
 TILES = (WIDTH, 180)
 """Size of the picture of a layer's weights."""
@@ -60,6 +60,7 @@ NAMES = """
       set(handle, 'aria-label', label.textContent);
       set(handle, 'aria-valuetext', value.textContent);
     }
+    for (const node of panel.querySelectorAll('[role=slider], select')) set(node, 'data-lm-suppress-shortcuts', 'true');
     for (const line of panel.querySelectorAll('.rso-status .widget-html-content')) set(line, 'aria-live', 'polite');
   };
   const begin = () => {
@@ -72,7 +73,8 @@ NAMES = """
 ">"""
 """ipywidgets gives a slider's handle no name. This names it after the label, and says its value as it is written.
 
-It also makes a line with a status one that is read out when it changes. It is part of the page and fetches nothing.
+A status line is read out when it changes. Arrow keys go to the slider or menu, and not to the notebook, some of whose
+shortcuts they are. All this is part of the page and fetches nothing.
 """
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ LAB = [
     "--allow-root",
     "--ServerApp.port=0",
     "--LabApp.expose_app_in_browser=True",
+    "--JupyterNotebookApp.expose_app_in_browser=True",
 ]
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -32,7 +34,8 @@ MEASURE = """([watched, event, text]) => {
   const before = picture() && picture().src;
   let began = null;
   document.addEventListener(event, () => { began = performance.now(); }, {capture: true, once: true});
-  window.measured = new Promise(resolve => {
+  window.measured = new Promise((resolve, reject) => {
+    setTimeout(() => reject(new Error(`no ${text || 'new picture'} within 30 s of a ${event}`)), 30000);
     const end = () => resolve(performance.now() - began);
     new MutationObserver((_, observer) => {
       if (began === null) return;
@@ -70,6 +73,12 @@ def find_chromium() -> str | None:
     return os.environ.get("CHROMIUM") or next((path for path in map(shutil.which, names) if path), None)
 
 
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
 @contextmanager
 def serve(command: list[str], home: Path, folder: Path, seconds: float = 90) -> Iterator[str]:
     """Run `python -m command` in a folder, with Jupyter settings of its own; gives the URL that it prints."""
@@ -79,6 +88,7 @@ def serve(command: list[str], home: Path, folder: Path, seconds: float = 90) -> 
         file.write_text(json.dumps(values))
     project = str(Path(__file__).resolve().parents[1])
     env = os.environ | {
+        "JUPYTER_PATH": str(Path(project, "notebooks")),
         "JUPYTER_CONFIG_DIR": str(home / "config"),
         "JUPYTER_DATA_DIR": str(home / "data"),
         "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
@@ -104,7 +114,10 @@ def serve(command: list[str], home: Path, folder: Path, seconds: float = 90) -> 
 
 
 class Visit:
-    """A page that keeps what goes wrong in it: errors in the console, and requests that leave this machine."""
+    """A page that keeps what goes wrong in it: errors in the console, and requests that leave this machine.
+
+    At the end of its block the kernel is shut down, and the page closed.
+    """
 
     def __init__(self, browser: Browser, url: str):
         self.errors: list[str] = []
@@ -114,6 +127,13 @@ class Visit:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.note(request.url))
         self.page.goto(url)
+
+    def __enter__(self) -> "Visit":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.page.evaluate("window.jupyterapp?.shell.currentWidget?.sessionContext?.shutdown()")
+        self.page.close()
 
     def note(self, url: str) -> None:
         place = urlsplit(url)
