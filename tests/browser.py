@@ -121,8 +121,9 @@ class Visit:
 
     def __init__(self, browser: Browser, url: str):
         self.errors: list[str] = []
+        self.outside: list[str] = []
         self.page: Page = browser.new_page(viewport={"width": 1400, "height": 1000}, device_scale_factor=2)
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(120_000)
         self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.note(request.url))
@@ -138,7 +139,7 @@ class Visit:
     def note(self, url: str) -> None:
         place = urlsplit(url)
         if place.scheme not in ("data", "blob") and place.hostname not in ("127.0.0.1", "localhost"):
-            self.errors.append(f"a request to {url}")
+            self.outside.append(url)
 
     def run_all_cells(self, seconds: float = 180) -> None:
         """In JupyterLab and Notebook 7: run the notebook, and wait for its end. Cells that fail count as errors."""
