@@ -62,7 +62,8 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
         if settings.cache != "input":
             size += sum(part.numel() for part in states) * image.element_size()
         most = max(most, size)
-        largest = max(largest, *(part.numel() for part in [*kept, *states]))
+        unpooled = flow.x if folds(block) else block.conv(flow.x)
+        largest = max(largest, *(part.numel() for part in [*kept, *states, unpooled]))
         flow = behind
     net.train(training)
     images = len(data.train)

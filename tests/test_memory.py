@@ -1,0 +1,80 @@
+"""What a run is said to need against what a process really took; what happens where there is less."""
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GB = 1e9
+
+# A process of its own, since a peak cannot be taken back: first a tiny run, which loads all that is loaded
+# once, then three visits of every slice in each of the first two blocks. Prints the growth of the peak, and
+# the estimate.
+PROCESS = """
+import resource
+import sys
+from itertools import islice
+
+import psutil
+import torch
+
+from rso_lib import bench, memory
+from rso_lib.data import Data, Split
+from rso_lib.models import Head, Net
+from rso_lib.settings import RSO
+from rso_lib.train import train
+
+torch.set_num_threads(1)
+name, images, batch, cache = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+net, shape = bench.build(name)
+
+
+def data(count):
+    split = Split(torch.randn(count, *shape), torch.randint(10, (count,)))
+    few = Split(split.images[:10], split.labels[:10])
+    return Data("noise", split, few, few, tuple("0123456789"), torch.zeros(shape[0]), torch.ones(shape[0]))
+
+
+def search(data, settings, sweeps):
+    for sweep in sweeps:
+        for _ in islice(steps_of(data, settings, sweep), 3 * (len(data.train) // settings.batch_size)):
+            pass
+
+
+def steps_of(data, settings, sweep):
+    from rso_lib.history import History, Report
+
+    nothing = dict.fromkeys(("steps", "kept", "plus", "minus", "evaluations", "image_forwards"), 0)
+    rows = [Report(cycle=1, layer="x", sigma=0.0, seconds=0.0, **nothing)] * sweep
+    return train(net, data, settings, History(list(rows)), steps=True)
+
+
+search(data(64), RSO(batch_size=32, direction="forward"), [0])
+noise, settings = data(images), RSO(batch_size=batch, direction="forward", cache=cache)
+before = psutil.Process().memory_info().rss
+search(noise, settings, [0, 3])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(peak - before, memory.needed(net, noise, settings))
+"""
+
+
+@pytest.mark.skipif(platform.system() == "Windows", reason="no resource module")
+@pytest.mark.parametrize(
+    ("net", "count", "batch", "cache"),
+    [
+        ("mnist_net", 4000, 500, "full"),
+        ("mnist_net", 4000, 500, "half"),
+        ("mnist_net", 4000, 500, "input"),
+        ("two_conv", 6000, 1000, "full"),
+        ("cifar_net_10", 2500, 500, "full"),
+    ],
+)
+def test_the_estimate_against_the_peak_of_a_process(
+    net: str, count: int, batch: int, cache: str, project: Path
+) -> None:
+    command = [sys.executable, "-c", PROCESS, net, str(count), str(batch), cache]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
+    taken, needed = map(int, done.stdout.split())
+    assert 0.7 * taken < needed < 1.6 * taken, f"said {needed / 1e6:.0f} MB, took {taken / 1e6:.0f} MB"
