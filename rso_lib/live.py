@@ -308,7 +308,8 @@ def work() -> None:
             run.turn(command)
         else:
             for run in running:
-                run.turn(run.train)
+                if LiveRun.commands.empty():
+                    run.turn(run.train)
 
 
 @atexit.register

@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import EngFormatter, PercentFormatter, ScalarFormatter
 from PIL import Image, ImageDraw
 from torch import nn
 
@@ -161,16 +161,17 @@ class LiveTrainer(Panel):
         self.status.add_class("rso-status")
         self.curves, self.screen = Curves({self.title: BLUE}, {"test part": BLUE, "batches": VERMILION}), Screen()
         self.drawn: tuple[object, ...] = ()
+        self.draw: Callable[[], None] = self.draw_curves
         self.show(self.run)
         for control in self.controls.values():
             control.observe(self.change, names="value")
         self.log_axis.observe(lambda change: self.run.do(lambda: None), names="value")
         left = column([*self.controls.values(), self.log_axis])
-        right = widgets.VBox([self.tiles, self.winners, self.numbers, self.screen])
+        right = widgets.VBox([self.tiles, self.winners, self.numbers, self.screen], layout={"max_width": "100%"})
         super().__init__([buttons([self.run]), self.status, widgets.HBox([left, right], layout=WRAP)])
 
     def make_run(self, net: str | Callable[[], nn.Module], data: Data, settings: Any) -> LiveRun:
-        return LiveRun(net, data, settings or RSO(batch_size=min(512, len(data.train)), cycles=20), self.show)
+        return LiveRun(net, data, settings or RSO(batch_size=min(512, len(data.train)), cycles=50), self.show)
 
     def make_controls(self, settings: Any, images: int) -> dict[str, widgets.Widget]:
         """Sliders and menus by the fields of the settings, and `factor`, of σ."""
@@ -197,9 +198,13 @@ class LiveTrainer(Panel):
         self.winners.value = bar(run)
         self.tiles.draw(*layer(run))
         drawn = run.curve[-1], self.log_axis.value
-        if drawn == self.drawn:
-            return
-        self.drawn = drawn
+        if drawn != self.drawn:
+            self.drawn = drawn
+            self.draw()
+
+    def draw_curves(self) -> None:
+        """Draw the curves of this run; a race draws those of all instead."""
+        run = self.run
         accuracy = {self.title: line(run, "updates", "test_accuracy")}
         loss = {"test part": line(run, "updates", "test_loss"), "batches": line(run, "updates", "batch_loss")}
         png = self.curves.png(accuracy, loss, "full updates", self.log_axis.value)
@@ -238,17 +243,17 @@ class Race(Panel):
         self.log_axis = widgets.Checkbox(False, description="log axis for the loss", indent=False)
         self.draw()
         for trainer in trainers:
-            trainer.screen.observe(self.draw, names="value")
+            trainer.draw = self.draw
         for control in (self.against, self.log_axis):
             control.observe(lambda change: trainers[0].run.do(self.draw), names="value")
         for trainer in trainers:
-            trainer.layout = {"width": f"{96 // len(trainers)}%", "min_width": "23em"}
+            trainer.layout = {"width": f"{96 // len(trainers)}%", "min_width": "23em", "padding": "0 1em 0 0"}
             for part in (trainer.screen, trainer.log_axis):  # the race has them for all
                 part.layout.display = "none"
         common, side = buttons([trainer.run for trainer in trainers]), widgets.HBox(trainers, layout=WRAP)
         super().__init__([common, column([self.against, self.log_axis]), self.screen, side])
 
-    def draw(self, change: object = None) -> None:
+    def draw(self) -> None:
         """Draw the curves of all; called in the thread that trains."""
         runs = {trainer.title: trainer.run for trainer in self.trainers}
         accuracy, loss = (
@@ -271,6 +276,7 @@ class Curves:
         with style():
             self.figure = Figure(figsize=(WIDTH / 100, 2.5), dpi=DPI)
             self.canvas = FigureCanvasAgg(self.figure)
+            self.figure.subplots_adjust(left=0.115, right=0.975, bottom=0.22, top=0.95, wspace=0.3)
             self.axes = self.figure.subplots(1, 2)
             self.lines = [
                 {
@@ -303,9 +309,10 @@ class Curves:
             left.set(xlim=(0, end), ylim=(0, 1), xlabel=against, ylabel="test accuracy (%)")
             left.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
             right.set(xlim=(0, end), yscale="log" if log else "linear", xlabel=against, ylabel="loss (nats)")
+            for axes in self.axes:
+                axes.xaxis.set_major_formatter(EngFormatter(sep="") if end > 1000 else ScalarFormatter())
             right.set_ylim(low, high)
             right.legend(loc="upper right")
-            self.figure.set_layout_engine("constrained")
             self.canvas.draw()
             self.background = self.canvas.copy_from_bbox(self.figure.bbox)
         self.drawn = (against, end, log, low, high)

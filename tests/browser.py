@@ -29,23 +29,24 @@ SETTINGS = {
 }
 """No questions pop up, and cells are in the page before they are scrolled to."""
 
-MEASURE = """([watched, event, text]) => {
+MEASURE = """([watched, event, text, gone]) => {
   const picture = () => watched.querySelector('img[src^="data:image/png"]');
   const before = picture() && picture().src;
   let began = null;
   document.addEventListener(event, () => { began = performance.now(); }, {capture: true, once: true});
   window.measured = new Promise((resolve, reject) => {
-    setTimeout(() => reject(new Error(`no ${text || 'new picture'} within 30 s of a ${event}`)), 30000);
+    const late = `${event}: ${gone ? 'still' : 'no'} ${text || 'new picture'} after 30 s`;
+    setTimeout(() => reject(new Error(late)), 30000);
     const end = () => resolve(performance.now() - began);
     new MutationObserver((_, observer) => {
       if (began === null) return;
-      if (text ? !watched.textContent.includes(text) : !picture() || picture().src === before) return;
+      if (text ? watched.textContent.includes(text) === gone : !picture() || picture().src === before) return;
       observer.disconnect();
       if (text) end(); else picture().decode().then(end);
     }).observe(watched, {childList: true, subtree: true, attributes: true, characterData: true});
   });
 }"""
-"""From an event in the page to a text in an element, or to a new picture in it, decoded: milliseconds."""
+"""Milliseconds from an event in the page until an element has a text, or has it no more, or a new picture, decoded."""
 
 
 RUN = """async () => {
@@ -126,6 +127,9 @@ class Visit:
         self.page.set_default_timeout(120_000)
         self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on(
+            "response", lambda got: self.errors.append(f"{got.status} {got.url}") if got.status > 399 else None
+        )
         self.page.on("request", lambda request: self.note(request.url))
         self.page.goto(url)
 
@@ -169,9 +173,9 @@ class Panel:
     def button(self, name: str) -> Locator:
         return self.root.get_by_role("button", name=name, exact=True)
 
-    def press(self, name: str, until: str) -> float:
-        """Press a button, the upper one where there are several: milliseconds until the panel says something."""
-        return self.measured("click", self.button(name).first.click, until)
+    def press(self, name: str, until: str, gone: bool = False) -> float:
+        """Press a button, the upper one where there are several: ms until the panel says something, or no longer."""
+        return self.measured("click", self.button(name).first.click, until, gone)
 
     def move(self, slider: Locator) -> float:
         """Move a slider by a key: milliseconds until there is a new picture."""
@@ -179,8 +183,8 @@ class Panel:
         at_end = slider.get_attribute("aria-valuenow") == slider.get_attribute("aria-valuemax")
         return self.measured("keydown", lambda: self.page.keyboard.press("ArrowLeft" if at_end else "ArrowRight"))
 
-    def measured(self, event: str, act: Callable[[], None], text: str = "") -> float:
-        self.page.evaluate(MEASURE, [self.root.element_handle(), event, text])
+    def measured(self, event: str, act: Callable[[], None], text: str = "", gone: bool = False) -> float:
+        self.page.evaluate(MEASURE, [self.root.element_handle(), event, text, gone])
         act()
         return float(self.page.evaluate("window.measured"))
 
@@ -188,8 +192,9 @@ class Panel:
         return self.root.inner_text()
 
     def steps(self) -> int:
-        """Of the upper run."""
-        return int(re.search(r"Step ([\d,]+), on", self.says())[1].replace(",", ""))
+        """Of the upper run, so far."""
+        said = re.search(r"Step ([\d,]+), on", self.says())
+        return int(said[1].replace(",", "")) if said else 0
 
     def accuracy(self) -> float:
         """The last test accuracy of the upper run, in %."""
@@ -200,3 +205,14 @@ class Panel:
         while not condition():
             assert time.monotonic() < end, self.says()
             self.page.wait_for_timeout(20)
+
+    def save(self, path: Path) -> None:
+        """A picture of the panel, with a margin, in a page that holds all of it."""
+        size = self.page.viewport_size
+        self.root.evaluate("panel => panel.style.padding = '16px'")
+        self.page.set_viewport_size({"width": size["width"], "height": int(self.root.bounding_box()["height"]) + 300})
+        self.page.wait_for_timeout(500)
+        self.root.scroll_into_view_if_needed()
+        self.root.screenshot(path=path)
+        self.root.evaluate("panel => panel.style.padding = ''")
+        self.page.set_viewport_size(size)

@@ -1,14 +1,13 @@
 """The notebooks where people open them: JupyterLab, Notebook 7 and Voilà, in a browser.
 
-They take minutes and measure times, so they run only where RSO_BROWSER=1 is set. RSO_SCREENSHOTS=1 writes
-figures/screenshot_NN.png.
+RSO_SCREENSHOTS=1 writes figures/screenshot_NN.png too.
 """
 
 import os
 import re
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
@@ -24,10 +23,10 @@ LIVE = [path for path in sorted(FOLDER.glob("[0-9]*.ipynb")) if "rso_lib.widgets
 SHORT = {"cycles": 2, "seeds": 2, "tried": 10, "out": '"out"'}
 """Parameters of the copies that are opened."""
 
-pytestmark = [
-    pytest.mark.skipif(os.environ.get("RSO_BROWSER") != "1", reason="takes minutes: set RSO_BROWSER=1 to run it"),
-    pytest.mark.skipif(find_chromium() is None, reason="no chromium: install it, or let CHROMIUM name one"),
-]
+SLIDER, PAUSE = 250.0, 200.0
+"""Limits in milliseconds: from a key to a new picture while idle, and from a click until nothing runs any more."""
+
+pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no chromium: install it, or let CHROMIUM name one")
 
 
 @pytest.fixture(scope="module")
@@ -72,38 +71,56 @@ def test_notebook(path: Path, lab: str, browser: Browser, capsys: pytest.Capture
         visit.run_all_cells()
         live = [panel for panel in visit.panels() if panel.live]
         still = [panel for panel in visit.panels() if not panel.live]
-        learned = learn(live[0]) if path.stem.startswith("01") else 0.0
         if os.environ.get("RSO_SCREENSHOTS"):
-            take_screenshot([*live, *still][0], path.stem[:2])
-        idle = [ms for panel in still for ms in explore(panel)]
-        pauses = [ms for panel in live for ms in drive(panel)]
+            take_screenshot(still[0] if path.stem.startswith("03") else live[0], path.stem[:2])
         with capsys.disabled():
-            print(f"\n{path.stem}:{figures(' slider to picture', idle)}{figures(' pause', pauses)}", end="")
-            print(f" 90 % after {learned:.1f} s" if learned else "")
+            print(f"\n{path.stem}")
+            if path.stem.startswith("01"):
+                assert learn(live[0]) < 20
+            within(SLIDER, "slider to picture", lambda: [ms for panel in still for ms in explore(panel)])
+            for panel in still:
+                choose(panel)
+            for panel in live:
+                drive(panel)
+            within(PAUSE, "click to pause", lambda: [ms for panel in live for ms in pause(panel)])
         assert visit.errors == visit.outside == []
-    assert not idle or statistics.median(idle) < 250
-    assert not pauses or statistics.median(pauses) < 200
-    assert learned < 20
 
 
-def figures(name: str, times: list[float]) -> str:
-    if not times:
-        return ""
-    return f"{name} {statistics.median(times):.0f} ms ({min(times):.0f} to {max(times):.0f}, {len(times)} times)"
+def within(limit: float, name: str, measure: Callable[[], list[float]]) -> None:
+    """The median of some times, in ms, is below a limit. It may try three times, and others may use the machine."""
+    for _ in range(3):
+        crowd, times = crowding(), measure()
+        median = statistics.median(times)
+        print(f"  {name}: median of {len(times)} {median:.0f} ms ({min(times):.0f} to {max(times):.0f}), ", end="")
+        print(f"limit {limit:.0f} ms × {crowd:.2f} on this machine now")
+        if median < limit * crowd:
+            return
+    raise AssertionError(f"{name}: median {median:.0f} ms in the last of three trials")
+
+
+def crowding(seconds: float = 0.3) -> float:
+    """How much longer something takes because other processes use the cores: 1 on an idle machine."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    while time.process_time() < cpu + seconds:
+        pass
+    return (time.perf_counter() - wall) / (time.process_time() - cpu)
 
 
 def explore(panel: Panel) -> list[float]:
-    """Move every slider to and fro, and choose from every menu: there is a new picture each time."""
+    """Move every slider to and fro: there is a new picture each time. Returns how long that takes, in ms."""
     sliders = panel.root.get_by_role("slider").all()
-    times = [panel.move(slider) for slider in sliders for _ in range(4)]
     assert all(slider.get_attribute("aria-label") for slider in sliders)
+    return [panel.move(slider) for slider in sliders for _ in range(4)]
+
+
+def choose(panel: Panel) -> None:
+    """Choose from every menu: there is a new picture each time."""
     for menu in panel.root.get_by_role("combobox").all():
         panel.measured("change", lambda menu=menu: menu.select_option(index=1))
-    return times
 
 
-def drive(panel: Panel) -> list[float]:
-    """Steer a live run: what every control does is seen. Returns the times of some pauses, in ms."""
+def drive(panel: Panel) -> None:
+    """Steer a live run: what every control does is seen."""
     panel.press("Step", until="Paused")
     for slider in panel.root.get_by_role("slider").all():
         name, before = slider.get_attribute("aria-label"), slider.get_attribute("aria-valuetext")
@@ -116,28 +133,38 @@ def drive(panel: Panel) -> list[float]:
     for menu in panel.root.get_by_role("combobox").all():
         menu.select_option(index=1)
     panel.press("Step", until="block1.conv.")  # the direction is forward now
-    pauses = []
-    for _ in range(5):
-        panel.press("Start", until="Running")
-        panel.page.wait_for_timeout(400)
-        pauses.append(panel.press("Pause", until="Paused"))
+    panel.press("Reset", until="Ready")
+    panel.press("Start", until="Running")
+    panel.until(lambda: panel.steps() > 10)
+    panel.press("Pause", until="Paused")
     panel.page.wait_for_timeout(300)
     steps = panel.steps()
     panel.press("Step", until=f"Step {steps + 1:,},")
     panel.page.wait_for_timeout(300)
-    assert panel.steps() == steps + 1 > 10
+    assert panel.steps() == steps + 1
     panel.press("Stop", until="Stopped")
     panel.press("Reset", until="Ready")
-    return pauses
+
+
+def pause(panel: Panel) -> list[float]:
+    """Let a run train, and pause it, some times: how long it takes until all that ran say so, in ms."""
+    times = []
+    for _ in range(5):
+        panel.press("Start", until="Running")
+        panel.page.wait_for_timeout(250)
+        times.append(panel.press("Pause", until="Running", gone=True))
+    panel.press("Reset", until="Ready")
+    return times
 
 
 def learn(panel: Panel) -> float:
-    """Press Start: seconds until the test accuracy is above 90 %."""
+    """Press Start: seconds until the test accuracy is above 90 %, from chance."""
     assert panel.accuracy() < 25
     began = time.perf_counter()
     panel.press("Start", until="Running")
     panel.until(lambda: panel.accuracy() > 90)
     seconds = time.perf_counter() - began
+    print(f"  {panel.accuracy():.1f} % after {seconds:.1f} s")
     panel.press("Stop", until="Stopped")
     panel.press("Reset", until="Ready")
     return seconds
@@ -145,14 +172,13 @@ def learn(panel: Panel) -> float:
 
 def take_screenshot(panel: Panel, number: str) -> None:
     """Of a live run after some seconds, at a weight of the final layer; or of a picture with its controls."""
-    panel.page.set_viewport_size({"width": 1400, "height": 1800})
     if panel.live:
         panel.press("Start", until="Running")
-        panel.page.wait_for_timeout(5000)
+        panel.page.wait_for_timeout(6000)
         panel.until(lambda: "of head.linear.weight" in panel.says())
-        panel.press("Pause", until="Paused")
-    panel.page.wait_for_timeout(500)
-    panel.root.screenshot(path=FOLDER.parent / "figures" / f"screenshot_{number}.png")
+        panel.press("Pause", until="Running", gone=True)
+        panel.page.wait_for_timeout(1000)
+    panel.save(FOLDER.parent / "figures" / f"screenshot_{number}.png")
     if panel.live:
         panel.press("Stop", until="Stopped")
         panel.press("Reset", until="Ready")
@@ -164,8 +190,9 @@ def test_notebook_7(lab: str, browser: Browser) -> None:
         visit.errors.clear()  # of Notebook 7 itself, before any cell has run
         visit.run_all_cells()
         panels = visit.panels()
-        assert explore(panels[0])
-        assert drive(next(panel for panel in panels if panel.live))
+        explore(panels[0])
+        choose(panels[0])
+        drive(next(panel for panel in panels if panel.live))
         assert visit.errors == visit.outside == []
 
 
@@ -175,7 +202,8 @@ def test_voila(tmp_path: Path, browser: Browser, copies: Path) -> None:
     with serve(command, tmp_path, copies) as url, Visit(browser, url) as visit:
         panels = visit.panels()
         visit.errors.clear()  # of Voilà itself, which loads JupyterLab's extensions
-        assert explore(panels[0])
-        assert drive(next(panel for panel in panels if panel.live))
+        explore(panels[0])
+        choose(panels[0])
+        drive(next(panel for panel in panels if panel.live))
         assert visit.page.locator(".jp-CodeCell .jp-InputArea").count() == 0
         assert visit.errors == visit.outside == []
