@@ -442,7 +442,7 @@ def bar(run: LiveRun) -> str:
     )
     return (
         f'<div role="img" aria-label="{text}" style="display: flex; height: 1.8em; line-height: 1.8em; color: black;'
-        f' width: {WIDTH}px; max-width: 100%">{segments}</div>'
+        f' width: 100%; max-width: {WIDTH}px">{segments}</div>'
     )
 
 

@@ -48,6 +48,9 @@ MEASURE = """([watched, event, text, gone]) => {
 }"""
 """Milliseconds from an event in the page until an element has a text, or has it no more, or a new picture, decoded."""
 
+CROPPED = """panel => [...panel.querySelectorAll('img, p, [role=img], button, select, .widget-slider')]
+  .filter(node => node.getBoundingClientRect().right > node.closest('.rso-panel').getBoundingClientRect().right + 1)
+  .map(node => node.outerHTML.slice(0, 80))"""
 
 RUN = """async () => {
   await jupyterapp.restored;
@@ -205,6 +208,10 @@ class Panel:
         while not condition():
             assert time.monotonic() < end, self.says()
             self.page.wait_for_timeout(20)
+
+    def cropped(self) -> list[str]:
+        """What reaches beyond its panel."""
+        return list(self.root.evaluate(CROPPED))
 
     def save(self, path: Path) -> None:
         """A picture of the panel, with a margin, in a page that holds all of it."""

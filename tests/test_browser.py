@@ -82,6 +82,7 @@ def test_notebook(path: Path, lab: str, browser: Browser, capsys: pytest.Capture
                 choose(panel)
             for panel in live:
                 drive(panel)
+                assert panel.cropped() == []
             within(PAUSE, "click to pause", lambda: [ms for panel in live for ms in pause(panel)])
         assert visit.errors == visit.outside == []
 
