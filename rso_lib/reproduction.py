@@ -2,12 +2,11 @@
 
 import atexit
 import copy
-import json
 import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +15,16 @@ from matplotlib.colors import CenteredNorm
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from . import runs, sgd
-from .data import Data, Split
+from . import runs
+from .data import Split
 from .engine import channels_last
 from .experiments import standard_error
 from .history import History, Report
 from .plots import AGAINST, BLACK, FOLDER, Picture, _picture, _whole, style
 from .proposals import generator, sigma
 from .reference import cross_entropy
-from .runs import Run, replacing
+from .runs import Run
 from .settings import RSO
-from .sgd import SGD
 
 if TYPE_CHECKING:
     import pandas
@@ -85,30 +83,6 @@ def repeat(
         )
         for seed in range(seeds)
     ]
-
-
-def baseline(folder: str | Path, net: str, data: Data, settings: SGD, seeds: int) -> list[History]:
-    """SGD on a net of `models` with the seeds 0, 1 …: SEED.csv in a folder. A run that is there is not repeated.
-
-    Raises ValueError where the folder holds runs with other settings.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    asked = {"dataset": data.name, "net": net, **asdict(settings)}
-    about = folder / "settings.json"
-    if about.exists() and json.loads(about.read_text()) != asked:
-        raise ValueError(f"{folder} holds runs of SGD with other settings than {asked}; choose another folder")
-    about.write_text(json.dumps(asked, indent=2) + "\n")
-    return [_baseline(folder / f"{seed}.csv", net, data, replace(settings, seed=seed)) for seed in range(seeds)]
-
-
-def _baseline(path: Path, net: str, data: Data, settings: SGD) -> History:
-    if not path.exists():
-        fresh = runs.build(net, data.shape, len(data.classes), settings.seed).to(data.train.labels.device)
-        history = sgd.fit(fresh, data, settings)
-        with replacing(path) as part:
-            history.save(part)
-    return History.load(path)
 
 
 def committed(folder: str | Path = FOLDER) -> dict[str, list[History]]:

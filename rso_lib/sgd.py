@@ -1,6 +1,13 @@
-"""The baseline: the same nets, data and reports, trained by backpropagation (sections 4.4 and 4.5)."""
+"""The baseline: the same nets, data and reports, trained by backpropagation (sections 4.4 and 4.5).
 
+    python -m rso_lib.sgd FOLDER [--dataset digits] [--net one_conv] [--net-options depth=10] [--epochs 50] ...
+
+writes FOLDER/settings.json and FOLDER/SEED.csv, the history. `--help` lists the settings.
+"""
+
+import argparse
 import csv
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .data import Data
+from . import runs
+from .data import Data, load
 from .engine import channels_last
 from .history import NAN, History, Report
 from .models import calibrate
@@ -114,6 +122,44 @@ def fit(net: nn.Module, data: Data, settings: SGD, *, progress: bool = True) -> 
     return History(list(reports))
 
 
+def baseline(
+    folder: str | Path,
+    net: str,
+    data: Data,
+    settings: SGD,
+    seeds: int,
+    net_options: Mapping[str, Any] | None = None,
+) -> list[History]:
+    """Train a net of `models` with the seeds 0, 1 …, `seeds` of them: SEED.csv in a folder, which is made.
+
+    A run that is there is not repeated; one that was stopped leaves SEED.csv.part and begins anew.
+    Raises ValueError where the folder holds runs with other settings, and as `train` and `runs.build` do.
+    """
+    folder, options = Path(folder), dict(net_options or {})
+    asked = {"dataset": data.name, "net": net, **({"net_options": options} if options else {}), **asdict(settings)}
+    about = folder / "settings.json"
+    if about.exists() and json.loads(about.read_text()) != asked:
+        raise ValueError(f"{folder} holds runs of SGD with other settings than {asked}; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    about.write_text(json.dumps(asked, indent=2) + "\n")
+    return [_history(folder / f"{k}.csv", net, data, replace(settings, seed=k), options) for k in range(seeds)]
+
+
+def _history(path: Path, net: str, data: Data, settings: SGD, options: Mapping[str, Any]) -> History:
+    """Of the run whose history is at a path, which is trained if it is not there, and saved after every epoch."""
+    from tqdm import tqdm
+
+    if not path.exists():
+        fresh = runs.build(net, data.shape, len(data.classes), settings.seed, **options)
+        reports = train(fresh.to(data.train.labels.device), data, settings)
+        history = History()
+        with replacing(path) as part:
+            for report in tqdm(reports, total=settings.epochs, unit="epoch"):
+                history.append(report)
+                history.save(part)
+    return History.load(path)
+
+
 def updates_to(history: History, target: float, part: str = "val") -> int | None:
     """After how many full updates the accuracy on a part first reached the target; None if it never did."""
     return next((row.cycle for row in history.cycles.rows if getattr(row, f"{part}_accuracy") >= target), None)
@@ -177,7 +223,7 @@ def _epoch(net: nn.Module, optimiser: torch.optim.Optimizer, data: Data, setting
 def _report(net: nn.Module, data: Data, settings: SGD, epoch: int, steps: int) -> Report:
     """The row of an epoch."""
     calibrate(net, data.train.images)
-    scores = {}
+    scores: dict[str, Any] = {}
     for part in ("train", "val", "test"):
         scores[f"{part}_loss"], scores[f"{part}_accuracy"] = evaluate(net, getattr(data, part))
     return Report(
@@ -221,3 +267,38 @@ def _write(path: Path, rows: Mapping[Words, Words]) -> None:
         table = csv.writer(file, lineterminator="\n")
         table.writerow((*ASKED, *CAME_OUT))
         table.writerows((*asked, *came_out) for asked, came_out in rows.items())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train as the command line says, and print what came out."""
+    from .__main__ import KINDS
+
+    about = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m rso_lib.sgd", description=__doc__, formatter_class=about)
+    parser.add_argument("folder", metavar="FOLDER", help="where settings and history are written")
+    parser.add_argument("--dataset", default="digits", help="as in python -m rso_lib")
+    parser.add_argument("--net", default="one_conv", choices=runs.NETS)
+    parser.add_argument("--net-options", type=KINDS["net_options"], help="such as depth=5,head=mean")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trains N times, with the seeds 0 … N − 1")
+    asked = [field for field in fields(SGD) if field.name != "seed"]
+    for field in asked:
+        kind = float if field.default is None else type(field.default)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: as torch chooses)")
+    given = vars(parser.parse_args(arguments))
+    if given["threads"]:
+        torch.set_num_threads(given["threads"])
+    try:
+        settings = SGD(**{field.name: given[field.name] for field in asked})
+        data = load(given["dataset"], device=given["device"])
+        histories = baseline(given["folder"], given["net"], data, settings, given["seeds"], given["net_options"])
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    for history in histories:
+        row = history.last
+        print(f"test accuracy {row.test_accuracy:.4f} after {row.cycle:,} updates and {row.seconds:.0f} seconds")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,5 @@
 """Tables of the paper follow from histories; random directions are measured as they are described."""
 
-import json
 import math
 from pathlib import Path
 
@@ -8,11 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from rso_lib import RSO, History, load, presets, reproduction
+from rso_lib import RSO, History, presets, reproduction
 from rso_lib.data import Split
 from rso_lib.history import Report
 from rso_lib.proposals import sigma
-from rso_lib.sgd import SGD
 
 
 def report(cycle: int, layer: str = "", *, steps: int = 10, kept: int = 1, **scores: float) -> Report:
@@ -96,17 +94,6 @@ def test_runs_are_taken_up(tmp_path: Path) -> None:
     again = reproduction.repeat(tmp_path / "rso", settings, 2, dataset="digits", net="one_conv")
     seconds = [[row.seconds for row in one.history.rows] for one in made]
     assert [[row.seconds for row in one.history.rows] for one in again] == seconds
-
-
-def test_the_baseline_is_not_repeated_and_not_confused(tmp_path: Path) -> None:
-    data, settings = load("digits"), SGD(epochs=1, batch_size=64, rate=0.05)
-    [first, second] = reproduction.baseline(tmp_path, "one_conv", data, settings, 2)
-    assert first.last.test_accuracy != second.last.test_accuracy
-    [again] = reproduction.baseline(tmp_path, "one_conv", data, settings, 1)
-    assert again.last.seconds == first.last.seconds
-    with pytest.raises(ValueError, match="other settings"):
-        reproduction.baseline(tmp_path, "one_conv", data, SGD(epochs=2, batch_size=64, rate=0.05), 1)
-    assert json.loads((tmp_path / "settings.json").read_text())["epochs"] == 1
 
 
 def test_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

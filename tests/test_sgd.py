@@ -1,5 +1,6 @@
 """Backpropagation: its steps by hand, its rows, and the grid search that can be stopped."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -191,3 +192,46 @@ def test_a_grid_leaves_a_foreign_table_alone(digits: Data, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"grid.csv is not the table of a grid search"):
         sgd.grid(small, digits, QUICK, path, batch_sizes=[100], rates=[0.1], progress=False)
     assert path.read_text() == "batch_size,rate\n100,0.1\n"
+
+
+def test_the_baseline_is_not_repeated_and_not_confused(digits: Data, tmp_path: Path) -> None:
+    settings = SGD(epochs=1, batch_size=64, rate=0.05)
+    [first, second] = sgd.baseline(tmp_path, "one_conv", digits, settings, 2)
+    assert first.last.test_accuracy != second.last.test_accuracy
+    [again] = sgd.baseline(tmp_path, "one_conv", digits, settings, 1)
+    assert again.last.seconds == first.last.seconds
+    with pytest.raises(ValueError, match="other settings"):
+        sgd.baseline(tmp_path, "one_conv", digits, replace(settings, epochs=2), 1)
+    assert json.loads((tmp_path / "settings.json").read_text())["epochs"] == 1
+
+
+def test_a_baseline_that_is_stopped_leaves_its_epochs_and_begins_anew(
+    digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(QUICK, epochs=3)
+
+    def only_the_first(*arguments: Any) -> int:
+        if arguments[-1] > 0:
+            raise KeyboardInterrupt
+        return 12
+
+    with monkeypatch.context() as broken:
+        broken.setattr(sgd, "_epoch", only_the_first)
+        with pytest.raises(KeyboardInterrupt):
+            sgd.baseline(tmp_path, "one_conv", digits, settings, 1)
+    assert len(History.load(tmp_path / "0.csv.part").rows) == 1
+    [history] = sgd.baseline(tmp_path, "one_conv", digits, settings, 1)
+    assert len(history.rows) == 3
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    what = "--net cifar_net --net-options depth=3 --epochs 1 --batch-size 100 --rate 0.1 --warmup 0 --threads 1"
+    sgd.main([str(tmp_path / "run"), *what.split()])
+    history = History.load(tmp_path / "run" / "0.csv")
+    assert f"test accuracy {history.last.test_accuracy:.4f} after 12 updates" in capsys.readouterr().out
+    stored = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert (stored["net"], stored["net_options"], stored["weight_decay"]) == ("cifar_net", {"depth": 3}, 1e-4)
+    with pytest.raises(SystemExit) as ended:
+        sgd.main([str(tmp_path / "other"), "--rate", "-1"])
+    assert ended.value.code == 2
+    assert "rate must be above 0" in capsys.readouterr().err
