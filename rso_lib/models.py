@@ -13,8 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .proposals import generator, sigma
+from .settings import check_choice
 
 CALIBRATION_IMAGES = 2000
+POOLS = ("avg", "max")
+SKIPS = ("open", "close", "both")
+HEAD_POOLS = ("max", "mean", "flatten")
 
 
 class Flow(NamedTuple):
@@ -34,6 +38,12 @@ class Block(nn.Module):
                the convolution's output; "both" closes one and opens the next; or None
     closes     channels of the skip that is closed; a 1×1 convolution with its own batch norm
                (`shortcut`) adapts it where the block has another number
+
+    The shift of a shortcut's batch norm changes nothing where the block has a norm: it adds a constant to a
+    whole channel, which that norm subtracts again. The authors' code searches it, and so does this one: w, w + Δ
+    and w − Δ have the same loss but for rounding, which decides (32 of the 57,104 weights of Depth-10).
+
+    Raises ValueError for an unknown pool or skip.
     """
 
     def __init__(
@@ -49,6 +59,10 @@ class Block(nn.Module):
         closes: int = 0,
     ):
         super().__init__()
+        if pool is not None:
+            check_choice("pool", pool, POOLS)
+        if skip is not None:
+            check_choice("skip", skip, SKIPS)
         self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=not norm)
         self.norm = batch_norm(outputs) if norm else None
         self.pool, self.pool_last, self.relu = pool, pool_last, relu
@@ -86,10 +100,14 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Pooling over the whole picture ("max", "mean") or "flatten", then the final linear layer."""
+    """Pooling over the whole picture ("max", "mean") or "flatten", then the final linear layer.
+
+    Raises ValueError for another pool.
+    """
 
     def __init__(self, features: int, classes: int, *, pool: str, bias: bool = False):
         super().__init__()
+        check_choice("pool", pool, HEAD_POOLS)
         self.pool = pool
         self.linear = nn.Linear(features, classes, bias=bias)
 
@@ -201,7 +219,9 @@ def mnist_net(
     """Section 4.1: six convolutions of 16 channels, pooling after every second; 12,016 weights.
 
     pool_last=False and head="max" are the authors' code, pool_last=True and head="mean" the paper's text.
+    Raises ValueError for another head.
     """
+    check_choice("head", head, HEAD_POOLS[:2])
     pools = [None, "avg"] * 3
     blocks = [
         Block(inputs, 16, pool=pool, pool_last=pool_last, relu=_relu(k, 6, head))
@@ -221,8 +241,9 @@ def cifar_net(
 ) -> Net:
     """Table 3: Depth-3, Depth-5 or the residual Depth-10 (57,104 weights); options as in `mnist_net`.
 
-    Raises ValueError for another depth.
+    Raises ValueError for another depth or head.
     """
+    check_choice("head", head, HEAD_POOLS[:2])
     widths = {3: [32, 32], 5: [16, 16, 32, 32], 10: [16, 16, 16, 32, 32, 32, 32, 32, 32]}
     pooled = {3: (1,), 5: (2, 3), 10: (3, 5)}
     if depth not in widths:

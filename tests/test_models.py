@@ -287,6 +287,41 @@ def test_another_depth_is_an_error_that_names_the_three() -> None:
         cifar_net(4)
 
 
+UNKNOWN = [
+    (lambda: Block(1, 2, pool="mean"), "pool must be one of avg, max, not 'mean'"),
+    (lambda: Block(1, 2, skip="opens"), "skip must be one of open, close, both, not 'opens'; did you mean 'open'"),
+    (lambda: Head(4, 2, pool="avg"), "pool must be one of max, mean, flatten, not 'avg'"),
+    (lambda: mnist_net(head="avg"), "head must be one of max, mean, not 'avg'"),
+    (lambda: cifar_net(3, head="flatten"), "head must be one of max, mean, not 'flatten'"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), UNKNOWN)
+def test_what_is_unknown_is_an_error_that_names_the_choices(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_shift_of_a_growing_shortcut_changes_nothing(training: bool) -> None:
+    """The block's own norm takes it out again, whatever its size; its scale does change the output."""
+    net = cifar_net(10, (3, 8, 8)).double().train(training)
+    images = torch.randn(30, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def outputs() -> Tensor:
+        calibrate(net, images)
+        return net(images)
+
+    [shift] = [w for name, w in net.named_parameters() if name.endswith("shortcut.1.bias")]
+    assert shift.numel() == 32
+    with torch.no_grad():
+        before = outputs()
+        shift += torch.linspace(-3, 3, 32, dtype=torch.float64)
+        torch.testing.assert_close(outputs(), before, rtol=0, atol=1e-11)
+        net.get_submodule("block5.shortcut")[1].weight *= 2
+        assert (outputs() - before).abs().max() > 0.01
+
+
 # Calibration
 
 
