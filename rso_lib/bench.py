@@ -1,14 +1,16 @@
 """How long a step takes: plain, with the paper's cache, and in the engine, measured in turn in one process.
 
-    python -m rso_lib.bench [--net mnist_net] [--batch 1000] [--device cpu] [--json FILE]
+    python -m rso_lib.bench [--net mnist_net] [--batch 1000] [--slices N] [--device cpu] [--json FILE]
 
 plain    three forward passes of the whole net, channels_last, no gradients
 cached   three forward passes from the searched layer on (section 4.7)
 engine   what `rso_lib.train` does
 
 A cycle is extrapolated from measured steps of every layer: its cached input is built once, every slice is
-visited for the first time, and all further steps cost the median of those measured. Images are random:
-the time does not depend on them. All three run with the same allocator settings (`memory.keep_freed`).
+visited for the first time, and all further steps cost the median of those measured. With --slices only so
+many are built and visited, which takes less memory and time: the cache's time grows with the images, and the
+weights visited lie as far apart as they would on all slices. Images are random: the time does not depend on
+them. All three run with the same allocator settings (`memory.keep_freed`).
 """
 
 import argparse
@@ -143,19 +145,22 @@ class Timing:
         return self.weights * getattr(self, method) + (self.build if method == "cached" else 0)
 
 
-def measure(net: Net, position: int, batches: Batches, repeats: int) -> Timing:
-    """Time the steps of the layer at a position, the three methods in turn."""
+def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int | None = None) -> Timing:
+    """Time the steps of the layer at a position, the three methods in turn, on all slices or a sample of them."""
     device, layer = batches.images.device, net.layers[position]
     name, largest = max(layer.named_parameters(), key=lambda pair: pair[1].numel())
     weight, delta = largest.detach(), torch.tensor(0.01 * sigma(largest), device=device)
+    slices = len(batches.labels) // batches.size
+    tried = min(sample or slices, slices)
+    count = len(batches.labels) if tried == slices else tried * batches.size
+    part = Batches(batches.images[:count], batches.labels[:count], batches.size)
     net.eval()
     started = time.perf_counter()
-    search = (HeadSearch if isinstance(layer, Head) else BlockSearch)(net, position, batches)
+    search = (HeadSearch if isinstance(layer, Head) else BlockSearch)(net, position, part)
     _wait(device)
-    build = 1e3 * (time.perf_counter() - started)
-    slices = len(search.labels)
-    visits = iter(range(weight.numel()))
-    first = [clock(lambda: search.step(name, next(visits), delta), device) for _ in range(min(slices, weight.numel()))]
+    build = 1e3 * (time.perf_counter() - started) * len(batches.labels) / count
+    visits = iter(range(0, weight.numel(), slices // tried))
+    first = [clock(lambda: search.step(name, next(visits), delta), device) for _ in range(min(tried, weight.numel()))]
     x = channels_last(batches.images[: batches.size])
     behind = cached_input(net.blocks[:position], x, channels_last)
     labels = batches.labels[: batches.size]
@@ -246,8 +251,15 @@ def table(timings: list[Timing], steps: list[dict[str, int]], rate: float, cycle
 
 
 @torch.no_grad()
-def bench(net_name: str, batch: int, device: torch.device, images: int | None = None, repeats: int = 5) -> dict:
-    """Measure a net; returns what the JSON file holds."""
+def bench(
+    net_name: str,
+    batch: int,
+    device: torch.device,
+    images: int | None = None,
+    repeats: int = 5,
+    sample: int | None = None,
+) -> dict:
+    """Measure a net, on all slices or a sample of them; returns what the JSON file holds."""
     net, shape = build(net_name)
     memory.keep_freed()
     count = images or IMAGES[shape[0]]
@@ -259,7 +271,7 @@ def bench(net_name: str, batch: int, device: torch.device, images: int | None = 
     batches = Batches(pictures, labels, batch)
     rate = matrix_rate(device)
     positions = tqdm(range(len(net)), unit="layer")
-    timings = [measure(net, position, batches, repeats) for position in positions]
+    timings = [measure(net, position, batches, repeats, sample) for position in positions]
     counts = operations(build(net_name)[0], shape)
     steps = [operations_per_step(counts, position, batch) for position in range(len(net))]
     cycle = summary(timings, steps, rate)
@@ -273,6 +285,7 @@ def bench(net_name: str, batch: int, device: torch.device, images: int | None = 
         "net": net_name,
         "batch": batch,
         "images": count,
+        "slices": min(sample or count // batch, count // batch),
         "machine": machine(device),
         "matrix_gflops": rate / 1e9,
         "peak_memory_gb": peak_memory(device) / 1e9,
@@ -286,13 +299,14 @@ def main() -> None:
     parser.add_argument("--net", default="mnist_net", choices=[*SHAPES, *CIFAR])
     parser.add_argument("--batch", type=int, default=1000, help="images in a batch")
     parser.add_argument("--images", type=int, help="training images (MNIST's or CIFAR-10's number)")
+    parser.add_argument("--slices", type=int, help="how many are built and visited (all)")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds in every layer")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    result = bench(options.net, options.batch, options.device, options.images, options.repeats)
+    result = bench(options.net, options.batch, options.device, options.images, options.repeats, options.slices)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
