@@ -233,7 +233,7 @@ def loss_along(
             winner = int(choose(y))
             axes.scatter(x, y.numpy(force=True), color=colours, s=60, zorder=3)
             axes.scatter(x[winner], float(y[winner]), s=260, facecolors="none", edgecolors=BLACK, zorder=3)
-            says.append(f"{label or 'The batch'} chooses {list(CANDIDATES.values())[winner][0]}.")
+            says.append(f"{label[:1].upper() + label[1:] or 'The batch'}: {list(CANDIDATES.values())[winner][0]} wins.")
     axes.set(xlabel=f"value of {name}", ylabel=SCORES["loss"])
     if any(lines):
         axes.legend()

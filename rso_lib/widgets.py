@@ -247,7 +247,7 @@ class Race(Panel):
         for control in (self.against, self.log_axis):
             control.observe(lambda change: trainers[0].run.do(self.draw), names="value")
         for trainer in trainers:
-            trainer.layout = {"width": f"{96 // len(trainers)}%", "min_width": "23em", "padding": "0 1em 0 0"}
+            trainer.layout = {"width": f"{96 // len(trainers)}%", "min_width": "24em", "padding": "0 1em 0 0"}
             for part in (trainer.screen, trainer.log_axis):  # the race has them for all
                 part.layout.display = "none"
         common, side = buttons([trainer.run for trainer in trainers]), widgets.HBox(trainers, layout=WRAP)
@@ -276,7 +276,7 @@ class Curves:
         with style():
             self.figure = Figure(figsize=(WIDTH / 100, 2.5), dpi=DPI)
             self.canvas = FigureCanvasAgg(self.figure)
-            self.figure.subplots_adjust(left=0.115, right=0.975, bottom=0.22, top=0.95, wspace=0.3)
+            self.figure.subplots_adjust(left=0.115, right=0.965, bottom=0.22, top=0.95, wspace=0.3)
             self.axes = self.figure.subplots(1, 2)
             self.lines = [
                 {
@@ -338,8 +338,8 @@ def column(controls: Iterable[widgets.Widget]) -> widgets.VBox:
     """Controls below each other, with room for their names."""
     controls = list(controls)
     for control in controls:
-        control.style.description_width = "7em"
-        control.layout.width = "22em"
+        control.style.description_width = "8em"
+        control.layout.width = "23em"
     return widgets.VBox(controls)
 
 

@@ -133,7 +133,7 @@ def test_loss_along_one_weight() -> None:
     same(marks.get_offsets()[[0, 2]], [[0, 0.3], [-0.5, 0.2]])
     same(ring.get_offsets(), [[-0.5, 0.2]])
     assert axes.get_xlabel() == "value of weight 7"
-    assert picture.alt.endswith("The batch chooses w − Δ.")
+    assert picture.alt.endswith("The batch: w − Δ wins.")
 
 
 def test_loss_along_one_weight_for_several_batches() -> None:
@@ -142,7 +142,7 @@ def test_loss_along_one_weight_for_several_batches() -> None:
     scores = {"16 images": candidates, "64 images": candidates**2}
     picture = plots.loss_along(values, curves, candidates, scores)
     assert texts(picture.axes[0]) == ["16 images", "64 images"]
-    assert "16 images chooses w − Δ. 64 images chooses w." in picture.alt
+    assert "16 images: w − Δ wins. 64 images: w wins." in picture.alt
 
 
 def test_sweep() -> None:
