@@ -29,6 +29,23 @@ LEVELS: dict[str, dict[str, Any]] = {
 """Notebook 06. `tries` are random directions of each kind, `epochs` those of the net that they are tried at. A joint
 step sends the batch through the whole net, so that a laptop gets a smaller one."""
 
+_CIFAR = {"weight_decay": 1e-4, "val_size": None, "seeds": 1, "sgd_batch_size": 128, "rate": 0.1}
+CIFAR: dict[str, dict[str, Any]] = {
+    "smoke": {**_CIFAR, "dataset": "digits", "depths": "3", "cycles": 1, "batch_size": 32, "epochs": 3},
+    "laptop": {
+        **_CIFAR,
+        "dataset": "cifar10",
+        "depths": "3, 5, 10",
+        "cycles": 2,
+        "batch_size": 200,
+        "epochs": 18,
+        "val_size": 25000,
+    },
+    "paper": {**_CIFAR, "dataset": "cifar10", "depths": "3, 5, 10", "cycles": 500, "batch_size": 5000, "epochs": 100},
+}
+"""Notebook 08: nets of these depths; SGD trains the deepest. val_size of laptop leaves 25,000 images for training: the
+search of Depth-10 keeps about 0.2 MB for each of them."""
+
 
 def choose(preset: str, table: Table = PRESETS, /, **values: Any) -> dict[str, Any]:
     """The values of a preset, overridden by those that are given and not None. Raises ValueError for another name."""

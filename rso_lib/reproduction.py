@@ -1,4 +1,4 @@
-"""The paper's MNIST experiments: runs that are taken up again, its tables, and why joint steps fail (section 4)."""
+"""The paper's experiments: runs that are taken up again, its tables, and why joint steps fail (section 4)."""
 
 import atexit
 import copy
@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm
+from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from . import runs
+from . import bench, runs
 from .data import Split
 from .engine import channels_last
 from .experiments import standard_error
 from .history import History, Report
-from .plots import AGAINST, BLACK, FOLDER, Picture, _picture, _whole, style
+from .models import Net, count_weights
+from .plots import AGAINST, BLACK, BLUE, FOLDER, GREY, SKY, VERMILION, Picture, _picture, _whole, style
 from .proposals import generator, sigma
 from .reference import cross_entropy
 from .runs import Run
@@ -43,13 +46,31 @@ PAPER_2 = {
 }
 """Table 2: test accuracy on MNIST in % after 100,000, 200,000 … 600,000 steps, by level."""
 
-COMMITTED = {
+PAPER_3 = {"Depth-3": 56.30, "Depth-5": 68.48, "Depth-10": 81.80, "SGD, Depth-10": 82.94}
+"""Test accuracy on CIFAR-10 in %: Table 3, and section 4.4 for SGD."""
+
+MNIST = {
     "mnist_5_cycles": "python -m rso_lib runs/mnist_5_cycles --preset paper --cycles 5",
     "mnist_laptop": "python -m rso_lib runs/mnist_laptop --preset laptop",
     "mnist_paper": "python -m rso_lib runs/mnist_paper --preset paper --device cuda",
     "mnist_paper_inverted": "python -m rso_lib runs/mnist_paper_inverted --preset paper --order input --device cuda",
 }
-"""Longer runs, whose history.csv is kept as figures/NAME.csv, and the command that repeats each."""
+_CIFAR = "--net cifar_net --net-options depth"
+_JPEG = "--dataset folder:cifar10-jpeg " + _CIFAR
+CIFAR = {
+    **{
+        f"cifar_depth_{depth}": f"python -m rso_lib runs/cifar_depth_{depth} {_JPEG}={depth} --cycles 2 "
+        "--batch-size 200 --weight-decay 1e-4 --val-size 25000"
+        for depth in (3, 5, 10)
+    },
+    "cifar_sgd": f"python -m rso_lib.sgd runs/cifar_sgd {_JPEG}=10 --epochs 18 --batch-size 128 --rate 0.1 --warmup 1",
+    **{
+        f"cifar_paper_{depth}": f"python -m rso_lib runs/cifar_paper_{depth} --dataset cifar10 {_CIFAR}={depth} "
+        "--cycles 500 --batch-size 5000 --weight-decay 1e-4 --device cuda"
+        for depth in (3, 5, 10)
+    },
+}
+"""Longer runs, whose history is kept as figures/NAME.csv, and the command that repeats each, by data set."""
 
 
 # Runs
@@ -69,35 +90,30 @@ def place(out: str, notebook: str, preset: str) -> Path:
     return folder
 
 
-def repeat(
-    folder: str | Path, settings: RSO, seeds: int, *, dataset: str, net: str, device: str | torch.device = "cpu"
-) -> list[Run]:
-    """The run of some settings with the seeds 0, 1 …, each in a folder of its own. Errors as in `runs.start`."""
+def repeat(folder: str | Path, settings: RSO, seeds: int, **what: Any) -> list[Run]:
+    """The run of some settings with the seeds 0, 1 …, each in a folder of its own.
+
+    what  dataset, net, device … as in `runs.start`, which raises the same errors
+    """
     return [
-        runs.start(
-            Path(folder) / f"seed_{seed}",
-            dataset=dataset,
-            net=net,
-            settings=replace(settings, seed=seed),
-            device=device,
-        )
+        runs.start(Path(folder) / f"seed_{seed}", settings=replace(settings, seed=seed), **what)
         for seed in range(seeds)
     ]
 
 
-def committed(folder: str | Path = FOLDER) -> dict[str, list[History]]:
+def committed(folder: str | Path = FOLDER, commands: Mapping[str, str] = MNIST) -> dict[str, list[History]]:
     """The longer runs whose histories are in `figures/`, by name; one each, in a list."""
-    paths = {name: Path(folder) / f"{name}.csv" for name in COMMITTED}
+    paths = {name: Path(folder) / f"{name}.csv" for name in commands}
     return {name: [History.load(path)] for name, path in paths.items() if path.exists()}
 
 
-def committed_table(folder: str | Path = FOLDER) -> "pandas.DataFrame":
+def committed_table(folder: str | Path = FOLDER, commands: Mapping[str, str] = MNIST) -> "pandas.DataFrame":
     """What the longer runs reached, in %, and their commands. A run that is not there has NaN: not measured yet."""
     import pandas
 
-    there = committed(folder)
+    there = committed(folder, commands)
     rows = []
-    for name, command in COMMITTED.items():
+    for name, command in commands.items():
         found = {"cycles": there[name][0].last.cycle, **scores(there[name])} if name in there else {}
         rows.append({"run": name, **found, "command": command})
     columns = ["run", "cycles", "final", "at_best_validation", "command"]
@@ -128,13 +144,22 @@ def table_1(histories: Mapping[str, Sequence[History]]) -> "pandas.DataFrame":
 
     Columns: method, runs, updates (of all weights), final, error, at_best_validation, paper.
     """
+    return _beside(PAPER_1, histories)
+
+
+def table_3(histories: Mapping[str, Sequence[History]]) -> "pandas.DataFrame":
+    """Table 3 and the accuracy of SGD, as `table_1`; histories by the names in `PAPER_3`."""
+    return _beside(PAPER_3, histories)
+
+
+def _beside(paper: Mapping[str, float], histories: Mapping[str, Sequence[History]]) -> "pandas.DataFrame":
     import pandas
 
     rows = []
-    for method in dict.fromkeys([*PAPER_1, *histories]):
+    for method in dict.fromkeys([*paper, *histories]):
         mine = histories.get(method, ())
         found = {"updates": mine[0].last.cycle, **scores(mine)} if mine else {}
-        rows.append({"method": method, "runs": len(mine), **found, "paper": PAPER_1.get(method, math.nan)})
+        rows.append({"method": method, "runs": len(mine), **found, "paper": paper.get(method, math.nan)})
     columns = ["method", "runs", "updates", "final", "error", "at_best_validation", "paper"]
     return pandas.DataFrame(rows, columns=columns)
 
@@ -219,6 +244,64 @@ def decreases(history: History) -> "pandas.DataFrame":
     return frame[["cycle", "layer"]].assign(kept=frame.kept / frame.steps, loss=loss, decrease=1 - loss / loss.shift())
 
 
+# What a cycle costs
+
+
+def savings(nets: Mapping[str, Net], shape: tuple[int, int, int]) -> "pandas.DataFrame":
+    """Operations of a cycle, counted: net, weights, plain (for an image, in units of 10⁹), and by which factor the
+    paper's cache (section 4.7) and our engine do fewer.
+
+    shape  (C, H, W) of the images
+
+    The engine's count is that of `bench.operations_per_step`.
+    """
+    import pandas
+
+    rows = []
+    for name, net in nets.items():
+        counts, weights = bench.operations(net, shape), [count_weights(layer) for layer in net.layers]
+        steps = [bench.operations_per_step(counts, k, 1) for k in range(len(counts))]
+        plain, cached, engine = (
+            sum(w * step[method] for w, step in zip(weights, steps, strict=True))
+            for method in ("plain", "cached", "engine")
+        )
+        row = {"net": name, "weights": sum(weights), "plain": plain / 1e9}
+        rows.append({**row, "saved_by_cache": plain / cached, "saved_by_engine": plain / engine})
+    return pandas.DataFrame(rows)
+
+
+def time_by_layer(history: History) -> "pandas.DataFrame":
+    """Where a run's seconds went: layer, steps, seconds, ms_per_step, share (of the seconds, in %).
+
+    A layer is a block or the head; building its cache counts. "scoring" is what the rows of whole cycles took.
+    """
+    import pandas
+
+    frame = history.frame()
+    frame["seconds"] = frame.seconds.diff().fillna(frame.seconds)
+    frame["layer"] = [layer.split(".")[0] or "scoring" for layer in frame.layer]
+    frame.loc[frame.layer == "scoring", "steps"] = 0
+    table = frame.groupby("layer", sort=False)[["steps", "seconds"]].sum().reset_index()
+    table["ms_per_step"] = 1e3 * table.seconds / table.steps.where(table.steps > 0)
+    return pandas.DataFrame(table.assign(share=100 * table.seconds / table.seconds.sum()))
+
+
+def progress(histories: Mapping[str, Sequence[History]], cycles: int) -> "pandas.DataFrame":
+    """How much of a run of so many cycles is there, and what the rest takes at the same pace.
+
+    Columns: run, cycles, of, hours, hours_to_the_end. Only the first history of each name counts.
+    """
+    import pandas
+
+    rows = []
+    for name, [history, *_] in histories.items():
+        last = history.last
+        hours = last.seconds / 3600
+        rest = hours / last.cycle * (cycles - last.cycle)
+        rows.append({"run": name, "cycles": last.cycle, "of": cycles, "hours": hours, "hours_to_the_end": rest})
+    return pandas.DataFrame(rows, columns=["run", "cycles", "of", "hours", "hours_to_the_end"])
+
+
 # Random directions
 
 
@@ -282,6 +365,65 @@ def sizes(net: nn.Module) -> list[int]:
 
 
 # Pictures
+
+
+@style()
+def architectures(nets: Mapping[str, Net], shape: tuple[int, int, int]) -> Picture:
+    """Nets as rows of boxes: what each convolution gives out, its pooling, and the skips from opening to closing.
+
+    shape  (C, H, W) of the images
+    """
+    picture = _picture(9, 0.4 + 1.3 * len(nets), left=0.9, right=0.1, bottom=0.1, top=0.3)
+    axes = picture.subplots()
+    longest, says = max(len(net.blocks) for net in nets.values()), []
+    for row, (name, net) in enumerate(nets.items()):
+        (_, height, width), opened = shape, 0
+        for k, block in enumerate(net.blocks):
+            if block.closes:
+                _arch(axes, opened, k, -row, dashed=block.shortcut is not None)
+            opened = k if block.opens else opened
+            if block.pool:
+                height, width = height // 2, width // 2
+            text = f"{block.conv.out_channels}\n{height}×{width}"
+            _box(axes, k, -row, text, SKY if block.pool else "white")
+        head = net.head.linear
+        _box(axes, longest, -row, f"{net.head.pool}\n{head.in_features}→{head.out_features}", "#DDDDDD")
+        axes.text(-0.7, -row, name, ha="right", va="center")
+        skips = sum(bool(block.closes) for block in net.blocks)
+        pooled = [str(k) for k, block in enumerate(net.blocks, 1) if block.pool]
+        widths = " ".join(str(block.conv.out_channels) for block in net.blocks)
+        says.append(f"{name}: channels {widths}, pooling after {' and '.join(pooled)}, {skips} skips")
+    axes.set(xlim=(-0.6, longest + 0.5), ylim=(0.5 - len(nets), 0.75))
+    axes.set_axis_off()
+    picture.alt = f"Convolutions of 3×3 from left to right and the head at the right. {'; '.join(says)}."
+    return picture
+
+
+def _box(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
+    axes.add_patch(Rectangle((x - 0.42, y - 0.25), 0.84, 0.5, facecolor=colour, edgecolor=BLACK))
+    axes.text(x, y, text, ha="center", va="center", fontsize=9)
+
+
+def _arch(axes: Axes, start: float, end: float, y: float, dashed: bool) -> None:
+    """A skip, from behind one box to another."""
+    look = {"arrowstyle": "->", "color": VERMILION, "linestyle": "--" if dashed else "-"}
+    look["connectionstyle"] = "arc3,rad=-0.25"
+    axes.annotate("", (end - 0.3, y + 0.27), (start + 0.3, y + 0.27), arrowprops=look)
+
+
+@style()
+def time_bars(table: "pandas.DataFrame") -> Picture:
+    """Shares of the steps and of the time by layer: the table of `time_by_layer`."""
+    picture = _picture(8, 1.1 + 0.4 * len(table), left=1.2)
+    axes = picture.subplots()
+    places = range(len(table))
+    axes.barh([y - 0.2 for y in places], 100 * table.steps / table.steps.sum(), 0.4, color=GREY, label="steps")
+    axes.barh([y + 0.2 for y in places], table.share, 0.4, color=BLUE, label="time")
+    axes.set(xlabel="share of the run (%)", yticks=places, yticklabels=table.layer, ylim=(len(table) - 0.5, -0.5))
+    axes.legend()
+    rows = "; ".join(f"{row['layer']} {row['share']:.0f} %" for row in table.to_dict("records"))
+    picture.alt = f"Where the time of a run goes, by layer, beside the share of the steps. Time: {rows}."
+    return picture
 
 
 @style()

@@ -1,13 +1,16 @@
 """Tables of the paper follow from histories; random directions are measured as they are described."""
 
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from rso_lib import RSO, History, presets, reproduction
+import rso_lib.__main__
+from rso_lib import RSO, History, models, presets, reproduction, sgd
 from rso_lib.data import Split
 from rso_lib.history import Report
 from rso_lib.proposals import sigma
@@ -40,6 +43,54 @@ def test_table_1_holds_the_paper_and_what_was_run() -> None:
     assert (table.final["SGD"], table.updates["SGD"], table.paper["SGD"]) == (75, 2, 99.27)
     assert math.isnan(table.final["WANN"])
     assert math.isnan(table.paper["mine"])
+
+
+def test_table_3_holds_the_paper_and_what_was_run() -> None:
+    table = reproduction.table_3({"Depth-5": [run([0.5, 0.25])]}).set_index("method")
+    assert list(table.paper) == [56.30, 68.48, 81.80, 82.94]
+    assert (table.final["Depth-5"], table.updates["Depth-5"], table.runs["Depth-10"]) == (25, 2, 0)
+    assert math.isnan(table.final["Depth-10"])
+
+
+def test_savings_of_section_4_7() -> None:
+    """3.0 and 3.5 times fewer operations by the cache; of the engine's count, the head of Depth-3 by hand."""
+    nets = {"mnist": models.mnist_net()}
+    assert reproduction.savings(nets, (1, 28, 28)).saved_by_cache[0] == pytest.approx(3.0, abs=0.05)
+    nets = {"Depth-3": models.cifar_net(3), "Depth-10": models.cifar_net(10)}
+    table = reproduction.savings(nets, (3, 32, 32)).set_index("net")
+    assert list(table.weights) == [10_528, 57_104]
+    assert table.saved_by_cache["Depth-10"] == pytest.approx(3.54, abs=0.005)
+    plain = 2 * (9 * 3 * 32 * 32**2 + 9 * 32 * 32 * 16**2 + 320)
+    assert table.plain["Depth-3"] == pytest.approx(3 * 10_528 * plain / 1e9)
+    engine = 2 * (928 * (9 * 32 * 16**2 + 320) + 9280 * 10 + 320 * 10)
+    assert table.saved_by_engine["Depth-3"] == pytest.approx(10_528 * plain / engine)
+
+
+def test_time_by_layer() -> None:
+    ends = [("head.linear.weight", 2.0), ("block1.conv.weight", 5.0), ("block1.norm.bias", 6.0), ("", 10.0)]
+    rows = [report(cycle, layer, seconds=10.0 * (cycle - 1) + s) for cycle in (1, 2) for layer, s in ends]
+    table = reproduction.time_by_layer(History(rows)).set_index("layer")
+    assert list(table.index) == ["head", "block1", "scoring"]
+    assert list(table.seconds) == [4, 8, 8]
+    assert list(table.share) == [20, 40, 40]
+    assert list(table.steps) == [20, 40, 0]
+    assert table.ms_per_step["block1"] == 200
+    assert "head 20 %; block1 40 %; scoring 40 %" in reproduction.time_bars(table.reset_index()).alt
+
+
+def test_progress_says_what_is_there_and_what_is_left() -> None:
+    history = History([report(k, test_accuracy=0.5, seconds=1800.0 * k) for k in (1, 2)])
+    [row] = reproduction.progress({"a": [history]}, 500).to_dict("records")
+    assert row == {"run": "a", "cycles": 2, "of": 500, "hours": 1.0, "hours_to_the_end": 249.0}
+
+
+def test_architectures_are_drawn_from_the_nets() -> None:
+    picture = reproduction.architectures({"Depth-10": models.cifar_net(10), "five": models.cifar_net(5)}, (3, 32, 32))
+    assert "Depth-10: channels 16 16 16 32 32 32 32 32 32, pooling after 3 and 5, 4 skips" in picture.alt
+    assert "five: channels 16 16 32 32, pooling after 2 and 3, 0 skips" in picture.alt
+    texts = [text.get_text() for text in picture.axes[0].texts]
+    assert texts.count("32\n8×8") == 7
+    assert texts.count("16\n32×32") == 3
 
 
 def test_early_and_kept() -> None:
@@ -85,6 +136,22 @@ def test_committed_runs(tmp_path: Path) -> None:
     assert (table.final["mnist_paper"], table.cycles["mnist_paper"]) == (75, 2)
     assert table.final.notna().sum() == 1
     assert list(reproduction.committed(tmp_path)) == ["mnist_paper"]
+    run([0.25]).save(tmp_path / "cifar_depth_5.csv")
+    assert list(reproduction.committed(tmp_path, reproduction.CIFAR)) == ["cifar_depth_5"]
+
+
+@pytest.mark.parametrize("name", reproduction.MNIST | reproduction.CIFAR)
+def test_commands_of_the_longer_runs_are_understood(name: str, tmp_path: Path, capsys: Any) -> None:
+    """Each as far as the first thing that a test lacks: the images or the device."""
+    command = (reproduction.MNIST | reproduction.CIFAR)[name]
+    module, *words = command.removeprefix("python -m ").split()
+    words[0] = str(tmp_path)
+    main = {"rso_lib": rso_lib.__main__.main, "rso_lib.sgd": sgd.main}[module]
+    with pytest.raises(SystemExit), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RSO_DATA", str(tmp_path / "none"))
+        patch.setattr("rso_lib.sources._download", lambda *_: (_ for _ in ()).throw(OSError("no images")))
+        main(words)
+    assert re.search("no images|is missing|cannot be used here", capsys.readouterr().err)
 
 
 def test_runs_are_taken_up(tmp_path: Path) -> None:
