@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, Locator, Page, TimeoutError
 
 LAB = [
     "jupyterlab",
@@ -63,6 +63,11 @@ RAN = """() => {
   const {content, sessionContext} = jupyterapp.shell.currentWidget;
   const code = content.widgets.filter(cell => cell.model.type === 'code');
   return sessionContext.session.kernel.status === 'idle' && code.every(cell => cell.model.executionCount);
+}"""
+STATE = """() => {
+  const {content, sessionContext} = jupyterapp.shell.currentWidget;
+  const waiting = content.widgets.filter(cell => cell.model.type === 'code' && !cell.model.executionCount);
+  return `kernel ${sessionContext.session?.kernel?.status}, ${waiting.length} cells not run`;
 }"""
 FAILED = """() => jupyterapp.shell.currentWidget.content.widgets
   .filter(cell => cell.model.type === 'code')
@@ -152,7 +157,10 @@ class Visit:
         """In JupyterLab and Notebook 7: run the notebook, and wait for its end. Cells that fail count as errors."""
         self.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
         self.page.evaluate(RUN)
-        self.page.wait_for_function(RAN, timeout=1000 * seconds)
+        try:
+            self.page.wait_for_function(RAN, timeout=1000 * seconds)
+        except TimeoutError:
+            raise AssertionError(f"after {seconds} s: {self.page.evaluate(STATE)}; {self.errors}") from None
         self.errors += self.page.evaluate(FAILED)
 
     def panels(self) -> "list[Panel]":

@@ -284,9 +284,14 @@ def python_2_pickle(images: np.ndarray, targets: list[int]) -> bytes:
     """A batch as CIFAR-10's authors pickled it, with an array of an old numpy; protocol 0 is text."""
     shape = "".join(f"I{size}\n" for size in images.shape)
     array = (
-        "cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
-        f"(I1\n({shape}tcnumpy\ndtype\n(S'u1'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI0\ntbI00\n"
-    ).encode() + b"S" + repr(images.tobytes())[1:].encode() + b"\ntb"
+        (
+            "cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+            f"(I1\n({shape}tcnumpy\ndtype\n(S'u1'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI0\ntbI00\n"
+        ).encode()
+        + b"S"
+        + repr(images.tobytes())[1:].encode()
+        + b"\ntb"
+    )
     values = "(l" + "".join(f"I{target}\na" for target in targets)
     return b"(dS'data'\n" + array + b"sS'labels'\n" + values.encode() + b"s."
 
