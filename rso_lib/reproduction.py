@@ -373,7 +373,7 @@ def architectures(nets: Mapping[str, Net], shape: tuple[int, int, int]) -> Pictu
 
     shape  (C, H, W) of the images
     """
-    picture = _picture(9, 0.4 + 1.3 * len(nets), left=0.9, right=0.1, bottom=0.1, top=0.3)
+    picture = _picture(9, 1.1 * len(nets), left=0.9, right=0.1, bottom=0.1, top=0.1)
     axes = picture.subplots()
     longest, says = max(len(net.blocks) for net in nets.values()), []
     for row, (name, net) in enumerate(nets.items()):
@@ -387,15 +387,15 @@ def architectures(nets: Mapping[str, Net], shape: tuple[int, int, int]) -> Pictu
             text = f"{block.conv.out_channels}\n{height}×{width}"
             _box(axes, k, -row, text, SKY if block.pool else "white")
         head = net.head.linear
-        _box(axes, longest, -row, f"{net.head.pool}\n{head.in_features}→{head.out_features}", "#DDDDDD")
+        _box(axes, len(net.blocks), -row, f"{net.head.pool}\n{head.in_features}→{head.out_features}", "#DDDDDD")
         axes.text(-0.7, -row, name, ha="right", va="center")
         skips = sum(bool(block.closes) for block in net.blocks)
         pooled = [str(k) for k, block in enumerate(net.blocks, 1) if block.pool]
         widths = " ".join(str(block.conv.out_channels) for block in net.blocks)
         says.append(f"{name}: channels {widths}, pooling after {' and '.join(pooled)}, {skips} skips")
-    axes.set(xlim=(-0.6, longest + 0.5), ylim=(0.5 - len(nets), 0.75))
+    axes.set(xlim=(-0.6, longest + 0.5), ylim=(0.7 - len(nets), 0.55))
     axes.set_axis_off()
-    picture.alt = f"Convolutions of 3×3 from left to right and the head at the right. {'; '.join(says)}."
+    picture.alt = f"Convolutions of 3×3 from left to right, and the head behind them. {'; '.join(says)}."
     return picture
 
 
