@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from . import presets, runs
+from . import parallel, presets, runs
+from .parallel import world
 from .settings import RSO, check_choice
 
 NETS = ", ".join(runs.NETS)
@@ -38,15 +39,19 @@ def main(arguments: list[str] | None = None) -> None:
     given = _parse(parser, sys.argv[1:] if arguments is None else arguments)
     folder, preset, threads = Path(given.pop("folder")), given.pop("preset", None), given.pop("threads", None)
     place = {"device": given.pop("device", "cpu"), "root": given.pop("data_root", None)}
+    split = given.pop("split", None)
     try:
         if threads is not None:
             torch.set_num_threads(threads)
-        run = _run(folder, presets.choose(preset, **given) if preset else given, place)
+        place["device"] = parallel.join(place["device"])
+        run = _run(folder, presets.choose(preset, **given) if preset else given, split, place)
     except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     if not run.finished:
         sys.exit(130)
-    print(summary(run))
+    if world.rank == 0:
+        print(summary(run))
+    parallel.leave()
 
 
 def summary(run: runs.Run) -> str:
@@ -59,12 +64,14 @@ def summary(run: runs.Run) -> str:
     return "\n".join([*lines, f"seconds                            {last.seconds:.1f}"])
 
 
-def _run(folder: Path, given: dict[str, Any], place: dict[str, Any]) -> runs.Run:
+def _run(folder: Path, given: dict[str, Any], split: str | None, place: dict[str, Any]) -> runs.Run:
     """Start or resume: a setting that is not given is as the folder has it, or else the default."""
-    there = runs.settings_of(folder) if (folder / "settings.json").exists() else {}
-    asked = {**{name: default for name, (default, _) in WHAT.items()}, **there, **given}
+    there = runs.settings_of(folder) if world.rank == 0 and (folder / "settings.json").exists() else {}
+    asked = {**{name: default for name, (default, _) in WHAT.items()}, **world.tell(there), **given}
     what = {name: asked.pop(name) for name in WHAT}
-    return runs.start(folder, **what, settings=RSO(**asked), **place)
+    settings = RSO(**asked)
+    parallel.share(split, settings.strategy)
+    return runs.start(folder, **what, settings=settings, **place)
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> dict[str, Any]:
@@ -101,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("where it runs")
     group.add_argument("--device", metavar="NAME", help="such as cuda (default: cpu)")
     group.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: as torch chooses)")
+    group.add_argument("--split", metavar="NAME", help=_SPLIT)
     group.add_argument("--data-root", metavar="FOLDER", help="of downloaded images (default: $RSO_DATA, else data)")
     return parser
 
@@ -123,6 +131,8 @@ def _options(text: str) -> dict[str, Any]:
     return {name.strip(): _literal(value.strip()) for name, value in pairs}
 
 
+_SPLIT = "of the work over the processes that torchrun starts: batch or weights (default: weights, where the \
+strategy is neuron or layer)"
 KINDS = {"net_options": _options, "val_size": int}
 """How the values are read of which the default does not tell."""
 

@@ -14,7 +14,7 @@ The searched layer's input is computed once per sweep for all slices (the paper'
 with the batch-norm statistics of `models.calibrate`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple, cast
 
@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import kernels
-from .kernels import Preactivation
+from .kernels import Preactivation, sums
 from .models import Block, Flow, Head, Net, pool2
+from .parallel import world
 from .reference import Batches, ModuleSearch, choose, cross_entropy
 
 CHUNK = 1000
@@ -73,24 +74,32 @@ def bridge(block: Block, w: Weights, skip: Tensor | None, rows: Sequence[int] | 
     if block.shortcut is not None:
         z = F.conv2d(skip, w["shortcut.0.weight"])
         norm = cast(nn.BatchNorm2d, block.shortcut[1])
-        skip = batch_norm(norm, z, w["shortcut.1.weight"], w["shortcut.1.bias"])
+        skip = batch_norm(norm, Preactivation(z), w["shortcut.1.weight"], w["shortcut.1.bias"])
     elif rows is not None:
         skip = skip[:, rows]
     return pool2(skip, block.pool) if folds(block) else skip
 
 
-def normalise(block: Block, w: Weights, z: Tensor) -> Tensor:
+def normalise(block: Block, w: Weights, z: Preactivation) -> Tensor:
     """From the linear map's output (and the skip) to batch norm's."""
-    if block.conv.bias is not None:
-        z = z + w["conv.bias"][:, None, None]
-    if not folds(block) and not block.pool_last:
-        z = pool2(z, block.pool)
-    return z if block.norm is None else batch_norm(block.norm, z, w["norm.weight"], w["norm.bias"])
+    if block.norm is None and block.conv.bias is not None:
+        z = Preactivation(z.z + w["conv.bias"][:, None, None])
+    if not folds(block) and not block.pool_last and block.pool:
+        z = Preactivation(pool2(z.z, block.pool))
+    return z.z if block.norm is None else batch_norm(block.norm, z, w["norm.weight"], w["norm.bias"])
 
 
-def batch_norm(norm: nn.BatchNorm2d, z: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def batch_norm(norm: nn.BatchNorm2d, z: Preactivation, scale: Tensor, shift: Tensor) -> Tensor:
     """With the statistics of the batch, each channel by itself."""
-    return F.batch_norm(z, None, None, scale, shift, training=True, eps=norm.eps)
+    if not world.splits_batch:
+        return F.batch_norm(z.z, None, None, scale, shift, training=True, eps=norm.eps)
+    if z.moments is None:
+        [z] = share_moments([z])
+    assert z.moments is not None
+    mean, square = z.moments / z.count
+    factor = scale / ((square - mean.square()).clamp(min=0) + norm.eps).sqrt()
+    offset = shift - mean * factor
+    return torch.addcmul(offset.to(z.z)[:, None, None], z.z, factor.to(z.z)[:, None, None])
 
 
 class BlockStage:
@@ -115,7 +124,7 @@ class BlockStage:
         kernel = self.kernel if channels is None else channels_last(self.kernel[:, channels])
         return F.conv2d(channels_last(x), kernel, stride=2 if folds(self.block) else 1, padding=1)
 
-    def finish(self, z: Tensor, skip: Tensor | None) -> Flow:
+    def finish(self, z: Preactivation, skip: Tensor | None) -> Flow:
         """The block's output, given what `receive` gave and the skip before it, with the statistics of the batch."""
         normed = normalise(self.block, self.w, z)
         return Flow(self.block.activate(normed), self.block.passes(normed, skip))
@@ -139,8 +148,8 @@ class HeadStage:
             kernel = kernel.view(len(kernel), -1, x[0, 0].numel())[:, channels].flatten(1)
         return x.flatten(1) @ kernel.T
 
-    def finish(self, z: Tensor, skip: Tensor | None) -> Flow:
-        return Flow(z if self.head.linear.bias is None else z + self.w["linear.bias"])
+    def finish(self, z: Preactivation, skip: Tensor | None) -> Flow:
+        return Flow(z.z if self.head.linear.bias is None else z.z + self.w["linear.bias"])
 
 
 Stage = BlockStage | HeadStage
@@ -150,24 +159,42 @@ def stage(layer: Block | Head) -> Stage:
     return HeadStage(layer) if isinstance(layer, Head) else BlockStage(layer)
 
 
-def logits(stages: Sequence[Stage], z: Preactivation, skip: Tensor | None) -> Tensor:
-    """The net's output, given what the first of the stages received."""
-    for cut, following in pairwise(stages):
-        assert isinstance(cut, BlockStage), "a head is the last stage"
-        z, skip = advance(cut, following, z, skip)
-    return stages[-1].finish(z.z, skip).x
+Candidate = tuple[Preactivation, Tensor | None]
+"""What a stage receives, and the skip that is open there."""
 
 
-def advance(
-    cut: BlockStage, following: Stage, z: Preactivation, skip: Tensor | None
-) -> tuple[Preactivation, Tensor | None]:
+def outputs(stages: Sequence[Stage], candidates: Iterable[Candidate]) -> Iterator[Tensor]:
+    """The net's output for each candidate for what the first of the stages receives.
+
+    One after the other, which keeps activations in the processor's cache. Where processes share a batch, the
+    candidates go side by side, so that their moments travel together.
+    """
+    for group in [list(candidates)] if world.splits_batch else ([candidate] for candidate in candidates):
+        for cut, following in pairwise(stages):
+            assert isinstance(cut, BlockStage), "a head is the last stage"
+            if world.splits_batch and cut.block.norm:
+                shared = share_moments([z for z, _ in group])
+                group = [(z, skip) for z, (_, skip) in zip(shared, group, strict=True)]
+            group = [advance(cut, following, z, skip) for z, skip in group]
+        yield from (stages[-1].finish(z, skip).x for z, skip in group)
+
+
+def share_moments(parts: Sequence[Preactivation]) -> list[Preactivation]:
+    """The same with the moments of the whole batch, from those of the parts that the processes have."""
+    own = torch.stack([sums(part.z) if part.moments is None else part.moments.to(part.z.device) for part in parts])
+    total = world.total(torch.cat([own.flatten(), own.new_tensor([parts[0].count])]))
+    moments = total[:-1].view_as(own)
+    return [Preactivation(part.z, its, float(total[-1])) for part, its in zip(parts, moments, strict=True)]
+
+
+def advance(cut: BlockStage, following: Stage, z: Preactivation, skip: Tensor | None) -> Candidate:
     """From what one stage received to what the next receives; compiled where that covers the two."""
     compiled, norm = kernels.load(), fused_norm(cut.block)
     if compiled and norm and isinstance(following, BlockStage) and compiled.fits(z.z, len(following.kernel)):
-        behind = cut.block.passes(normalise(cut.block, cut.w, z.z) if cut.block.opens else z.z, skip)
+        behind = cut.block.passes(normalise(cut.block, cut.w, z) if cut.block.opens else z.z, skip)
         base = channels_last(bridge(following.block, following.w, behind)) if following.block.closes else None
         return compiled.norm_conv(z, norm, cut.block.relu, following.taps, base), behind
-    flow = cut.finish(z.z, skip)
+    flow = cut.finish(z, skip)
     return Preactivation(following.receive(flow)), flow.skip
 
 
@@ -205,14 +232,14 @@ def _room(part: Tensor, images: int, half: bool) -> Tensor:
 class BlockSearch:
     """One weight at a time of the block at a position of the net (in eval mode, calibrated)."""
 
-    def __init__(self, net: Net, position: int, batches: Batches, cache: str = "full"):
+    def __init__(self, net: Net, position: int, batches: Batches, cache: str = "full", strategy: str = "sequential"):
         self.block, after = net.blocks[position], net.layers[position + 1 :]
         self.w = weights_of(self.block)
         self.next, *_ = self.stages = [stage(layer) for layer in after]
         self.joined = (  # the next block, where it closes the skip that this one opens
             self.next if self.block.opens and isinstance(self.next, BlockStage) and self.next.block.closes else None
         )
-        self.cache = cache
+        self.cache, self.strategy = cache, strategy
         prepare = box if folds(self.block) else channels_last
         flow = cached_input(net.blocks[:position], batches.images, prepare, half=cache == "half")
         self.x, self.skip = batches.slices(flow.x), batches.slices(flow.skip)
@@ -220,35 +247,54 @@ class BlockSearch:
         self.begin(0)
 
     def begin(self, step: int) -> None:
-        """Start from a step of the sweep, with nothing kept for any slice."""
+        """Start a sweep, or go on from a step of it, with nothing kept for any slice."""
         self.count = step
+        self.turns = dict.fromkeys(range(self.block.conv.out_channels), step)
+        merged = self.strategy != "sequential"
+        self.before = {key: value.clone() for key, value in self.w.items()} if merged else self.w
+        self.own = self.before if self.strategy == "layer" else self.w
+        self.forget()
+
+    def forget(self) -> None:
+        """Keep nothing for any slice."""
         self.inputs: dict[int, Tensor] = {}
         self.responses: dict[int, Preactivation] = {}
         self.skips: dict[int, Tensor] = {}
+        self.known: dict[int, Tensor] = {}
         self.visited: list[int] = []
 
     def step(self, name: str, index: int, delta: Tensor) -> Tensor:
         """Visit the weight `index` (flat) of the tensor `name`: three losses, and the best is written back."""
         weight = self.w[name].view(-1)
         row, j = divmod(index, weight.numel() // len(self.w[name]))
-        s = self.count % len(self.x)
-        rows = [*self.stale(s, row), row, row, row]
-        w = {key: value[rows] for key, value in self.w.items()}
-        candidates = w[name].view(len(rows), -1)[-3:, j]
-        candidates[1] += delta
-        candidates[2] -= delta
-        losses = self.losses(s, rows, self.normed(s, rows, w))
+        s = self.next_slice(row)
+        candidates = torch.stack([weight[index], weight[index] + delta, weight[index] - delta])
+        moved = candidates if self.strategy == "neuron" else candidates[1:]  # else w itself is among what is kept
+        kept = self.stale(s, row)
+        rows = [*kept, *[row] * len(moved)]
+        w = {key: torch.cat([self.before[key][kept], self.own[key][rows[len(kept) :]]]) for key in self.w}
+        w[name].view(len(rows), -1)[len(kept) :, j] = moved
+        losses = self.losses(s, row, kept, self.normed(s, rows, w))
         weight[index] = candidates.take(choose(losses))
-        self.count += 1
         self.visited.append(row)
         if self.cache == "input":
-            self.begin(self.count)
+            self.forget()
         return losses
 
+    def next_slice(self, row: int) -> int:
+        """The slices are used in turn: by all steps, or by each output neuron that is searched by itself."""
+        turn = self.turns[row] if self.strategy == "neuron" else self.count
+        self.count += 1
+        self.turns[row] += 1
+        return turn % len(self.x)
+
     def stale(self, s: int, row: int) -> list[int]:
-        """The other rows that may have changed since the slice was last visited."""
-        recent = self.visited[-len(self.x) :] if s in self.responses else range(self.block.conv.out_channels)
-        return sorted(set(recent) - {row})
+        """The rows in which what is kept for the slice is not up to date."""
+        if s not in self.responses:
+            return list(range(self.block.conv.out_channels))
+        if self.strategy != "sequential":
+            return []
+        return [*sorted(set(self.visited[-len(self.x) :]) - {row}), row]
 
     def normed(self, s: int, rows: Sequence[int], w: Weights) -> Tensor:
         """Batch norm's output [batch, len(rows), H, W] on slice s for rows with the weights w."""
@@ -261,23 +307,39 @@ class BlockSearch:
             z = F.conv2d(x, channels_last(kernel), stride=stride, padding=padding).contiguous()
         if self.block.closes:
             z = z + bridge(self.block, w, self.skip[s], rows)
-        return normalise(self.block, w, z)
+        return normalise(self.block, w, Preactivation(z))
 
-    def losses(self, s: int, rows: Sequence[int], normed: Tensor) -> Tensor:
-        """The losses of the last three rows of batch norm's output, candidates for the same channel."""
-        row, current = rows[-1], rows[:-2]
+    def losses(self, s: int, row: int, kept: Sequence[int], normed: Tensor) -> Tensor:
+        """The losses of w, w + Δ and w − Δ, given batch norm's output of the rows to keep and of those to try."""
         x = self.next.enter(self.block.activate(normed))
-        self.refresh(s, current, x[:, :-2], normed[:, :-2])
-        losses = []
-        for k in (-3, -2, -1):
-            z = self.responses[s]
-            if k > -3:
-                z = self.add_channel(z, x[:, k, None] - x[:, -3, None], row)
-            skip = self.skip_with(s, row, normed[:, k, None])
-            if self.joined:
-                z = Preactivation(z.z + bridge(self.joined.block, self.joined.w, skip))
-            losses.append(cross_entropy(logits(self.stages, z, skip), self.labels[s]))
-        return torch.stack(losses)
+        if kept:
+            self.refresh(s, kept, x[:, : len(kept)], normed[:, : len(kept)])
+        tried = range(len(kept), x.shape[1])
+        losses = self.scores(s, (self.candidate(s, row, x[:, k, None], normed[:, k, None]) for k in tried))
+        if self.strategy == "neuron":
+            return losses
+        if self.strategy == "sequential" or s not in self.known:
+            self.known[s] = self.scores(s, [self.kept(s)])
+        return torch.cat([self.known[s], losses])
+
+    def scores(self, s: int, candidates: Iterable[Candidate]) -> Tensor:
+        """The losses on slice s of what the next layer may receive."""
+        losses = [cross_entropy(z, self.labels[s]) for z in outputs(self.stages, candidates)]
+        return world.mean(torch.stack(losses), len(self.labels[s]))
+
+    def kept(self, s: int) -> Candidate:
+        """What the next layer receives with the weights as they were kept."""
+        return self.joining(self.responses[s], self.passed(s))
+
+    def candidate(self, s: int, row: int, x: Tensor, normed: Tensor) -> Candidate:
+        """The same with another row of the next layer's input x and of batch norm's output."""
+        z = self.add_channel(self.responses[s], x - self.inputs[s][row][:, None], row)
+        return self.joining(z, self.passed(s, row, normed))
+
+    def joining(self, z: Preactivation, skip: Tensor | None) -> Candidate:
+        if self.joined:
+            z = Preactivation(z.z + bridge(self.joined.block, self.joined.w, skip))
+        return z, skip
 
     def refresh(self, s: int, rows: Sequence[int], x: Tensor, normed: Tensor) -> None:
         """Bring slice s up to date in these rows of the next layer's input x and of batch norm's output."""
@@ -285,18 +347,17 @@ class BlockSearch:
             for k, row in enumerate(rows):
                 change = x[:, k, None] - self.inputs[s][row][:, None]
                 self.responses[s] = self.add_channel(self.responses[s], change, row, in_place=True)
-        else:
-            order = torch.tensor(rows, device=x.device).argsort()
-            self.inputs[s] = x.transpose(0, 1)[order]
+            self.inputs[s][rows] = x.transpose(0, 1)
             if self.block.opens:
-                self.skips[s] = channels_last(normed[:, order])
-            x, skip = self.inputs[s].transpose(0, 1), self.skip_with(s, rows[-1], normed[:, -1, None])
-            z = self.next.response(x) if self.joined else self.next.receive(Flow(x, skip))
-            self.responses[s] = Preactivation(z)
+                self.skips[s][:, rows] = normed
             return
-        self.inputs[s][rows] = x.transpose(0, 1)
+        self.inputs[s] = x.transpose(0, 1).contiguous()
         if self.block.opens:
-            self.skips[s][:, rows] = normed
+            self.skips[s] = channels_last(normed)
+        x = self.inputs[s].transpose(0, 1)
+        self.responses[s] = Preactivation(
+            self.next.response(x) if self.joined else self.next.receive(Flow(x, self.passed(s)))
+        )
 
     def add_channel(self, z: Preactivation, change: Tensor, row: int, in_place: bool = False) -> Preactivation:
         """What the next layer receives when one channel of its input changes by [batch, 1, H, W]."""
@@ -307,13 +368,15 @@ class BlockSearch:
         response = self.next.response(change, [row])
         return Preactivation(z.z.add_(response) if in_place else response.add_(z.z))
 
-    def skip_with(self, s: int, row: int, normed: Tensor) -> Tensor | None:
-        """The skip behind the block, with one row of batch norm's output replaced."""
+    def passed(self, s: int, row: int | None = None, normed: Tensor | None = None) -> Tensor | None:
+        """The skip behind the block, perhaps with another row of batch norm's output."""
         if not self.block.opens:
             skip = self.skip[s]
-            return self.block.passes(normed, None if skip is None else skip.to(normed.dtype))
-        whole = self.skips[s].clone()
-        whole[:, [row]] = normed
+            return self.block.passes(self.x[s], None if skip is None else skip.to(self.w["conv.weight"]))
+        whole = self.skips[s]
+        if row is not None and normed is not None:
+            whole = whole.clone()
+            whole[:, [row]] = normed
         return self.block.passes(whole, None)
 
 
@@ -369,7 +432,7 @@ class HeadSearch:
         old = weight[index]
         candidates = torch.stack([old, old + delta, old - delta])
         z = torch.addcmul(self.logits[s][row], (candidates - old)[:, None], self.x[s][column])
-        losses = self.others[s].losses(z)
+        losses = world.mean(self.others[s].losses(z), len(self.labels[s]))
         weight[index] = candidates.take(choose(losses))
         self.matrix[row, column] = weight[index]
         self.count += 1
@@ -414,6 +477,7 @@ class JointSearch(ModuleSearch):
         flow = cached_input(net.blocks[:position], batches.images, channels_last)
         self.x, self.skip = batches.slices(flow.x), batches.slices(flow.skip)
 
-    def logits(self, s: int) -> Tensor:
+    def loss(self, s: int) -> Tensor:
         flow, stages = Flow(self.x[s], self.skip[s]), [stage(layer) for layer in self.layers]
-        return logits(stages, Preactivation(stages[0].receive(flow)), flow.skip)
+        [z] = outputs(stages, [(Preactivation(stages[0].receive(flow)), flow.skip)])
+        return world.mean(cross_entropy(z, self.labels[s])[None], len(z))[0]

@@ -25,6 +25,7 @@ class Report:
     train_loss       sweep: mean loss of the winners on their batches; cycle: on the whole training part
     *_loss           mean cross entropy in nats; *_accuracy: fractions of 1; NaN where not measured
     seconds          spent since the run began, over all sittings, scoring included
+    bytes_sent       by the first process to the others; 0 where it is alone
     """
 
     cycle: int
@@ -43,6 +44,7 @@ class Report:
     test_loss: float = NAN
     test_accuracy: float = NAN
     seconds: float = NAN
+    bytes_sent: int = 0
 
     @property
     def is_cycle(self) -> bool:
@@ -101,7 +103,7 @@ class History:
         types: dict[str, Any] = {f.name: f.type for f in fields(Report)}
         with open(path, newline="") as file:
             lines = csv.DictReader(file)
-            if lines.fieldnames != COLUMNS:
+            if list(lines.fieldnames or []) not in (COLUMNS, COLUMNS[:-1]):  # older ones lack bytes_sent
                 raise ValueError(f"{path} is not a history: its columns are {lines.fieldnames}, not {COLUMNS}")
             return cls([Report(**{k: types[k](v) for k, v in line.items()}) for line in lines])
 

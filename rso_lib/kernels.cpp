@@ -143,10 +143,9 @@ void add_channel(const T* base, const T* plane, const T* kernel, T* out, double*
 }
 
 template <class T, int CI, int CO, int K, int S>
-void norm_conv(const T* z, const double* in, const T* scale, const T* shift, double eps, bool relu, const T* kernel,
-               const T* base, T* out, double* moments, Shape shape, int threads) {
+void norm_conv(const T* z, const double* in, double count, const T* scale, const T* shift, double eps, bool relu,
+               const T* kernel, const T* base, T* out, double* moments, Shape shape, int threads) {
     T a[CI], b[CI];
-    const double count = double(shape.images) * shape.height * shape.width;
     for (int c = 0; c < CI; c++) {
         const double mean = in[c] / count, variance = std::max(in[CI + c] / count - mean * mean, 0.0);
         a[c] = scale[c] / std::sqrt(variance + eps);
@@ -265,13 +264,13 @@ void rows_conv(const T* x, const T* kernel, T* out, Shape shape, int rows, int s
         if (co == 32) { STRIDES((add_channel<T, 32, K, S>(base, plane, kernel, out, moments, shape, threads))) } \
         return 0; \
     } \
-    extern "C" int norm_conv_##NAME(const T* z, const double* in, const T* scale, const T* shift, double eps, \
-                                    int relu, const T* kernel, const T* base, T* out, double* moments, int images, \
+    extern "C" int norm_conv_##NAME(const T* z, const double* in, double count, const T* scale, const T* shift, \
+                                    double eps, int relu, const T* kernel, const T* base, T* out, double* moments, int images, \
                                     int height, int width, int ci, int co, int k, int threads) { \
         const Shape shape{images, height, width}; \
-        if (ci == 16 && co == 16) { STRIDES((norm_conv<T, 16, 16, K, S>(z, in, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
-        if (ci == 16 && co == 32) { STRIDES((norm_conv<T, 16, 32, K, S>(z, in, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
-        if (ci == 32 && co == 32) { STRIDES((norm_conv<T, 32, 32, K, S>(z, in, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
+        if (ci == 16 && co == 16) { STRIDES((norm_conv<T, 16, 16, K, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
+        if (ci == 16 && co == 32) { STRIDES((norm_conv<T, 16, 32, K, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
+        if (ci == 32 && co == 32) { STRIDES((norm_conv<T, 32, 32, K, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
         return 0; \
     }
 

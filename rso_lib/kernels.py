@@ -25,12 +25,16 @@ CHANNELS = (16, 32)
 
 
 class Preactivation:
-    """A linear map's output z [N, C, H, W], channels last, and its sums and squares [2, C] (float64) if known."""
+    """A linear map's output z [N, C, H, W], channels last.
 
-    __slots__ = ("moments", "z")
+    moments  its sums and sums of squares [2, C], float64, if they are known
+    count    of the values in each of these sums: N × H × W, or more where other processes have added theirs
+    """
 
-    def __init__(self, z: Tensor, moments: Tensor | None = None):
-        self.z, self.moments = z, moments
+    __slots__ = ("count", "moments", "z")
+
+    def __init__(self, z: Tensor, moments: Tensor | None = None, count: float | None = None):
+        self.z, self.moments, self.count = z, moments, count or float(z.numel() // z.shape[1])
 
 
 class Kernels:
@@ -93,7 +97,7 @@ class Kernels:
         known = before.moments if before.moments is not None else sums(z)
         self._call(
             "norm_conv",
-            *(z, known, norm.weight, norm.bias, norm.eps, relu, taps, base, out, moments),
+            *(z, known, before.count, norm.weight, norm.bias, norm.eps, relu, taps, base, out, moments),
             *(images, height, width, inputs, outputs, k),
         )
         return Preactivation(out, moments)

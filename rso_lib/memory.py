@@ -1,5 +1,6 @@
 """What a run needs, what the machine has, and how freed memory is kept."""
 
+import contextlib
 import ctypes
 
 import torch
@@ -25,6 +26,12 @@ def keep_freed() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, 2**30) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def release() -> None:
+    """Hand back what `keep_freed` has kept, whose pieces may not suit the sizes that come."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def available(device: torch.device) -> int:

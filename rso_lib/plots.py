@@ -349,11 +349,11 @@ def load_runs(path: str | Path) -> dict[str, list[History]]:
     runs: dict[str, dict[str, History]] = {}
     with open(path, newline="") as file:
         lines = csv.DictReader(file)
-        if lines.fieldnames != RUN_COLUMNS:
+        if list(lines.fieldnames or []) not in (RUN_COLUMNS, RUN_COLUMNS[:-1]):  # older ones lack bytes_sent
             return {"": [History.load(path)]}
         for line in lines:
             history = runs.setdefault(line["run"], {}).setdefault(line["repeat"], History())
-            history.append(Report(**{name: types[name](line[name]) for name in COLUMNS}))
+            history.append(Report(**{name: types[name](line[name]) for name in COLUMNS if name in line}))
     return {label: list(histories.values()) for label, histories in runs.items()}
 
 

@@ -92,11 +92,11 @@ class ModuleSearch:
         """The same for all weights of some tensors at once."""
         s = self.count % len(self.x)
         self.count += 1
-        return step(lambda: cross_entropy(self.logits(s), self.labels[s]), weights, deltas)
+        return step(lambda: self.loss(s), weights, deltas)
 
-    def logits(self, s: int) -> Tensor:
-        """The net's output on slice s."""
-        return self.net(self.x[s])
+    def loss(self, s: int) -> Tensor:
+        """The net's loss on slice s."""
+        return cross_entropy(self.net(self.x[s]), self.labels[s])
 
 
 @torch.no_grad()

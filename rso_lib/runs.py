@@ -30,6 +30,7 @@ from . import kernels, models
 from .data import Data
 from .history import History, Report
 from .models import Net, count_weights
+from .parallel import world
 from .settings import RSO, check_choice
 from .train import Step, train
 
@@ -89,7 +90,7 @@ def start(
     stay as they are), RuntimeError where another process runs in it, OSError where it cannot be written.
     """
     options = dict(net_options or {})
-    data = images.load(dataset, root, device, data_seed, val_size)
+    data = world.first(lambda: images.load(dataset, root, device, data_seed, val_size))
     asked = {
         "dataset": dataset,
         "net": net,
@@ -101,6 +102,8 @@ def start(
     about = {"format": FORMAT, "settings": _plain(asked), "data": _facts(data), "machines": []}
     fresh = _build(about)
     folder = Path(folder)
+    if world.rank:
+        return _follow(folder, about, fresh, data, settings, device)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         if (folder / "settings.json").exists():
@@ -112,6 +115,7 @@ def start(
         run = _restore(folder, about, fresh)
         run.net.to(device)
         _copy_history(run)
+        world.tell((run.net.state_dict(), [vars(row) for row in run.history.rows]))
         if not run.finished:
             _note_machine(folder, about, device)
             _train(run, data, settings, progress)
@@ -165,6 +169,18 @@ def build(net: str, shape: Sequence[int], classes: int, seed: int, **options: An
     return NETS[net](shape=tuple(shape), classes=classes, seed=seed, **options)
 
 
+def _follow(
+    folder: Path, about: Mapping[str, Any], net: Net, data: Data, settings: RSO, device: str | torch.device
+) -> Run:
+    """Take part in the run of the first process, which keeps the folder."""
+    state, rows = world.tell(None)
+    net.load_state_dict(state)
+    history = History([Report(**row) for row in rows])
+    for item in train(net.to(device), data, settings, history):
+        history.append(item)  # type: ignore[arg-type]  # without steps these are reports
+    return Run(folder, about["settings"], net, history)
+
+
 def _train(run: Run, data: Data, settings: RSO, progress: bool) -> None:
     """Train to the end, saving after every sweep."""
     from tqdm import tqdm
@@ -181,6 +197,7 @@ def _train(run: Run, data: Data, settings: RSO, progress: bool) -> None:
                     bar.update()
                     continue
                 history.append(item)
+                bar.update(sum(row.steps for row in history.rows if not row.is_cycle) - bar.n)  # those of all processes
                 _save(run)
                 _describe(bar, settings, item)
         except KeyboardInterrupt:
@@ -293,7 +310,7 @@ def _facts(data: Data) -> dict[str, Any]:
 
 def _note_machine(folder: Path, about: dict[str, Any], device: str | torch.device) -> None:
     """Add this machine to settings.json, unless the run was here last."""
-    here = machine(device)
+    here = machine(device) | ({"processes": world.size, "split": world.split} if world.size > 1 else {})
     machines = about["machines"]
     if machines and machines[-1] != here:
         lines = _differences(machines[-1], here)

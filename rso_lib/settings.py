@@ -9,6 +9,7 @@ from .proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Distribution, Schedule
 
 LEVELS = ("weight", "layer", "network")
 DIRECTIONS = ("backward", "forward")
+STRATEGIES = ("sequential", "neuron", "layer")
 CACHES = ("full", "half", "input")
 JOINT_SIGMA = 0.1
 """Factor of σ when a whole layer or network is perturbed at once (section 4.2)."""
@@ -29,7 +30,11 @@ class RSO:
     order          which index runs outside within a layer: "output", "input" (the paper's inverted
                    order, section 4.3) or "shuffled"
     direction      "backward" from the labels to the input, or "forward"
-    weight_decay   a weight is multiplied by (1 − weight_decay) when it is visited
+    strategy       what a step sees of the steps before it in its sweep (section 4.6): "sequential", all of them;
+                   "neuron", those of its own output neuron; "layer", none. The sweep's results are merged at
+                   its end. The final layer, where a step costs next to nothing, is always sequential
+    weight_decay   a weight is multiplied by (1 − weight_decay) when it is visited (before the sweep, where the
+                   strategy is not sequential)
     seed           of every random draw of the run
     cache          what the engine keeps for every slice: "full", all that saves work; "half", with the
                    searched layer's input in float16; "input", that input only. Less memory, slower steps;
@@ -45,6 +50,7 @@ class RSO:
     level: str = "weight"
     order: str = "output"
     direction: str = "backward"
+    strategy: str = "sequential"
     weight_decay: float = 0.0
     seed: int = 0
     cache: str = "full"
@@ -58,7 +64,10 @@ class RSO:
         check_choice("level", self.level, LEVELS)
         check_choice("order", self.order, ORDERS)
         check_choice("direction", self.direction, DIRECTIONS)
+        check_choice("strategy", self.strategy, STRATEGIES)
         check_choice("cache", self.cache, CACHES)
+        if self.strategy != "sequential" and self.level != "weight":
+            raise ValueError(f'strategy={self.strategy!r} needs level="weight", not {self.level!r}')
         if isinstance(self.weight_decay, bool) or not isinstance(self.weight_decay, (int, float)):
             raise TypeError(f"weight_decay must be a number, not {self.weight_decay!r}")
         if not 0 <= self.weight_decay < 1:

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from . import engine, memory, reference
 from .data import Data, Split
 from .history import NAN, History, Report
 from .models import Head, Net, calibrate
+from .parallel import world
 from .proposals import ORDERS, generator, sigma
 from .reference import Batches
 from .settings import RSO
@@ -73,6 +74,20 @@ class Step(NamedTuple):
     losses: Tensor
 
 
+class Outcome(NamedTuple):
+    """Of a sweep: which candidate won at each step (0, 1, 2), and the sum of the winners' losses."""
+
+    choices: Tensor
+    loss: Tensor
+
+    @classmethod
+    def of(cls, losses: Sequence[Tensor]) -> "Outcome":
+        """Of losses [3] of each step."""
+        scores = torch.stack(list(losses)) if losses else torch.empty(0, 3, dtype=torch.float64)
+        choices = reference.choose(scores.T)
+        return cls(choices, scores.gather(1, choices[:, None]).sum())
+
+
 def sweeps(net: nn.Module, settings: RSO) -> list[Sweep]:
     """The sweeps of a cycle in order."""
     if settings.level == "network":
@@ -101,10 +116,12 @@ def train(
     skip      steps of the current sweep to leave out, where a sitting ended within it
 
     All that is kept is the net: whoever consumes the reports decides about bars, plots, checkpoints,
-    pausing and stopping. Raises ValueError where the batch is larger than the training part, and
-    MemoryError where the engine's caches would not fit.
+    pausing and stopping. Where `parallel.world` has several processes, all of them call this with the same
+    arguments, and only the first one scores the net after a cycle. Raises ValueError where the batch is larger
+    than the training part, where a net or a sitting does not go with settings.strategy or with several
+    processes, and MemoryError where the engine's caches would not fit.
     """
-    _check(net, data, settings)
+    _check(net, data, settings, skip)
     rows = history.rows if history else []
     seconds = rows[-1].seconds if rows else 0.0
     reports = _reports(net, data, settings, Position.after(History(rows))._replace(step=skip), rows)
@@ -171,16 +188,14 @@ def _reports(net: nn.Module, data: Data, settings: RSO, start: Position, rows: l
         for k in range(len(rows), len(plan)):
             before = sum(_steps_in(net, sweep) for sweep in plan[:k] if sweep.position == plan[k].position)
             if search is None or plan[k].position != plan[k - 1].position:
+                search = None  # its caches go before those of the next layer come
+                memory.release()
                 search = _search(net, data, settings, cycle, plan[k].position)
             first = start.step if (cycle, k) == start[:2] else 0
-            search.begin(before + first)
-            losses = []
-            for step in _walk(net, search, settings, Position(cycle, k, first), plan[k]):
-                losses.append(step.losses)
-                yield step
-            scores = torch.stack(losses) if losses else torch.empty(0, 3)
-            rows.append(_sweep_report(net, settings, cycle, plan[k], scores))
+            outcome = yield from _walk(net, search, settings, Position(cycle, k, first), plan[k], before)
+            rows.append(_sweep_report(net, settings, cycle, plan[k], outcome))
             yield rows[-1]
+        world.agree(net)
         yield _cycle_report(net, data, settings, rows)
 
 
@@ -207,35 +222,73 @@ def _search(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int
     calibrate(net, data.train.images)
     net.eval()
     order = torch.randperm(len(data.train), generator=generator(settings.seed, cycle, SHUFFLE, position))
+    size = settings.batch_size
+    if world.splits_batch:
+        whole = order[: len(order) // size * size].view(-1, size)[:, world.part(size)]
+        order, size = whole.flatten(), whole.shape[1]
     order = order.to(data.train.labels.device)
-    batches = Batches(data.train.images[order], data.train.labels[order], settings.batch_size)
+    batches = Batches(data.train.images[order], data.train.labels[order], size)
     if not isinstance(net, Net):
         return reference.ModuleSearch(net, batches)
     if settings.level != "weight":
         return engine.JointSearch(net, position, batches)
     if isinstance(net[position], Head):
         return engine.HeadSearch(net, position, batches)
-    return engine.BlockSearch(net, position, batches, settings.cache)
+    return engine.BlockSearch(net, position, batches, settings.cache, settings.strategy)
 
 
-def _walk(net: nn.Module, search: Search, settings: RSO, at: Position, sweep: Sweep) -> Iterator[Step]:
-    """The steps of a sweep from `at` on."""
+def _walk(
+    net: nn.Module, search: Search, settings: RSO, at: Position, sweep: Sweep, before: int
+) -> Generator[Step, None, Outcome]:
+    """The steps of a sweep from `at` on, and what came out; `before` steps of the layer precede the sweep."""
     weights = [net.get_parameter(name).detach() for name in sweep.names]
     sigmas = [sigma(weight) * settings.sigma_factor(at.cycle) for weight in weights]
     if settings.level != "weight":
         assert isinstance(search, reference.ModuleSearch)
-        yield from _walk_jointly(search, settings, at, sweep, weights, sigmas)
-        return
+        search.begin(before + at.step)
+        return (yield from _walk_jointly(search, settings, at, sweep, weights, sigmas))
     [weight], [scale] = weights, sigmas
     rng = generator(settings.seed, at.cycle, DRAWS, at.sweep)
-    visits = ORDERS[settings.order](tuple(weight.shape), rng).tolist()
+    visits = ORDERS[settings.order](tuple(weight.shape), rng)
     deltas = (settings.draw()((len(visits),), rng) * scale).to(weight)
+    if settings.strategy != "sequential":
+        weight *= 1 - settings.weight_decay
+    old, flat = weight.flatten()[visits], weight.view(-1)
+    search.begin(before + at.step)
+    owners = _owners(search, settings, visits, len(weight))
     name = sweep.layer.split(".", 1)[1] if isinstance(net, Net) else sweep.layer
-    for t in range(at.step, len(visits)):
-        if settings.weight_decay:
-            weight.view(-1)[visits[t]] *= 1 - settings.weight_decay
-        losses = search.step(name, visits[t], deltas[t])
-        yield Step(at._replace(step=t + 1), sweep.layer, visits[t], deltas[t], losses)
+    losses = []
+    for t, index in enumerate(visits.tolist()):
+        if t < at.step or owners[t] != world.rank:
+            continue
+        if settings.strategy == "sequential" and settings.weight_decay:
+            flat[index] *= 1 - settings.weight_decay
+        search.count = before + t  # which counts the steps of other processes too
+        losses.append(search.step(name, index, deltas[t]))
+        yield Step(at._replace(step=t + 1), sweep.layer, index, deltas[t], losses[-1])
+    if not world.splits_weights:
+        return Outcome.of(losses)
+    return _merged(flat, visits, torch.stack([old, old + deltas, old - deltas]), owners, losses)
+
+
+def _owners(search: Search, settings: RSO, visits: Tensor, rows: int) -> Tensor:
+    """The process that makes each visit: this one, or where weights are split, that of its output neuron or weight."""
+    if not world.splits_weights:
+        return torch.full_like(visits, world.rank)
+    if not isinstance(search, engine.BlockSearch):
+        return torch.zeros_like(visits)
+    shares = visits // (len(visits) // rows) if settings.strategy == "neuron" else torch.arange(len(visits))
+    return shares % world.size
+
+
+def _merged(flat: Tensor, visits: Tensor, candidates: Tensor, owners: Tensor, losses: list[Tensor]) -> Outcome:
+    """Tell the other processes what won here, and write back what won in all of them."""
+    own = Outcome.of(losses)
+    choices = torch.zeros_like(visits)
+    choices[owners == world.rank] = own.choices.cpu()
+    choices = world.exchange(choices, owners)
+    flat[visits] = candidates.gather(0, choices[None].to(flat.device))[0]
+    return Outcome(choices, world.add(own.loss))
 
 
 def _walk_jointly(
@@ -245,26 +298,28 @@ def _walk_jointly(
     sweep: Sweep,
     weights: list[Tensor],
     sigmas: list[float],
-) -> Iterator[Step]:
+) -> Generator[Step, None, Outcome]:
+    losses = []
     for t in range(at.step, sum(weight.numel() for weight in weights)):
         rng = generator(settings.seed, at.cycle, DRAWS, at.sweep, t)
         deltas = [(settings.draw()(tuple(w.shape), rng) * s).to(w) for w, s in zip(weights, sigmas, strict=True)]
         for weight in weights:
             weight *= 1 - settings.weight_decay
-        losses = search.step_jointly(weights, deltas)
-        yield Step(at._replace(step=t + 1), sweep.layer, None, torch.tensor(torch.nan), losses)
+        losses.append(search.step_jointly(weights, deltas))
+        yield Step(at._replace(step=t + 1), sweep.layer, None, torch.tensor(torch.nan), losses[-1])
+    return Outcome.of(losses)
 
 
-def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, losses: Tensor) -> Report:
-    choices = reference.choose(losses.T)
+def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, outcome: Outcome) -> Report:
     weights = [net.get_parameter(name) for name in sweep.names]
     total = sum(weight.numel() for weight in weights)
     return Report(
         cycle=cycle + 1,
         layer=sweep.layer,
         sigma=sum(sigma(w) * w.numel() for w in weights) / total * settings.sigma_factor(cycle),
-        **_counts(choices.bincount(minlength=3).tolist(), settings.batch_size),
-        train_loss=float(losses.gather(1, choices[:, None]).mean()),
+        **_counts(outcome.choices.bincount(minlength=3).tolist(), settings.batch_size),
+        train_loss=float(outcome.loss) / len(outcome.choices) if len(outcome.choices) else NAN,
+        bytes_sent=world.take_sent(),
     )
 
 
@@ -273,7 +328,7 @@ def _cycle_report(net: nn.Module, data: Data, settings: RSO, rows: list[Report])
     wins = [sum(getattr(row, name) for row in rows) for name in ("kept", "plus", "minus")]
     calibrate(net, data.train.images)
     scores: dict[str, Any] = {}
-    for part in ("train", "val", "test"):
+    for part in ("train", "val", "test") if world.rank == 0 else ():  # the others go on, and wait where they must
         scores[f"{part}_loss"], scores[f"{part}_accuracy"] = evaluate(net, getattr(data, part))
     return Report(
         cycle=rows[0].cycle,
@@ -281,6 +336,7 @@ def _cycle_report(net: nn.Module, data: Data, settings: RSO, rows: list[Report])
         sigma=sum(row.sigma * row.steps for row in rows) / steps,
         **_counts(wins, settings.batch_size),
         **scores,
+        bytes_sent=sum(row.bytes_sent for row in rows),
     )
 
 
@@ -298,13 +354,19 @@ def _counts(wins: Sequence[int], batch_size: int) -> dict[str, int]:
     }
 
 
-def _check(net: nn.Module, data: Data, settings: RSO) -> None:
+def _check(net: nn.Module, data: Data, settings: RSO, skip: int) -> None:
     images = len(data.train)
     if settings.batch_size > images:
         raise ValueError(
             f"batch_size is {settings.batch_size}, but the training part of {data.name} has {images} images: "
             f"set batch_size to at most {images}"
         )
+    if settings.batch_size < world.size and world.splits_batch:
+        raise ValueError(f"batch_size is {settings.batch_size}, but {world.size} processes share it: make it larger")
+    if skip and settings.strategy != "sequential":
+        raise ValueError(f'within a sweep a run goes on only with strategy="sequential", not {settings.strategy!r}')
+    if not isinstance(net, Net) and (world.size > 1 or settings.strategy != "sequential"):
+        raise ValueError('a net that is not a models.Net is searched by one process, with strategy="sequential"')
     if not isinstance(net, Net):
         warnings.warn("not a models.Net: every step sends its batch through the whole net three times", stacklevel=3)
     elif settings.level == "weight":

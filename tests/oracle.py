@@ -50,6 +50,10 @@ def plain(net: Net, data: Data, settings: RSO, cycle: int = 0, sweep: int = 0, s
             if (c, k) < start[:2]:
                 continue
             x, skip, labels = cached(net, data, settings, c, position)
+            if settings.strategy != "sequential":
+                assert step == 0, "merged sweeps begin at their beginning"
+                yield from merged(net, position, names[0], settings, (c, k), first, (x, skip, labels))
+                continue
             for t, (where, deltas) in enumerate(draws(net, names, settings, c, k)):
                 if (c, k, t) < start:
                     continue
@@ -60,6 +64,34 @@ def plain(net: Net, data: Data, settings: RSO, cycle: int = 0, sweep: int = 0, s
                 searched = [weight[where] for weight in weights]
                 losses, choice = visit(searched, deltas, settings.weight_decay, score)
                 yield Visit(names[0] if len(names) == 1 else "network", where, losses, choice)
+
+
+def merged(
+    net: Net, position: int, name: str, settings: RSO, at: tuple[int, int], first: int, data: Sequence[Tensor | None]
+) -> Iterator[Visit]:
+    """A sweep whose steps do not see those of other output neurons ("neuron"), or none ("layer"), until its end."""
+    x, skip, labels = data
+    weight = net.get_parameter(name).data
+    weight *= 1 - settings.weight_decay
+    before, results = weight.clone(), weight.clone()
+    turns: dict[int, int] = {}
+    for t, (where, [delta]) in enumerate(draws(net, [name], settings, *at)):
+        row = where // weight[0].numel()
+        turn = turns.get(row, 0) if settings.strategy == "neuron" else t
+        turns[row] = turn + 1
+        weight.copy_(before)
+        if settings.strategy == "neuron":
+            weight[row] = results[row]
+        if "linear" in name:  # the final layer is searched sequentially
+            turn = t
+            weight.copy_(results)
+        begin = (first + turn) % (len(labels) // settings.batch_size) * settings.batch_size
+        batch = slice(begin, begin + settings.batch_size)
+        score = partial(loss, list(net)[position:], x[batch], None if skip is None else skip[batch], labels[batch])
+        losses, choice = visit([weight.view(-1)[where]], [delta], 0.0, score)
+        results.view(-1)[where] = weight.view(-1)[where]
+        weight.copy_(results)  # what is written back, though the other steps do not see it
+        yield Visit(name, where, losses, choice)
 
 
 def visit(

@@ -34,6 +34,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "layer": {"level": "layer", "direction": "forward", "weight_decay": 0.01},
     "layer_templates": {"level": "layer", "distribution": "template", "batch_size": 13},
     "network": {"level": "network", "distribution": "uniform", "weight_decay": 0.01},
+    "neurons": {"strategy": "neuron", "weight_decay": 0.01},
+    "neurons_shuffled": {"strategy": "neuron", "order": "shuffled", "direction": "forward", "batch_size": 4},
+    "layers": {"strategy": "layer", "distribution": "uniform"},
+    "layers_shuffled": {"strategy": "layer", "order": "shuffled", "weight_decay": 0.01, "batch_size": 13},
     "mixed": {"order": "shuffled", "direction": "forward", "distribution": "uniform", "weight_decay": 0.01},
 }
 JOINT_STEPS = 6

@@ -43,7 +43,7 @@ def bits(history: History) -> list[list[object]]:
 def test_columns_are_those_of_the_issue() -> None:
     first = ["cycle", "layer", "sigma", "steps", "kept", "plus", "minus", "evaluations", "image_forwards"]
     scores = ["train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"]
-    assert [*first, *scores, "seconds"] == COLUMNS
+    assert [*first, *scores, "seconds", "bytes_sent"] == COLUMNS
 
 
 def test_csv_reads_back_exactly(tmp_path: Path) -> None:
@@ -59,8 +59,15 @@ def test_csv_is_a_line_per_row_under_the_columns(tmp_path: Path) -> None:
     header, line = (tmp_path / "history.csv").read_text().splitlines()
     assert header.split(",") == COLUMNS
     assert line == (
-        "1,block1.conv.weight,0.4714045207910317,36,4,15,17,108,55296,0.30000000000000004,nan,nan,nan,nan,nan,1e-300"
+        "1,block1.conv.weight,0.4714045207910317,36,4,15,17,108,55296,0.30000000000000004,nan,nan,nan,nan,nan,1e-300,0"
     )
+
+
+def test_a_history_of_the_time_before_bytes_were_counted(tmp_path: Path) -> None:
+    History([SWEEP]).save(tmp_path / "history.csv")
+    old = [line.rpartition(",")[0] for line in (tmp_path / "history.csv").read_text().splitlines()]
+    (tmp_path / "history.csv").write_text("\n".join(old) + "\n")
+    assert bits(History.load(tmp_path / "history.csv")) == bits(History([SWEEP]))
 
 
 def test_an_empty_history_reads_back(tmp_path: Path) -> None:
@@ -69,7 +76,7 @@ def test_an_empty_history_reads_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "a,b\n1,2\n", ",".join(COLUMNS[:-1]) + "\n", ",".join(reversed(COLUMNS)) + "\n"]
+    "content", ["", "a,b\n1,2\n", ",".join(COLUMNS[:-2]) + "\n", ",".join(reversed(COLUMNS)) + "\n"]
 )
 def test_a_file_that_is_no_history_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "other.csv"

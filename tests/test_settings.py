@@ -21,6 +21,7 @@ def test_defaults_are_the_papers() -> None:
         level="weight",
         order="output",
         direction="backward",
+        strategy="sequential",
         weight_decay=0.0,
         seed=0,
     )
@@ -35,6 +36,16 @@ def test_settings_are_given_by_name_and_stay_as_they_are() -> None:
 
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
+    (
+        {"strategy": "layers"},
+        ValueError,
+        "strategy must be one of sequential, neuron, layer, not 'layers'; did you mean 'layer'?",
+    ),
+    (
+        {"strategy": "neuron", "level": "layer"},
+        ValueError,
+        "strategy='neuron' needs level=\"weight\", not 'layer'",
+    ),
     ({"cycles": 0}, ValueError, "cycles must be at least 1, not 0"),
     ({"cycles": -3}, ValueError, "cycles must be at least 1, not -3"),
     ({"cycles": 2.0}, TypeError, "cycles must be a whole number, not 2.0"),

@@ -1,0 +1,176 @@
+"""One run shared by several processes: torch.distributed behind the few words that the search uses.
+
+    split="batch"     each process has a part of every batch; losses and batch norm's moments are added up
+    split="weights"   each process searches some of the weights, or of the output neurons, with whole batches;
+                      which of w, w + Δ, w − Δ won is all that the others need, 2 bits, since all draw the same Δ
+
+`torchrun --nproc-per-node=N -m rso_lib RUNFOLDER ...` starts the processes. Without it `world` is one process,
+and everything here does nothing. Section 4.6 leaves the distributed setting as a hypothesis.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .settings import check_choice
+
+SPLITS = ("batch", "weights")
+
+
+@dataclass
+class World:
+    """The processes of a run and what they share. `sent` counts the bytes that this process has sent."""
+
+    rank: int = 0
+    size: int = 1
+    split: str = "weights"
+    sent: int = 0
+
+    @property
+    def splits_batch(self) -> bool:
+        """Whether this process has only a part of every batch."""
+        return self.size > 1 and self.split == "batch"
+
+    @property
+    def splits_weights(self) -> bool:
+        """Whether this process searches only some of the weights."""
+        return self.size > 1 and self.split == "weights"
+
+    def part(self, count: int) -> slice:
+        """Which of the images of a batch this process has."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def total(self, x: Tensor) -> Tensor:
+        """x added up over the processes where the batch is split, else x."""
+        return self.add(x) if self.splits_batch else x
+
+    def add(self, x: Tensor) -> Tensor:
+        """x added up over the processes, each element in the same order, so that ties stay ties."""
+        parts = self.gather(x)
+        return sum(parts[1:], start=parts[0])
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        """The tensors of this shape of all processes."""
+        everyone = [torch.empty_like(x) for _ in range(self.size)]
+        self.sent += (self.size - 1) * x.numel() * x.element_size()
+        _named(dist.all_gather, everyone, x.contiguous())
+        return everyone
+
+    def take_sent(self) -> int:
+        """The bytes sent since the last call."""
+        sent, self.sent = self.sent, 0
+        return sent
+
+    def mean(self, losses: Tensor, images: int) -> Tensor:
+        """The mean losses [k] of the whole batch, given those of this process's images."""
+        if not self.splits_batch:
+            return losses
+        sums = self.total(torch.cat([losses * images, losses.new_tensor([images])]))
+        return sums[:-1] / sums[-1]
+
+    def exchange(self, choices: Tensor, owners: Tensor) -> Tensor:
+        """The choices [steps] (0, 1 or 2) of all processes, given those that this one made, and who made which."""
+        parts = [choices[owners == rank] for rank in range(self.size)]
+        room = -(-max(map(len, parts)) // 4)
+        everyone = self.gather(pack(parts[self.rank], room))
+        merged = torch.empty_like(choices)
+        for rank, packed in enumerate(everyone):
+            merged[owners == rank] = unpack(packed, len(parts[rank])).to(choices)
+        return merged
+
+    def agree(self, net: nn.Module) -> None:
+        """Compare the weights of all processes. Raises RuntimeError, naming the first layer that differs."""
+        names = [name for name, _ in net.named_parameters()]
+        hashes: list[Any] = [None] * self.size
+        if self.size > 1:
+            _named(dist.all_gather_object, hashes, [digest(weight) for weight in net.parameters()])
+        for name, *values in zip(names, *hashes, strict=True) if self.size > 1 else ():
+            for rank, value in enumerate(values):
+                if value != values[0]:
+                    raise RuntimeError(f"{name} of process {rank} differs from that of process 0; the run is stopped")
+
+    def tell(self, value: Any) -> Any:
+        """What process 0 passes here, in all processes."""
+        box = [value]
+        if self.size > 1:
+            _named(dist.broadcast_object_list, box)
+        return box[0]
+
+    def first(self, load: Callable[[], Any]) -> Any:
+        """`load()`, in process 0 before the others, so that one process downloads."""
+        if self.rank:
+            self.tell(None)
+        value = load()
+        if not self.rank:
+            self.tell(None)
+        return value
+
+
+world = World()
+"""This process and those beside it."""
+
+
+def join(device: str = "cpu") -> str:
+    """Meet the other processes that torchrun has started, if it has. Returns this process's device."""
+    if "RANK" not in os.environ:
+        return device
+    cuda = torch.device(device).type == "cuda"
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    world.rank, world.size = dist.get_rank(), dist.get_world_size()
+    return f"cuda:{os.environ['LOCAL_RANK']}" if cuda else device
+
+
+def share(split: str | None, strategy: str) -> None:
+    """Choose what the processes share.
+
+    split   "batch" or "weights"; None is "batch" for the sequential strategy, else "weights"
+
+    Raises ValueError for another name, or where the sequential strategy is to split weights.
+    """
+    world.split = split or ("batch" if strategy == "sequential" else "weights")
+    check_choice("split", world.split, SPLITS)
+    if world.split == "weights" and strategy == "sequential":
+        raise ValueError('split="weights" needs strategy="neuron" or "layer": sequential steps wait for each other')
+
+
+def leave() -> None:
+    """Part from the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    world.__init__()  # type: ignore[misc]
+
+
+def pack(choices: Tensor, room: int) -> Tensor:
+    """Choices [steps] (0, 1 or 2), four to a byte: [room], uint8, on the CPU."""
+    padded = torch.zeros(4 * room, dtype=torch.uint8)
+    padded[: len(choices)] = choices.cpu()
+    quads = padded.view(room, 4)
+    return quads[:, 0] | quads[:, 1] << 2 | quads[:, 2] << 4 | quads[:, 3] << 6
+
+
+def unpack(packed: Tensor, steps: int) -> Tensor:
+    """The inverse of `pack`."""
+    return torch.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], 1).flatten()[:steps]
+
+
+def digest(weight: Tensor) -> str:
+    return hashlib.sha256(weight.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _named(collective: Callable[..., Any], *arguments: Any) -> None:
+    """Call a collective; where another process is gone, say which process noticed it."""
+    try:
+        collective(*arguments)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"process {world.rank} lost another process of the run, which stops; "
+            f"the same command goes on behind the last finished sweep: {error}"
+        ) from error

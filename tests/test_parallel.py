@@ -1,0 +1,200 @@
+"""Several processes on the loopback device: one run, whatever they share of it."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import torch.multiprocessing as mp
+from oracle import images, narrow
+from torch import Tensor
+
+from rso_lib import parallel, runs
+from rso_lib.history import History
+from rso_lib.models import Block, Head, Net
+from rso_lib.parallel import world
+from rso_lib.settings import RSO
+from rso_lib.train import Step, train
+
+STEPS = 200
+"""Of a run that splits batches, which costs some messages for each."""
+
+Outcome = tuple[list[Tensor], dict[str, Tensor], list[dict[str, Any]]]
+"""The losses of the steps that a process made, its net's weights in the end, and its reports."""
+
+RUNS: dict[str, tuple[str, str, RSO]] = {
+    "batch, folded": ("folded", "batch", RSO(cycles=1, batch_size=10, weight_decay=0.01)),
+    "batch, pooling last": ("pool_last", "batch", RSO(cycles=1, batch_size=10, order="shuffled")),
+    "batch, skips": ("unnormed_skips", "batch", RSO(cycles=1, batch_size=10)),
+    "batch, normed skips": ("skips", "batch", RSO(cycles=1, batch_size=10, direction="forward")),
+    "batch, compiled": ("wide", "batch", RSO(cycles=1, batch_size=10, direction="forward")),
+    "batch, neurons": ("skips", "batch", RSO(cycles=1, batch_size=10, strategy="neuron")),
+    "batch, jointly": ("folded", "batch", RSO(cycles=1, batch_size=10, level="layer")),
+    "weights, neurons": ("skips", "weights", RSO(cycles=2, batch_size=10, strategy="neuron", order="shuffled")),
+    "weights, layers": ("growing", "weights", RSO(cycles=2, batch_size=10, strategy="layer", weight_decay=0.01)),
+}
+
+
+def net_of(kind: str) -> tuple[Net, tuple[int, int, int]]:
+    if kind == "wide":  # 16 channels, which the compiled kernels are for
+        blocks = [Block(1, 16), Block(16, 16, pool="avg"), Block(16, 16)]
+        return Net(blocks, Head(16, 3, pool="max"), seed=0).double(), (1, 4, 4)
+    return narrow(kind)
+
+
+def outcome(kind: str, split: str, settings: RSO) -> Outcome:
+    net, shape = net_of(kind)
+    losses, reports = [], []
+    items = train(net, images(26, shape), settings, steps=True)
+    for item in islice(items, STEPS if split == "batch" else None):
+        if isinstance(item, Step):
+            losses.append(item.losses)
+        else:
+            reports.append(vars(item))
+    return losses, net.state_dict(), reports
+
+
+def process(rank: int, size: int, folder: Path, port: int) -> None:
+    """What each of the processes does."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    parallel.join()
+    for name, (kind, split, settings) in RUNS.items():
+        parallel.share(split, settings.strategy)
+        torch.save(outcome(kind, split, settings), folder / f"{name} {rank}")
+    parallel.leave()
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Outcome]]:
+    """All runs in some processes: what came out in each."""
+    folder, size = tmp_path_factory.mktemp("together"), request.param
+    mp.spawn(process, (size, folder, free_port()), size)
+    return [{name: torch.load(folder / f"{name} {rank}") for name in RUNS} for rank in range(size)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Outcome]:
+    return {name: outcome(*run) for name, run in RUNS.items()}
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_some_processes_make_the_decisions_of_one(
+    name: str, together: list[dict[str, Outcome]], alone: dict[str, Outcome]
+) -> None:
+    losses, weights, reports = alone[name]
+    for rank, outcomes in enumerate(together):
+        theirs, copy, rows = outcomes[name]
+        for key, weight in weights.items():
+            if "running" not in key:
+                assert torch.equal(copy[key], weight), f"{key} of process {rank}"
+        for row, expected in zip(rows, reports, strict=True):
+            assert [row[key] for key in ("layer", "kept", "plus")] == [expected[k] for k in ("layer", "kept", "plus")]
+            if expected["layer"]:
+                assert row["train_loss"] == pytest.approx(expected["train_loss"], abs=1e-11)
+        if RUNS[name][1] == "batch":
+            torch.testing.assert_close(torch.stack(theirs), torch.stack(losses), rtol=0, atol=1e-11)
+    if RUNS[name][1] == "weights":  # every step is made once
+        made = [loss.tolist() for outcomes in together for loss in outcomes[name][0]]
+        assert sorted(made) == sorted(loss.tolist() for loss in losses)
+        assert sorted(len(outcomes[name][0]) for outcomes in together)[-2] > 0.1 * len(losses)  # some have no neuron
+
+
+def test_two_bits_for_a_weight() -> None:
+    for steps in (0, 1, 4, 7, 2304):
+        choices = torch.randint(3, (steps,))
+        packed = parallel.pack(choices, -(-steps // 4))
+        assert packed.nbytes == -(-steps // 4)
+        assert torch.equal(parallel.unpack(packed, steps).long(), choices)
+
+
+def test_shares_that_make_no_sense() -> None:
+    with pytest.raises(ValueError, match='split="weights" needs strategy="neuron" or "layer"'):
+        parallel.share("weights", "sequential")
+    with pytest.raises(ValueError, match="split must be one of batch, weights"):
+        parallel.share("weight", "layer")
+    parallel.share(None, "sequential")
+    assert world.split == "batch"
+    parallel.share(None, "layer")
+    assert world.split == "weights"
+
+
+def test_strategies_need_a_net_of_blocks_and_whole_sweeps() -> None:
+    net, shape = narrow("flat")
+    settings = RSO(cycles=1, batch_size=8, strategy="layer")
+    with pytest.raises(ValueError, match='strategy="sequential"'):
+        next(train(torch.nn.Flatten(), images(26, shape), settings))
+    with pytest.raises(ValueError, match="within a sweep"):
+        next(train(net, images(26, shape), settings, skip=3))
+
+
+# The command
+
+
+def start(folder: Path, processes: int, project: Path, *more: str) -> "subprocess.Popen[str]":
+    """Some processes that train on digits."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    command += [f"--master-port={free_port()}", "-m", "rso_lib", str(folder), *more]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=project, env=env, text=True, stdout=pipe, stderr=pipe)
+
+
+SMALL = ["--net=two_conv", "--cycles=2", "--batch-size=128", "--strategy=neuron"]
+
+
+def test_a_process_that_dies_ends_the_others_and_another_number_goes_on(tmp_path: Path, project: Path) -> None:
+    """As a user would: torchrun, kill one, start again with three; the bits are those of one process."""
+    command = start(tmp_path / "run", 2, project, *SMALL)
+    history = tmp_path / "run" / "history.csv"
+    wait(lambda: history.exists() and len(history.read_text().splitlines()) > 2)
+    workers = [child for child in psutil.Process(command.pid).children() if "rso_lib" in child.cmdline()]
+    victim = next(worker for worker in workers if worker.environ()["RANK"] == "1")
+    victim.send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    _, errors = command.communicate(timeout=60)
+    assert time.monotonic() - began < 60
+    assert command.returncode != 0
+    assert re.search(r"rank\s*: 1 ", errors) and "SIGKILL" in errors, errors
+    assert not any(worker.is_running() for worker in workers)
+
+    done = History.load(history)
+    assert 0 < len(done.cycles.rows) + len(done.rows) < len(runs_alone(tmp_path).history.rows)
+    more = start(tmp_path / "run", 3, project)
+    said, errors = more.communicate(timeout=300)
+    assert more.returncode == 0, errors
+    assert "test accuracy, final" in said
+    there, alone = runs.load(tmp_path / "run"), runs_alone(tmp_path)
+    for (name, weight), (_, expected) in zip(there.net.named_parameters(), alone.net.named_parameters(), strict=True):
+        assert torch.equal(weight, expected), name
+    assert [row.kept for row in there.history.rows] == [row.kept for row in alone.history.rows]
+    last = there.history.last
+    assert 0.1 < last.bytes_sent / last.steps < 1
+
+
+def runs_alone(folder: Path) -> runs.Run:
+    settings = RSO(cycles=2, batch_size=128, strategy="neuron")
+    torch.set_num_threads(1)
+    return runs.start(folder / "alone", dataset="digits", net="two_conv", settings=settings, progress=False)
+
+
+def wait(condition: Any, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
