@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trains N times, with the seeds 0 … N − 1")
     asked = [field for field in fields(SGD) if field.name != "seed"]
     for field in asked:
-        kind = float if field.default is None else type(field.default)
+        kind: Any = float if field.default is None else type(field.default)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of the CPU (default: as torch chooses)")
