@@ -278,11 +278,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="where settings and history are written")
     parser.add_argument("--dataset", default="digits", help="as in python -m rso_lib")
     parser.add_argument("--net", default="one_conv", choices=runs.NETS)
-    parser.add_argument("--net-options", type=KINDS["net_options"], help="such as depth=5,head=mean")
+    options: Any = KINDS["net_options"]
+    parser.add_argument("--net-options", type=options, help="such as depth=5,head=mean")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trains N times, with the seeds 0 … N − 1")
     asked = [field for field in fields(SGD) if field.name != "seed"]
     for field in asked:
-        kind: Any = float if field.default is None else type(field.default)
+        kind = float if field.default is None else type(field.default)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of the CPU (default: as torch chooses)")
