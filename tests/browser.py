@@ -153,7 +153,7 @@ class Visit:
         if place.scheme not in ("data", "blob") and place.hostname not in ("127.0.0.1", "localhost"):
             self.outside.append(url)
 
-    def run_all_cells(self, seconds: float = 180) -> None:
+    def run_all_cells(self, seconds: float = 300) -> None:
         """In JupyterLab and Notebook 7: run the notebook, and wait for its end. Cells that fail count as errors."""
         self.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
         self.page.evaluate(RUN)

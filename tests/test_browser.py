@@ -67,7 +67,7 @@ def open_in(lab: str, browser: Browser, place: str) -> Visit:
 @pytest.mark.parametrize("path", LIVE, ids=lambda path: path.stem)
 def test_notebook(path: Path, lab: str, browser: Browser, capsys: pytest.CaptureFixture[str]) -> None:
     """In JupyterLab: all cells run, every control answers, and the console stays empty."""
-    with open_in(lab, browser, f"lab/tree/{path.name}") as visit:
+    with open_in(lab, browser, f"lab/workspaces/{path.stem}/tree/{path.name}") as visit:  # one that nothing is open in
         visit.run_all_cells()
         live = [panel for panel in visit.panels() if panel.live]
         still = [panel for panel in visit.panels() if not panel.live]
