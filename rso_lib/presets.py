@@ -29,6 +29,13 @@ LEVELS: dict[str, dict[str, Any]] = {
 """Notebook 06. `tries` are random directions of each kind, `epochs` those of the net that they are tried at. A joint
 step sends the batch through the whole net, so that a laptop gets a smaller one."""
 
+PARALLEL: dict[str, dict[str, Any]] = {
+    "smoke": {**PRESETS["smoke"], "net": "two_conv", "cycles": 3, "processes": "1, 2"},
+    "laptop": {**PRESETS["laptop"], "batch_size": 250, "processes": "1, 2"},
+    "paper": {**PRESETS["paper"], "processes": "1, 2, 4, 8"},
+}
+"""Notebook 07. `processes` are the numbers that are tried, of one thread each."""
+
 _CIFAR = {"weight_decay": 1e-4, "val_size": None, "seeds": 1, "sgd_batch_size": 128, "rate": 0.1}
 CIFAR: dict[str, dict[str, Any]] = {
     "smoke": {**_CIFAR, "dataset": "digits", "depths": "3", "cycles": 1, "batch_size": 32, "epochs": 3},

@@ -1,0 +1,161 @@
+"""What several processes gain: runs that measure it, and a model that says where it ends (section 4.6)."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import bench
+from .models import Head
+from .plots import Picture, _picture, style
+from .runs import Run, load
+
+if TYPE_CHECKING:
+    import pandas
+
+WAYS = {"sequential": "batch", "neuron": "weights", "layer": "weights"}
+"""What the processes share, by strategy."""
+
+
+def launch(folder: str | Path, processes: int, **settings: Any) -> Run:
+    """A run by several processes of one thread each on this machine: the command in the README, waited for.
+
+    settings  as on the command line of `python -m rso_lib`
+
+    Raises RuntimeError, with what the processes said, where they fail.
+    """
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, "-m", *torchrun, "-m", "rso_lib", str(folder), *options]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return load(folder)
+
+
+def table(runs: Sequence[tuple[int, Run]]) -> "pandas.DataFrame":
+    """What runs by some processes took: strategy, processes, seconds per cycle, speed-up over the first run of the
+    strategy, and bytes that a process sent for each weight visited."""
+    import pandas
+
+    rows: list[dict[str, Any]] = []
+    for processes, run in runs:
+        last, strategy = run.history.last, run.settings["strategy"]
+        seconds = last.seconds / last.cycle
+        alone = next((row["seconds"] for row in rows if row["strategy"] == strategy), seconds)
+        row = {"strategy": strategy, "processes": processes, "seconds": seconds, "speedup": alone / seconds}
+        rows.append({**row, "bytes_per_weight": last.bytes_sent / last.steps})
+    return pandas.DataFrame(rows)
+
+
+# The model
+
+
+class Layer(NamedTuple):
+    """What a process alone needs for a layer: weights, neurons, seconds of a step and of the cache; batch norms from
+    this layer to the head, and their channels together."""
+
+    weights: int
+    neurons: int
+    step: float
+    cache: float
+    norms: int
+    channels: int
+
+
+class Network(NamedTuple):
+    """Seconds until a message is there; bytes per second that a process sends."""
+
+    latency: float
+    bandwidth: float
+
+
+PLACES = {
+    "one machine": Network(5e-5, 1e10),
+    "a cluster": Network(2e-5, 1e10),
+    "an office": Network(5e-4, 1e8),
+    "the open internet": Network(5e-2, 1e6),
+}
+"""Orders of magnitude, not measurements."""
+
+
+def layers(report: str | Path, size: float = 1.0) -> list[Layer]:
+    """The layers of a net as `python -m rso_lib.bench --json` has timed them.
+
+    size  makes a net with `size` times the channels: the weights and the time of a step grow with its square
+    """
+    found = json.loads(Path(report).read_text())
+    net, _ = bench.build(found["net"])
+    rows = []
+    for position, (layer, timed) in enumerate(zip(net.layers, found["layers"], strict=True)):
+        behind = [block.conv.out_channels for block in net.blocks[position:]]
+        outputs = 1 if isinstance(layer, Head) else layer.conv.out_channels
+        rows.append(
+            Layer(
+                weights=round(timed["weights"] * size**2),
+                neurons=max(1, round(outputs * size)),
+                step=timed["engine"] / 1e3 * size**2,
+                cache=timed["build"] / 1e3 * size,
+                norms=len(behind),
+                channels=round(sum(behind) * size),
+            )
+        )
+    return rows
+
+
+def cycle(layers: Sequence[Layer], processes: int, strategy: str, network: Network) -> dict[str, float]:
+    """Seconds of a cycle: compute, latency, bytes (on the wire), and what the model takes for their sum, total.
+
+    The steps are shared, building the caches is not. A message to all takes ⌈log₂ processes⌉ latencies, as in a
+    tree; a process sends its own part to each of the others.
+    """
+    share = dict.fromkeys(("compute", "latency", "bytes"), 0.0)
+    rounds, others = math.ceil(math.log2(processes)), processes - 1
+    for layer in layers:
+        if strategy == "sequential":
+            shared, messages = layer.weights / processes, layer.weights * (layer.norms + 1)
+            sent = layer.weights * 8 * (6 * layer.channels + layer.norms + 4)
+        else:
+            units = 1 if layer.norms == 0 else layer.neurons if strategy == "neuron" else layer.weights
+            shared, messages = layer.weights * math.ceil(units / processes) / units, 1
+            sent = math.ceil(shared / 4)
+        share["compute"] += shared * layer.step + layer.cache
+        share["latency"] += messages * rounds * network.latency
+        share["bytes"] += sent * others / network.bandwidth
+    return {**share, "total": sum(share.values())}
+
+
+@style()
+def speedups(
+    layers: Sequence[Layer], network: Network, processes: int, measured: "pandas.DataFrame | None" = None
+) -> Picture:
+    """How many times faster a cycle is than that of one process, against their number; for the three strategies.
+
+    processes  the number that is marked, and told in words
+    measured   of `table`, drawn as crosses
+    """
+    picture = _picture(8, 3.8)
+    axes = picture.subplots()
+    numbers, says = [2**k for k in range(13)], []
+    for strategy, split in WAYS.items():
+        alone = cycle(layers, 1, strategy, network)["total"]
+        gains = [alone / cycle(layers, n, strategy, network)["total"] for n in numbers]
+        [line] = axes.plot(numbers, gains, label=f"{strategy} ({split} split)")
+        if measured is not None:
+            rows = measured[measured.strategy == strategy]
+            axes.scatter(rows.processes, rows.speedup, marker="x", s=60, color=line.get_color(), zorder=3)
+        here = alone / cycle(layers, processes, strategy, network)["total"]
+        axes.scatter([processes], [here], color=line.get_color(), s=40, zorder=3)
+        best = max(range(len(numbers)), key=gains.__getitem__)
+        says.append(f"{strategy} {here:.3g} times, at most {gains[best]:.3g} (with {numbers[best]:,})")
+    axes.plot(numbers, numbers, color="#BBBBBB", linewidth=1, linestyle="-", zorder=0)
+    axes.axvline(processes, color="#BBBBBB", linewidth=1, linestyle=":", zorder=0)
+    axes.set(xscale="log", yscale="log", xlabel="processes", ylabel="times as fast", ylim=(0.01, 5000))
+    axes.legend()
+    picture.alt = f"A cycle by {processes:,} processes against one: {'; '.join(says)}."
+    return picture
