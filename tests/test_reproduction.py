@@ -3,7 +3,6 @@
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -141,16 +140,22 @@ def test_committed_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", reproduction.MNIST | reproduction.CIFAR)
-def test_commands_of_the_longer_runs_are_understood(name: str, tmp_path: Path, capsys: Any) -> None:
+def test_commands_of_the_longer_runs_are_understood(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each as far as the first thing that a test lacks: the images or the device."""
+
+    def no_images(*_: object) -> None:
+        raise OSError("no images")
+
+    monkeypatch.setenv("RSO_DATA", str(tmp_path / "none"))
+    monkeypatch.setattr("rso_lib.sources._download", no_images)
     command = (reproduction.MNIST | reproduction.CIFAR)[name]
     module, *words = command.removeprefix("python -m ").split()
     words[0] = str(tmp_path)
-    main = {"rso_lib": rso_lib.__main__.main, "rso_lib.sgd": sgd.main}[module]
-    with pytest.raises(SystemExit), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RSO_DATA", str(tmp_path / "none"))
-        patch.setattr("rso_lib.sources._download", lambda *_: (_ for _ in ()).throw(OSError("no images")))
-        main(words)
+    with pytest.raises(SystemExit) as ended:
+        {"rso_lib": rso_lib.__main__.main, "rso_lib.sgd": sgd.main}[module](words)
+    assert ended.value.code == 2
     assert re.search("no images|is missing|cannot be used here", capsys.readouterr().err)
 
 
@@ -209,5 +214,10 @@ def test_presets_of_the_notebooks() -> None:
     assert presets.choose("paper", presets.MNIST, cycles=3, order=None)["cycles"] == 3
     assert presets.choose("paper", presets.MNIST)["order"] == "both"
     assert presets.choose("laptop", presets.LEVELS)["net"] == "one_conv"
+    laptop = presets.choose("laptop", presets.CIFAR)
+    for depth in laptop["depths"].split(", "):  # the committed runs have these settings
+        command = reproduction.CIFAR[f"cifar_depth_{depth}"]
+        assert f"depth={depth} --cycles {laptop['cycles']} --batch-size {laptop['batch_size']} " in command
+        assert command.endswith(f"--val-size {laptop['val_size']}")
     with pytest.raises(ValueError, match="did you mean 'paper'"):
         presets.choose("papr", presets.LEVELS)
