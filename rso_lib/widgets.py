@@ -167,7 +167,8 @@ class LiveTrainer(Panel):
             control.observe(self.change, names="value")
         self.log_axis.observe(lambda change: self.run.do(lambda: None), names="value")
         left = column([*self.controls.values(), self.log_axis])
-        right = widgets.VBox([self.tiles, self.winners, self.numbers, self.screen], layout={"max_width": "100%"})
+        room = {"flex": "1 1 26em", "min_width": "0", "max_width": f"{WIDTH + 8}px"}  # else below the controls
+        right = widgets.VBox([self.tiles, self.winners, self.numbers, self.screen], layout=room)
         super().__init__([buttons([self.run]), self.status, widgets.HBox([left, right], layout=WRAP)])
 
     def make_run(self, net: str | Callable[[], nn.Module], data: Data, settings: Any) -> LiveRun:

@@ -176,7 +176,7 @@ def take_screenshot(panel: Panel, number: str) -> None:
     """Of a live run after some seconds, at a weight of the final layer; or of a picture with its controls."""
     if panel.live:
         panel.press("Start", until="Running")
-        panel.page.wait_for_timeout(6000)
+        panel.page.wait_for_timeout(10_000)
         panel.until(lambda: "of head.linear.weight" in panel.says())
         panel.press("Pause", until="Running", gone=True)
         panel.page.wait_for_timeout(1000)
