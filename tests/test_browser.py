@@ -19,7 +19,7 @@ from browser import LAB, Panel, Visit, find_chromium, free_port, serve
 from playwright.sync_api import Browser, sync_playwright
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-LIVE = [path for path in sorted(FOLDER.glob("[0-9]*.ipynb")) if "rso_lib.widgets" in path.read_text()]
+LIVE = [path for path in sorted(FOLDER.glob("[0-9]*.ipynb")) if "LiveTrainer" in path.read_text()]
 SHORT = {"cycles": 2, "seeds": 2, "tried": 10, "out": '"out"'}
 """Parameters of the copies that are opened."""
 
