@@ -16,7 +16,6 @@ them. All three run with the same allocator settings (`memory.keep_freed`).
 import argparse
 import json
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -212,13 +211,6 @@ def summary(timings: list[Timing], steps: list[dict[str, int]], rate: float) -> 
     }
 
 
-def peak_memory(device: torch.device) -> float:
-    """Bytes: of the process, or of the CUDA device's tensors."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
-
-
 def machine(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":
@@ -280,7 +272,7 @@ def bench(
     print("\n".join(table(timings, steps, rate, cycle)))
     print(f"\nOne cycle in the engine: {cycle['engine_seconds']:.1f} s", end="; ")
     print(f"{cycle['image_forwards_saved']:.1%} of the plain algorithm's operations are saved", end="; ")
-    print(f"peak memory {peak_memory(device) / 1e9:.1f} GB")
+    print(f"peak memory {memory.peak(device) / 1e9:.1f} GB")
     return {
         "net": net_name,
         "batch": batch,
@@ -288,7 +280,7 @@ def bench(
         "slices": min(sample or count // batch, count // batch),
         "machine": machine(device),
         "matrix_gflops": rate / 1e9,
-        "peak_memory_gb": peak_memory(device) / 1e9,
+        "peak_memory_gb": memory.peak(device) / 1e9,
         "cycle": cycle,
         "layers": [asdict(timing) | {"operations": ops} for timing, ops in zip(timings, steps, strict=True)],
     }

@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import sys
+from pathlib import Path
 
 import torch
 
@@ -11,7 +13,7 @@ from .models import Flow, Net
 from .settings import RSO
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-TEMPORARIES = 6
+TEMPORARIES = 8
 """Tensors of the size of the largest activation that a step holds at once (measured: see tests/test_memory.py)."""
 
 
@@ -41,6 +43,18 @@ def available(device: torch.device) -> int:
     import psutil
 
     return psutil.virtual_memory().available
+
+
+def peak(device: torch.device) -> int:
+    """The most bytes at once so far: of the process, or of the CUDA device's tensors."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss begins with that of the parent process there
+        return 1024 * int(next(line.split()[1] for line in status.read_text().splitlines() if "VmHWM" in line))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @torch.no_grad()

@@ -210,7 +210,7 @@ def test_the_report_follows_from_its_medians(report: tuple[dict[str, Any], str])
     remain = sum(layer["weights"] * layer["operations"]["engine"] for layer in made["layers"])
     assert cycle["share_of_peak"] == pytest.approx(remain / (engine / 1e3) / (made["matrix_gflops"] * 1e9))
     assert 0 < cycle["share_of_peak"] < 1
-    assert made["peak_memory_gb"] == pytest.approx(bench.peak_memory(torch.device("cpu")) / 1e9, rel=0.2)
+    assert made["peak_memory_gb"] == pytest.approx(memory.peak(torch.device("cpu")) / 1e9, rel=0.2)
 
 
 def test_the_table_shows_what_the_file_holds(report: tuple[dict[str, Any], str]) -> None:

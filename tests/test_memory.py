@@ -13,7 +13,6 @@ GB = 1e9
 # once, then three visits of every slice in each of the first two blocks. Prints the growth of the peak, and
 # the estimate.
 PROCESS = """
-import resource
 import sys
 from itertools import islice
 
@@ -55,8 +54,7 @@ search(data(64), RSO(batch_size=32, direction="forward"), [0])
 noise, settings = data(images), RSO(batch_size=batch, direction="forward", cache=cache)
 before = psutil.Process().memory_info().rss
 search(noise, settings, [0, 3])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-print(peak - before, memory.needed(net, noise, settings))
+print(memory.peak(torch.device("cpu")) - before, memory.needed(net, noise, settings))
 """
 
 

@@ -73,5 +73,5 @@ def test_table() -> None:
 
 
 def test_processes_that_fail_say_why(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="did you mean .digits."):
+    with pytest.raises(RuntimeError, match="did you mean"):
         scaling.launch(tmp_path / "run", 1, dataset="digit")
