@@ -357,7 +357,26 @@ def load_runs(path: str | Path) -> dict[str, list[History]]:
     return {label: list(histories.values()) for label, histories in runs.items()}
 
 
-FIGURES: dict[str, Callable[[Path], Picture]] = {}
+@style()
+def processes(path: str | Path) -> Picture:
+    """Seconds of a cycle against the number of processes, by strategy: the table of `scaling.table` as a CSV."""
+    with open(path, newline="") as file:
+        lines = list(csv.DictReader(file))
+    picture = _picture(6, 3.6)
+    axes = picture.subplots()
+    says = []
+    for strategy in dict.fromkeys(line["strategy"] for line in lines):
+        mine = [(int(line["processes"]), float(line["seconds"])) for line in lines if line["strategy"] == strategy]
+        axes.plot(*zip(*mine, strict=True), marker="o", label=strategy)
+        says += [f"{strategy} with {count}: {seconds:.0f} s" for count, seconds in mine]
+    axes.set(xlabel="processes", ylabel="time of a cycle (seconds)", ylim=(0, None))
+    axes.xaxis.set_major_locator(_whole())
+    axes.legend()
+    picture.alt = f"Seconds of a cycle by the number of processes. {'; '.join(says)}."
+    return picture
+
+
+FIGURES: dict[str, Callable[[Path], Picture]] = {"processes": processes}
 """How figures/NAME.csv is drawn, where `curves` of its runs is not what is wanted."""
 
 

@@ -9,7 +9,7 @@ Table = Mapping[str, Mapping[str, Any]]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"dataset": "digits", "net": "one_conv", "cycles": 6, "batch_size": 128},
-    "laptop": {"dataset": "mnist", "net": "mnist_net", "cycles": 4, "batch_size": 1000},
+    "laptop": {"dataset": "mnist", "net": "mnist_net", "cycles": 5, "batch_size": 5000},
     "paper": {"dataset": "mnist", "net": "mnist_net", "cycles": 50, "batch_size": 5000},
 }
 """A run. smoke ends in under a minute anywhere; laptop is meant for an hour on two cores; paper is section 4.1."""
@@ -23,7 +23,15 @@ MNIST: dict[str, dict[str, Any]] = {
 
 LEVELS: dict[str, dict[str, Any]] = {
     "smoke": {**PRESETS["smoke"], "batch_size": 256, "seeds": 1, "tries": 30, "epochs": 30},
-    "laptop": {**PRESETS["laptop"], "net": "one_conv", "cycles": 6, "seeds": 1, "tries": 50, "epochs": 2},
+    "laptop": {
+        **PRESETS["laptop"],
+        "net": "one_conv",
+        "cycles": 6,
+        "batch_size": 1000,
+        "seeds": 1,
+        "tries": 50,
+        "epochs": 2,
+    },
     "paper": {**PRESETS["paper"], "seeds": 1, "tries": 400, "epochs": 10},
 }
 """Notebook 06. `tries` are random directions of each kind, `epochs` those of the net that they are tried at. A joint
@@ -31,7 +39,7 @@ step sends the batch through the whole net, so that a laptop gets a smaller one.
 
 PARALLEL: dict[str, dict[str, Any]] = {
     "smoke": {**PRESETS["smoke"], "net": "two_conv", "cycles": 3, "processes": "1, 2"},
-    "laptop": {**PRESETS["laptop"], "batch_size": 250, "processes": "1, 2"},
+    "laptop": {**PRESETS["laptop"], "cycles": 4, "batch_size": 250, "processes": "1, 2"},
     "paper": {**PRESETS["paper"], "processes": "1, 2, 4, 8"},
 }
 """Notebook 07. `processes` are the numbers that are tried, of one thread each."""
