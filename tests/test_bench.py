@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rso_lib import bench, models
+from rso_lib import bench, memory, models
 from rso_lib.bench import Timing, operations, operations_per_step, plain_step, summary
 
 METHODS = ("plain", "cached", "engine")
