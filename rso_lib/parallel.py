@@ -86,13 +86,13 @@ class World:
 
     def agree(self, net: nn.Module) -> None:
         """Compare the weights of all processes. Raises RuntimeError, naming the first layer that differs."""
-        names = [name for name, _ in net.named_parameters()]
+        if self.size == 1:
+            return
         hashes: list[Any] = [None] * self.size
-        if self.size > 1:
-            _named(dist.all_gather_object, hashes, [digest(weight) for weight in net.parameters()])
-        for name, *values in zip(names, *hashes, strict=True) if self.size > 1 else ():
-            for rank, value in enumerate(values):
-                if value != values[0]:
+        _named(dist.all_gather_object, hashes, {name: digest(weight) for name, weight in net.named_parameters()})
+        for name in hashes[0]:
+            for rank, theirs in enumerate(hashes):
+                if theirs[name] != hashes[0][name]:
                     raise RuntimeError(f"{name} of process {rank} differs from that of process 0; the run is stopped")
 
     def tell(self, value: Any) -> Any:
@@ -128,6 +128,11 @@ def join(device: str = "cpu") -> str:
     return f"cuda:{os.environ['LOCAL_RANK']}" if cuda else device
 
 
+def usual_split(strategy: str) -> str:
+    """What the processes share where nothing is said."""
+    return "batch" if strategy == "sequential" else "weights"
+
+
 def share(split: str | None, strategy: str) -> None:
     """Choose what the processes share.
 
@@ -135,7 +140,7 @@ def share(split: str | None, strategy: str) -> None:
 
     Raises ValueError for another name, or where the sequential strategy is to split weights.
     """
-    world.split = split or ("batch" if strategy == "sequential" else "weights")
+    world.split = split or usual_split(strategy)
     check_choice("split", world.split, SPLITS)
     if world.split == "weights" and strategy == "sequential":
         raise ValueError('split="weights" needs strategy="neuron" or "layer": sequential steps wait for each other')

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import bench
 from .models import Head
+from .parallel import usual_split
 from .plots import Picture, _picture, style
 from .runs import Run, load
+from .settings import STRATEGIES
 
 if TYPE_CHECKING:
     import pandas
 
-WAYS = {"sequential": "batch", "neuron": "weights", "layer": "weights"}
+WAYS = {strategy: usual_split(strategy) for strategy in STRATEGIES}
 """What the processes share, by strategy."""
 
 
@@ -131,13 +133,10 @@ def cycle(layers: Sequence[Layer], processes: int, strategy: str, network: Netwo
 
 
 @style()
-def speedups(
-    layers: Sequence[Layer], network: Network, processes: int, measured: "pandas.DataFrame | None" = None
-) -> Picture:
+def speedups(layers: Sequence[Layer], network: Network, processes: int) -> Picture:
     """How many times faster a cycle is than that of one process, against their number; for the three strategies.
 
     processes  the number that is marked, and told in words
-    measured   of `table`, drawn as crosses
     """
     picture = _picture(8, 3.8)
     axes = picture.subplots()
@@ -146,9 +145,6 @@ def speedups(
         alone = cycle(layers, 1, strategy, network)["total"]
         gains = [alone / cycle(layers, n, strategy, network)["total"] for n in numbers]
         [line] = axes.plot(numbers, gains, label=f"{strategy} ({split} split)")
-        if measured is not None:
-            rows = measured[measured.strategy == strategy]
-            axes.scatter(rows.processes, rows.speedup, marker="x", s=60, color=line.get_color(), zorder=3)
         here = alone / cycle(layers, processes, strategy, network)["total"]
         axes.scatter([processes], [here], color=line.get_color(), s=40, zorder=3)
         best = max(range(len(numbers)), key=gains.__getitem__)
