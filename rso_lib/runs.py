@@ -114,10 +114,11 @@ def start(
             )
         run = _restore(folder, about, fresh)
         run.net.to(device)
-        _copy_history(run)
         world.tell((run.net.state_dict(), [vars(row) for row in run.history.rows]))
         if not run.finished:
-            _note_machine(folder, about, device)
+            _note_machine(folder, about, device)  # the first file of a run: without it the others belong to none
+        _copy_history(run)
+        if not run.finished:
             _train(run, data, settings, progress)
     return load(folder)
 

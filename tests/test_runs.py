@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,25 @@ def test_killed_at_five_random_moments_it_ends_with_the_same_bits(unbroken: Run,
     assert rows == sorted(rows)
     assert 3 <= rows[-1] < len(unbroken.history.rows)
     assert_same(begin(folder), unbroken)
+
+
+@pytest.mark.parametrize("files", range(5))
+def test_killed_between_its_first_files_it_ends_with_the_same_bits(
+    unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
+) -> None:
+    written = []
+
+    def write(part: Path, path: Path) -> None:
+        if len(written) == files:
+            raise KeyboardInterrupt
+        written.append(part.rename(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "replace", write)
+        with contextlib.suppress(KeyboardInterrupt), warnings.catch_warnings(action="ignore"):
+            begin(tmp_path)
+    assert len(written) == files
+    assert_same(begin(tmp_path), unbroken)
 
 
 def test_stopped_after_every_sweep_it_ends_with_the_same_bits(
