@@ -28,8 +28,8 @@ from .models import Block, Flow, Head, Net, pool2
 from .parallel import world
 from .reference import Batches, ModuleSearch, choose, cross_entropy
 
-CHUNK = 1000
-"""Images at once where no batch statistics are needed."""
+CHUNK = 100
+"""Images at once where no batch statistics are needed: their activations stay in the processor's cache."""
 
 Weights = dict[str, Tensor]
 
@@ -43,8 +43,9 @@ def channels_last(x: Tensor) -> Tensor:
     return x.to(memory_format=torch.channels_last)
 
 
-# A convolution and the average pooling after it are one linear map. For a fixed kernel it is cheapest as
-# a 4×4 convolution with stride 2, for a cached input as a 3×3 one with stride 2 of the 2×2 means.
+# A convolution and the average pooling after it are one linear map: a 3×3 convolution with stride 2 of the input's
+# 2×2 means, which a cached input has ready and the compiled kernels take on the way, or without these means a 4×4
+# convolution with stride 2.
 
 
 def folds(block: Block) -> bool:
@@ -73,8 +74,7 @@ def bridge(block: Block, w: Weights, skip: Tensor | None, rows: Sequence[int] | 
     skip = skip.to(w["conv.weight"])  # it may be cached in half precision
     if block.shortcut is not None:
         z = F.conv2d(skip, w["shortcut.0.weight"])
-        norm = cast(nn.BatchNorm2d, block.shortcut[1])
-        skip = batch_norm(norm, Preactivation(z), w["shortcut.1.weight"], w["shortcut.1.bias"])
+        skip = batch_norm(cast(nn.BatchNorm2d, block.shortcut[1]), w, "shortcut.1", Preactivation(z))
     elif rows is not None:
         skip = skip[:, rows]
     return pool2(skip, block.pool) if folds(block) else skip
@@ -86,16 +86,17 @@ def normalise(block: Block, w: Weights, z: Preactivation) -> Tensor:
         z = Preactivation(z.z + w["conv.bias"][:, None, None])
     if not folds(block) and not block.pool_last and block.pool:
         z = Preactivation(pool2(z.z, block.pool))
-    return z.z if block.norm is None else batch_norm(block.norm, z, w["norm.weight"], w["norm.bias"])
+    return z.z if block.norm is None else batch_norm(block.norm, w, "norm", z)
 
 
-def batch_norm(norm: nn.BatchNorm2d, z: Preactivation, scale: Tensor, shift: Tensor) -> Tensor:
-    """With the statistics of the batch, each channel by itself."""
-    if not world.splits_batch:
-        return F.batch_norm(z.z, None, None, scale, shift, training=True, eps=norm.eps)
+def batch_norm(norm: nn.BatchNorm2d, w: Weights, name: str, z: Preactivation) -> Tensor:
+    """Each channel by itself, with the statistics in w if they are there, else with those of the batch."""
+    scale, shift, mean, var = (w.get(f"{name}.{part}") for part in ("weight", "bias", "running_mean", "running_var"))
+    if mean is not None or not world.splits_batch:
+        return F.batch_norm(z.z, mean, var, scale, shift, training=mean is None, eps=norm.eps)
     if z.moments is None:
         [z] = share_moments([z])
-    assert z.moments is not None
+    assert z.moments is not None and scale is not None
     mean, square = z.moments / z.count
     factor = scale / ((square - mean.square()).clamp(min=0) + norm.eps).sqrt()
     offset = shift - mean * factor
@@ -103,13 +104,17 @@ def batch_norm(norm: nn.BatchNorm2d, z: Preactivation, scale: Tensor, shift: Ten
 
 
 class BlockStage:
-    """A block with fixed weights, cut behind its linear map: `receive` and then `finish` is the block."""
+    """A block with fixed weights, cut behind its linear map: `receive` and then `finish` is the block.
 
-    def __init__(self, block: Block):
-        self.block, self.w = block, weights_of(block)
+    Batch norm has the statistics that are in w beside the weights, or those of the batch.
+    """
+
+    def __init__(self, block: Block, w: Weights):
+        self.block, self.w = block, w
         kernel = self.w["conv.weight"]
+        self.stride = 2 if folds(block) else 1
         self.kernel = channels_last(fold(kernel) if folds(block) else kernel)
-        self.taps = self.kernel.permute(2, 3, 1, 0).contiguous()
+        self.taps = kernel.permute(2, 3, 1, 0).contiguous()
 
     def enter(self, x: Tensor) -> Tensor:
         return x
@@ -122,10 +127,10 @@ class BlockStage:
     def response(self, x: Tensor, channels: Sequence[int] | None = None) -> Tensor:
         """The linear map of x [N, C, H, W], or the part of it that is due to some input channels."""
         kernel = self.kernel if channels is None else channels_last(self.kernel[:, channels])
-        return F.conv2d(channels_last(x), kernel, stride=2 if folds(self.block) else 1, padding=1)
+        return F.conv2d(channels_last(x), kernel, stride=self.stride, padding=1)
 
     def finish(self, z: Preactivation, skip: Tensor | None) -> Flow:
-        """The block's output, given what `receive` gave and the skip before it, with the statistics of the batch."""
+        """The block's output, given what `receive` gave and the skip before it."""
         normed = normalise(self.block, self.w, z)
         return Flow(self.block.activate(normed), self.block.passes(normed, skip))
 
@@ -155,8 +160,10 @@ class HeadStage:
 Stage = BlockStage | HeadStage
 
 
-def stage(layer: Block | Head) -> Stage:
-    return HeadStage(layer) if isinstance(layer, Head) else BlockStage(layer)
+def stage(layer: Block | Head, calibrated: bool = False) -> Stage:
+    if isinstance(layer, Head):
+        return HeadStage(layer)
+    return BlockStage(layer, weights_of(layer) | (dict(layer.named_buffers()) if calibrated else {}))
 
 
 Candidate = tuple[Preactivation, Tensor | None]
@@ -172,11 +179,16 @@ def outputs(stages: Sequence[Stage], candidates: Iterable[Candidate]) -> Iterato
     for group in [list(candidates)] if world.splits_batch else ([candidate] for candidate in candidates):
         for cut, following in pairwise(stages):
             assert isinstance(cut, BlockStage), "a head is the last stage"
-            if world.splits_batch and cut.block.norm:
-                shared = share_moments([z for z, _ in group])
-                group = [(z, skip) for z, (_, skip) in zip(shared, group, strict=True)]
-            group = [advance(cut, following, z, skip) for z, skip in group]
+            group = advance(cut, following, group)
         yield from (stages[-1].finish(z, skip).x for z, skip in group)
+
+
+def advance(cut: BlockStage, following: Stage, group: Sequence[Candidate]) -> list[Candidate]:
+    """From what one stage received to what the next receives, for candidates side by side."""
+    if world.splits_batch and cut.block.norm:
+        shared = share_moments([z for z, _ in group])
+        group = [(z, skip) for z, (_, skip) in zip(shared, group, strict=True)]
+    return [advance_one(cut, following, z, skip) for z, skip in group]
 
 
 def share_moments(parts: Sequence[Preactivation]) -> list[Preactivation]:
@@ -187,15 +199,24 @@ def share_moments(parts: Sequence[Preactivation]) -> list[Preactivation]:
     return [Preactivation(part.z, its, float(total[-1])) for part, its in zip(parts, moments, strict=True)]
 
 
-def advance(cut: BlockStage, following: Stage, z: Preactivation, skip: Tensor | None) -> Candidate:
-    """From what one stage received to what the next receives; compiled where that covers the two."""
+def advance_one(cut: BlockStage, following: Stage, z: Preactivation, skip: Tensor | None) -> Candidate:
+    """The same for one of them; compiled where that covers the two stages."""
     compiled, norm = kernels.load(), fused_norm(cut.block)
     if compiled and norm and isinstance(following, BlockStage) and compiled.fits(z.z, len(following.kernel)):
         behind = cut.block.passes(normalise(cut.block, cut.w, z) if cut.block.opens else z.z, skip)
         base = channels_last(bridge(following.block, following.w, behind)) if following.block.closes else None
-        return compiled.norm_conv(z, norm, cut.block.relu, following.taps, base), behind
+        if "norm.running_mean" in cut.w:
+            z = calibrated(norm, z.z)
+        return compiled.norm_conv(z, norm, cut.block.relu, following.taps, following.stride, base), behind
     flow = cut.finish(z, skip)
     return Preactivation(following.receive(flow)), flow.skip
+
+
+def calibrated(norm: nn.BatchNorm2d, z: Tensor) -> Preactivation:
+    """z with the moments that give batch norm its running statistics."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    mean, var = norm.running_mean.double(), norm.running_var.double()
+    return Preactivation(z, torch.stack([mean, var + mean.square()]), count=1.0)
 
 
 def fused_norm(block: Block) -> nn.BatchNorm2d | None:
@@ -203,15 +224,25 @@ def fused_norm(block: Block) -> nn.BatchNorm2d | None:
     return block.norm if block.pool is None or folds(block) else None
 
 
+def forward(stages: Sequence[Stage], images: Tensor) -> Flow:
+    """What the last of the stages, which are those of a net from its first on, gives for some images."""
+    flow = Flow(channels_last(images))
+    if not stages:
+        return flow
+    z, skip = Preactivation(stages[0].receive(flow)), flow.skip
+    for cut, following in pairwise(stages):
+        assert isinstance(cut, BlockStage), "a head is the last stage"
+        z, skip = advance_one(cut, following, z, skip)
+    return stages[-1].finish(z, skip)
+
+
 def cached_input(
     layers: Sequence[Block], images: Tensor, prepare: Callable[[Tensor], Tensor], half: bool = False
 ) -> Flow:
-    """The flow behind `layers` (in eval mode) for all images, with `prepare` applied to what a convolution reads."""
-    whole = Flow(images, None)
+    """The flow behind `layers` in eval mode for all images, with `prepare` applied to what a convolution reads."""
+    whole, stages = Flow(images, None), [stage(layer, calibrated=True) for layer in layers]
     for first in range(0, len(images), CHUNK):
-        flow = Flow(channels_last(images[first : first + CHUNK]))
-        for layer in layers:
-            flow = layer(flow)
+        flow = forward(stages, images[first : first + CHUNK])
         flow = Flow(prepare(flow.x), flow.skip)
         if first == 0:
             skip = None if flow.skip is None else _room(flow.skip, len(images), half)
@@ -253,13 +284,14 @@ class BlockSearch:
         merged = self.strategy != "sequential"
         self.before = {key: value.clone() for key, value in self.w.items()} if merged else self.w
         self.own = self.before if self.strategy == "layer" else self.w
+        self.cut = BlockStage(self.block, self.before)
         self.forget()
 
     def forget(self) -> None:
         """Keep nothing for any slice."""
-        self.inputs: dict[int, Tensor] = {}
         self.responses: dict[int, Preactivation] = {}
-        self.skips: dict[int, Tensor] = {}
+        self.skips: dict[int, Tensor | None] = {}
+        self.seen: dict[int, Weights] = {}
         self.known: dict[int, Tensor] = {}
         self.visited: list[int] = []
 
@@ -269,12 +301,17 @@ class BlockSearch:
         row, j = divmod(index, weight.numel() // len(self.w[name]))
         s = self.next_slice(row)
         candidates = torch.stack([weight[index], weight[index] + delta, weight[index] - delta])
-        moved = candidates if self.strategy == "neuron" else candidates[1:]  # else w itself is among what is kept
-        kept = self.stale(s, row)
-        rows = [*kept, *[row] * len(moved)]
-        w = {key: torch.cat([self.before[key][kept], self.own[key][rows[len(kept) :]]]) for key in self.w}
-        w[name].view(len(rows), -1)[len(kept) :, j] = moved
-        losses = self.losses(s, row, kept, self.normed(s, rows, w))
+        tried = candidates if self.strategy == "neuron" else candidates[1:]  # else w itself is what is kept
+        fresh = s not in self.responses
+        if fresh:
+            self.respond(s)
+        changed = [] if fresh else self.changed(row)
+        now, own = changed or [row], [row] * len(tried)
+        parts = [(self.seen.get(s, self.before), changed), (self.before, now), (self.own, own)]
+        w = {key: torch.cat([weights[key][rows] for weights, rows in parts]) for key in self.w}
+        w[name].view(len(w[name]), -1)[-len(tried) :, j] = tried
+        normed = self.normed(s, w, [*changed, *now, *own])
+        losses = self.losses(s, row, changed, len(tried), normed)
         weight[index] = candidates.take(choose(losses))
         self.visited.append(row)
         if self.cache == "input":
@@ -288,34 +325,58 @@ class BlockSearch:
         self.turns[row] += 1
         return turn % len(self.x)
 
-    def stale(self, s: int, row: int) -> list[int]:
-        """The rows in which what is kept for the slice is not up to date."""
-        if s not in self.responses:
-            return list(range(self.block.conv.out_channels))
+    def changed(self, row: int) -> list[int]:
+        """The rows with other weights than at the last visit of a slice, this one, which may have decayed, last."""
         if self.strategy != "sequential":
             return []
         return [*sorted(set(self.visited[-len(self.x) :]) - {row}), row]
 
-    def normed(self, s: int, rows: Sequence[int], w: Weights) -> Tensor:
-        """Batch norm's output [batch, len(rows), H, W] on slice s for rows with the weights w."""
+    def respond(self, s: int) -> None:
+        """Keep for slice s the next layer's response to the block as it was before, and the skip behind the block."""
+        skip = self.skip[s]
+        candidate = self.linear(s, self.before), None if skip is None else skip.to(self.w["conv.weight"])
+        if self.joined:
+            flow = self.cut.finish(*candidate)
+            self.responses[s], self.skips[s] = Preactivation(self.joined.response(flow.x)), flow.skip
+        else:
+            [(self.responses[s], self.skips[s])] = advance(self.cut, self.next, [candidate])
+        self.remember(s)
+
+    def remember(self, s: int) -> None:
+        """Keep the weights that the response to slice s is due to, where they go on to change."""
+        if self.strategy == "sequential":
+            self.seen[s] = {key: value.clone() for key, value in self.before.items()}
+
+    def linear(self, s: int, w: Weights, rows: Sequence[int] | None = None) -> Preactivation:
+        """What the block's batch norm receives on slice s [batch, len(w), H, W]; w may be of some rows."""
         stride, padding = (2, 0) if folds(self.block) else (1, 1)
         kernel, compiled = w["conv.weight"], kernels.load()
         x = self.x[s].to(kernel.dtype)
-        if compiled and compiled.fits(x, x.shape[1]) and len(rows) < x.shape[1] // 2:
+        if rows and compiled and compiled.fits(x, x.shape[1]) and len(rows) < x.shape[1] // 2:
             z = compiled.rows_conv(x, kernel, stride, padding)
         else:
-            z = F.conv2d(x, channels_last(kernel), stride=stride, padding=padding).contiguous()
+            z = F.conv2d(x, channels_last(kernel), stride=stride, padding=padding)
         if self.block.closes:
             z = z + bridge(self.block, w, self.skip[s], rows)
+        return Preactivation(z)
+
+    def normed(self, s: int, w: Weights, rows: Sequence[int]) -> Tensor:
+        """Batch norm's output [batch, len(rows), H, W] on slice s for rows with the weights w."""
+        z = self.linear(s, w, rows).z.contiguous()
         return normalise(self.block, w, Preactivation(z))
 
-    def losses(self, s: int, row: int, kept: Sequence[int], normed: Tensor) -> Tensor:
-        """The losses of w, w + Δ and w − Δ, given batch norm's output of the rows to keep and of those to try."""
+    def losses(self, s: int, row: int, changed: Sequence[int], tried: int, normed: Tensor) -> Tensor:
+        """The losses of w, w + Δ and w − Δ, given batch norm's output.
+
+        normed   of the changed rows as they were, of these rows as they are (or of the row that is visited),
+                 and of this row as it is tried
+        """
         x = self.next.enter(self.block.activate(normed))
-        if kept:
-            self.refresh(s, kept, x[:, : len(kept)], normed[:, : len(kept)])
-        tried = range(len(kept), x.shape[1])
-        losses = self.scores(s, (self.candidate(s, row, x[:, k, None], normed[:, k, None]) for k in tried))
+        if changed:
+            self.refresh(s, changed, x, normed)
+        first = x.shape[1] - tried
+        moves = ((x[:, k, None] - x[:, first - 1, None], normed[:, k, None]) for k in range(first, x.shape[1]))
+        losses = self.scores(s, (self.candidate(s, row, *move) for move in moves))
         if self.strategy == "neuron":
             return losses
         if self.strategy == "sequential" or s not in self.known:
@@ -329,12 +390,15 @@ class BlockSearch:
 
     def kept(self, s: int) -> Candidate:
         """What the next layer receives with the weights as they were kept."""
-        return self.joining(self.responses[s], self.passed(s))
+        return self.joining(self.responses[s], self.skips[s])
 
-    def candidate(self, s: int, row: int, x: Tensor, normed: Tensor) -> Candidate:
-        """The same with another row of the next layer's input x and of batch norm's output."""
-        z = self.add_channel(self.responses[s], x - self.inputs[s][row][:, None], row)
-        return self.joining(z, self.passed(s, row, normed))
+    def candidate(self, s: int, row: int, change: Tensor, normed: Tensor) -> Candidate:
+        """The same with a change of the next layer's input in one row, and that row of batch norm's output."""
+        skip = self.skips[s]
+        if self.block.opens and skip is not None:
+            skip = skip.clone()
+            skip[:, [row]] = self.opened(normed)
+        return self.joining(self.add_channel(self.responses[s], change, row), skip)
 
     def joining(self, z: Preactivation, skip: Tensor | None) -> Candidate:
         if self.joined:
@@ -342,42 +406,28 @@ class BlockSearch:
         return z, skip
 
     def refresh(self, s: int, rows: Sequence[int], x: Tensor, normed: Tensor) -> None:
-        """Bring slice s up to date in these rows of the next layer's input x and of batch norm's output."""
-        if s in self.responses:
-            for k, row in enumerate(rows):
-                change = x[:, k, None] - self.inputs[s][row][:, None]
-                self.responses[s] = self.add_channel(self.responses[s], change, row, in_place=True)
-            self.inputs[s][rows] = x.transpose(0, 1)
-            if self.block.opens:
-                self.skips[s][:, rows] = normed
-            return
-        self.inputs[s] = x.transpose(0, 1).contiguous()
-        if self.block.opens:
-            self.skips[s] = channels_last(normed)
-        x = self.inputs[s].transpose(0, 1)
-        self.responses[s] = Preactivation(
-            self.next.response(x) if self.joined else self.next.receive(Flow(x, self.passed(s)))
-        )
+        """Bring slice s up to date in these rows, given them as they were and as they are."""
+        were, are = x[:, : len(rows)], x[:, len(rows) : 2 * len(rows)]
+        for k, row in enumerate(rows):
+            change = are[:, k, None] - were[:, k, None]
+            self.responses[s] = self.add_channel(self.responses[s], change, row, in_place=True)
+        skip = self.skips[s]
+        if self.block.opens and skip is not None:
+            skip[:, rows] = self.opened(normed[:, len(rows) : 2 * len(rows)])
+        self.remember(s)
+
+    def opened(self, normed: Tensor) -> Tensor:
+        """The skip that the block opens, for some rows of batch norm's output."""
+        return cast(Tensor, self.block.passes(normed, None))
 
     def add_channel(self, z: Preactivation, change: Tensor, row: int, in_place: bool = False) -> Preactivation:
         """What the next layer receives when one channel of its input changes by [batch, 1, H, W]."""
         compiled = kernels.load()
         if compiled and isinstance(self.next, BlockStage) and compiled.fits(z.z, z.z.shape[1]):
             taps = self.next.taps[:, :, row].contiguous()
-            return compiled.add_channel(z.z, change.contiguous(), taps, z.z if in_place else None)
+            return compiled.add_channel(z.z, change, taps, self.next.stride, z.z if in_place else None)
         response = self.next.response(change, [row])
         return Preactivation(z.z.add_(response) if in_place else response.add_(z.z))
-
-    def passed(self, s: int, row: int | None = None, normed: Tensor | None = None) -> Tensor | None:
-        """The skip behind the block, perhaps with another row of batch norm's output."""
-        if not self.block.opens:
-            skip = self.skip[s]
-            return self.block.passes(self.x[s], None if skip is None else skip.to(self.w["conv.weight"]))
-        whole = self.skips[s]
-        if row is not None and normed is not None:
-            whole = whole.clone()
-            whole[:, [row]] = normed
-        return self.block.passes(whole, None)
 
 
 class Others(NamedTuple):

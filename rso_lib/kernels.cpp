@@ -3,9 +3,10 @@
 //   rows_conv     a few output channels of a 3×3 convolution
 //   add_channel   base + the convolution of one input channel
 //   norm_conv     batch norm with the statistics of the batch, ReLU, and the next block's convolution
+//   moments       the per-channel sum and sum of squares, which batch norm needs
 //
-// The last two return the per-channel sum and sum of squares of what they wrote, which the next batch norm
-// needs, so that every activation is written once and read once. One output channel is one lane of a
+// add_channel and norm_conv return the moments of what they wrote, so that every activation is written once and
+// read once. One output channel is one lane of a
 // vector; a block of pixels is held in registers while all input channels pass.
 
 #include <algorithm>
@@ -30,10 +31,37 @@ template <class T> constexpr int LANES = VECTOR_BYTES / sizeof(T);
 // Sums over the pixels of one image.
 template <class T, int CO> struct Moments {
     Vec<T> sum[CO / LANES<T>] = {}, squares[CO / LANES<T>] = {};
+
+    void add(int v, Vec<T> z) {
+        sum[v] += z;
+        squares[v] += z * z;
+    }
 };
 
-// R × P output pixels of a K × K convolution with stride S; u is padded, base may be null.
-template <class T, int CI, int CO, int K, int S, int R, int P>
+// Over all images: `image` adds those of one of them. totals is [2, CO].
+template <class T, int CO, class Image> void all_images(int images, double* totals, int threads, Image image) {
+    std::vector<double> parts(threads * 2 * CO);  // added in the threads' order, so that equal runs give equal bits
+#pragma omp parallel num_threads(threads)
+    {
+        double* part = parts.data() + omp_get_thread_num() * 2 * CO;
+        double total[2 * CO] = {};
+#pragma omp for schedule(static)
+        for (int n = 0; n < images; n++) {
+            Moments<T, CO> m;
+            image(n, m);
+            for (int c = 0; c < CO; c++) {
+                total[c] += m.sum[c / LANES<T>][c % LANES<T>];
+                total[CO + c] += m.squares[c / LANES<T>][c % LANES<T>];
+            }
+        }
+        std::copy(total, total + 2 * CO, part);
+    }
+    std::fill(totals, totals + 2 * CO, 0.0);
+    for (size_t k = 0; k < parts.size(); k++) totals[k % (2 * CO)] += parts[k];
+}
+
+// R × P output pixels of a 3×3 convolution with stride S; u has its border, base may be null.
+template <class T, int CI, int CO, int S, int R, int P>
 inline void pixels(const T* u, int pitch, const T* kernel, const T* base, T* out, int out_pitch, Moments<T, CO>& m) {
     constexpr int NV = CO / LANES<T>;
     Vec<T> acc[R][P][NV] = {};
@@ -42,10 +70,10 @@ inline void pixels(const T* u, int pitch, const T* kernel, const T* base, T* out
             for (int p = 0; p < P; p++)
                 for (int v = 0; v < NV; v++)
                     acc[r][p][v] = *(const Vec<T>*)(base + r * out_pitch + p * CO + v * LANES<T>);
-    for (int ky = 0; ky < K; ky++)
-        for (int kx = 0; kx < K; kx++) {
+    for (int ky = 0; ky < 3; ky++)
+        for (int kx = 0; kx < 3; kx++) {
             const T* corner = u + ky * pitch + kx * CI;
-            const T* taps = kernel + (ky * K + kx) * CI * CO;
+            const T* taps = kernel + (ky * 3 + kx) * CI * CO;
             for (int c = 0; c < CI; c++)
                 for (int v = 0; v < NV; v++) {
                     const Vec<T> w = *(const Vec<T>*)(taps + c * CO + v * LANES<T>);
@@ -60,89 +88,85 @@ inline void pixels(const T* u, int pitch, const T* kernel, const T* base, T* out
             for (int v = 0; v < NV; v++) {
                 const Vec<T> z = acc[r][p][v];
                 *(Vec<T>*)(out + r * out_pitch + p * CO + v * LANES<T>) = z;
-                m.sum[v] += z;
-                m.squares[v] += z * z;
+                m.add(v, z);
             }
 }
 
-template <class T, int CI, int CO, int K, int S, int P>
+template <class T, int CI, int CO, int S, int P>
 inline void columns(const T* u, int pitch, const T* kernel, const T* base, T* out, int height, int width, int x,
                     Moments<T, CO>& m) {
     constexpr int R = P * (CO / LANES<T>) <= 7 ? 2 : 1;
     const int out_pitch = width * CO;
     int y = 0;
     for (; y + R <= height; y += R)
-        pixels<T, CI, CO, K, S, R, P>(u + y * S * pitch + x * S * CI, pitch, kernel,
+        pixels<T, CI, CO, S, R, P>(u + y * S * pitch + x * S * CI, pitch, kernel,
                                       base ? base + y * out_pitch + x * CO : nullptr, out + y * out_pitch + x * CO,
                                       out_pitch, m);
     for (; y < height; y++)
-        pixels<T, CI, CO, K, S, 1, P>(u + y * S * pitch + x * S * CI, pitch, kernel,
+        pixels<T, CI, CO, S, 1, P>(u + y * S * pitch + x * S * CI, pitch, kernel,
                                       base ? base + y * out_pitch + x * CO : nullptr, out + y * out_pitch + x * CO,
                                       out_pitch, m);
 }
 
 // One image; the widest block of columns that divides the width is used as far as it goes.
-template <class T, int CI, int CO, int K, int S>
+template <class T, int CI, int CO, int S>
 void convolve(const T* u, int pitch, const T* kernel, const T* base, T* out, int height, int width,
               Moments<T, CO>& m) {
     const int wide = width % 14 == 0 ? 14 : width % 8 == 0 ? 8 : width % 7 == 0 ? 7 : 4;
     int x = 0;
     for (; x + wide <= width; x += wide) {
-        if (wide == 14) columns<T, CI, CO, K, S, 14>(u, pitch, kernel, base, out, height, width, x, m);
-        if (wide == 8) columns<T, CI, CO, K, S, 8>(u, pitch, kernel, base, out, height, width, x, m);
-        if (wide == 7) columns<T, CI, CO, K, S, 7>(u, pitch, kernel, base, out, height, width, x, m);
-        if (wide == 4) columns<T, CI, CO, K, S, 4>(u, pitch, kernel, base, out, height, width, x, m);
+        if (wide == 14) columns<T, CI, CO, S, 14>(u, pitch, kernel, base, out, height, width, x, m);
+        if (wide == 8) columns<T, CI, CO, S, 8>(u, pitch, kernel, base, out, height, width, x, m);
+        if (wide == 7) columns<T, CI, CO, S, 7>(u, pitch, kernel, base, out, height, width, x, m);
+        if (wide == 4) columns<T, CI, CO, S, 4>(u, pitch, kernel, base, out, height, width, x, m);
     }
-    if (width - x == 3) columns<T, CI, CO, K, S, 3>(u, pitch, kernel, base, out, height, width, x, m);
-    if (width - x == 2) columns<T, CI, CO, K, S, 2>(u, pitch, kernel, base, out, height, width, x, m);
-    if (width - x == 1) columns<T, CI, CO, K, S, 1>(u, pitch, kernel, base, out, height, width, x, m);
+    if (width - x == 3) columns<T, CI, CO, S, 3>(u, pitch, kernel, base, out, height, width, x, m);
+    if (width - x == 2) columns<T, CI, CO, S, 2>(u, pitch, kernel, base, out, height, width, x, m);
+    if (width - x == 1) columns<T, CI, CO, S, 1>(u, pitch, kernel, base, out, height, width, x, m);
 }
 
 struct Shape {
     int images, height, width;  // of the input
 };
 
-// Pixels of a convolution's output along one side.
-inline int outputs(int size, int k, int stride, int pad) {
-    return size + 2 * pad < k ? 0 : (size + 2 * pad - k) / stride + 1;
+// The mean of every 2×2 window of u [height + 1, width + 1, CI]: a 3×3 convolution and the 2×2 average pooling
+// after it are a 3×3 convolution of these means with stride 2.
+template <class T, int CI> void box(const T* u, T* out, int height, int width) {
+    const int pitch = (width + 1) * CI;
+    for (int y = 0; y < height; y++, u += pitch, out += width * CI)
+        for (int k = 0; k < width * CI; k++)
+            out[k] = T(0.25) * ((u[k] + u[k + CI]) + (u[k + pitch] + u[k + pitch + CI]));
 }
 
-// For every image: `fill` writes its padded input, which is then convolved. moments is [2, CO].
-template <class T, int CI, int CO, int K, int S, class Fill>
-void all_images(Shape shape, const T* kernel, const T* base, T* out, double* moments, int threads, Fill fill) {
-    const int height = outputs(shape.height, K, S, 1), width = outputs(shape.width, K, S, 1);
+// The convolution of all images: `fill` writes one into a border of zeros; S = 2 pools the result.
+template <class T, int CI, int CO, int S, class Fill>
+void convolve_all(Shape shape, const T* kernel, const T* base, T* out, double* moments, int threads, Fill fill) {
+    const int height = shape.height / S, width = shape.width / S;
     const int pitch = (shape.width + 2) * CI;
     const int64_t size = int64_t(height) * width * CO;
-    std::vector<double> totals(threads * 2 * CO);  // added in the threads' order, so that equal runs give equal bits
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<T> padded((shape.height + 2) * pitch);
-        double total[2 * CO] = {};
-#pragma omp for schedule(static)
-        for (int n = 0; n < shape.images; n++) {
-            for (int y = 0; y < shape.height; y++) fill(n, y, padded.data() + (y + 1) * pitch + CI);
-            Moments<T, CO> m;
-            convolve<T, CI, CO, K, S>(padded.data(), pitch, kernel, base ? base + n * size : nullptr, out + n * size,
-                                      height, width, m);
-            for (int c = 0; c < CO; c++) {
-                total[c] += m.sum[c / LANES<T>][c % LANES<T>];
-                total[CO + c] += m.squares[c / LANES<T>][c % LANES<T>];
-            }
+    const int64_t room = (shape.height + 2) * pitch;
+    std::vector<T> padded(threads * room), boxed(S == 2 ? threads * room : 0);
+    all_images<T, CO>(shape.images, moments, threads, [&](int n, Moments<T, CO>& m) {
+        T* u = padded.data() + omp_get_thread_num() * room;
+        for (int y = 0; y < shape.height; y++) fill(n, y, u + (y + 1) * pitch + CI);
+        if (S == 2) {
+            T* means = boxed.data() + omp_get_thread_num() * room;
+            box<T, CI>(u, means, shape.height + 1, shape.width + 1);
+            u = means;
         }
-        std::copy(total, total + 2 * CO, totals.begin() + omp_get_thread_num() * 2 * CO);
-    }
-    std::fill(moments, moments + 2 * CO, 0.0);
-    for (size_t k = 0; k < totals.size(); k++) moments[k % (2 * CO)] += totals[k];
+        convolve<T, CI, CO, S>(u, S == 2 ? pitch - CI : pitch, kernel, base ? base + n * size : nullptr,
+                               out + n * size, height, width, m);
+    });
 }
 
-template <class T, int CO, int K, int S>
+template <class T, int CO, int S>
 void add_channel(const T* base, const T* plane, const T* kernel, T* out, double* moments, Shape shape, int threads) {
-    all_images<T, 1, CO, K, S>(shape, kernel, base, out, moments, threads, [=](int n, int y, T* row) {
+    convolve_all<T, 1, CO, S>(shape, kernel, base, out, moments, threads, [=](int n, int y, T* row) {
         std::memcpy(row, plane + (int64_t(n) * shape.height + y) * shape.width, shape.width * sizeof(T));
     });
 }
 
-template <class T, int CI, int CO, int K, int S>
+template <class T, int CI, int CO, int S>
 void norm_conv(const T* z, const double* in, double count, const T* scale, const T* shift, double eps, bool relu,
                const T* kernel, const T* base, T* out, double* moments, Shape shape, int threads) {
     T a[CI], b[CI];
@@ -151,13 +175,22 @@ void norm_conv(const T* z, const double* in, double count, const T* scale, const
         a[c] = scale[c] / std::sqrt(variance + eps);
         b[c] = shift[c] - mean * a[c];
     }
-    all_images<T, CI, CO, K, S>(shape, kernel, base, out, moments, threads, [=, &a, &b](int n, int y, T* row) {
+    convolve_all<T, CI, CO, S>(shape, kernel, base, out, moments, threads, [=, &a, &b](int n, int y, T* row) {
         const T* from = z + (int64_t(n) * shape.height + y) * shape.width * CI;
         for (int x = 0; x < shape.width; x++)
             for (int c = 0; c < CI; c++) {
                 const T value = a[c] * from[x * CI + c] + b[c];
                 row[x * CI + c] = relu && value < 0 ? T(0) : value;  // NaN stays NaN
             }
+    });
+}
+
+template <class T, int CO> void moments(const T* z, double* sums, Shape shape, int threads) {
+    const int pixels = shape.height * shape.width;
+    all_images<T, CO>(shape.images, sums, threads, [=](int n, Moments<T, CO>& m) {
+        const T* image = z + int64_t(n) * pixels * CO;
+        for (int k = 0; k < pixels; k++)
+            for (int v = 0; v < CO / LANES<T>; v++) m.add(v, *(const Vec<T>*)(image + k * CO + v * LANES<T>));
     });
 }
 
@@ -186,14 +219,14 @@ inline void row_pixels(const T* u, int pitch, int stride, const T* kernel, T* ou
             Vec<T> x[P];
 #pragma GCC unroll 4
             for (int p = 0; p < P; p++) x[p] = *(const Vec<T>*)(u + ky * pitch + p * stride * CI + k);
-#pragma GCC unroll 3
+#pragma GCC unroll 4
             for (int r = 0; r < R; r++) {
                 const Vec<T> w = *(const Vec<T>*)(kernel + (r * 3 + ky) * 3 * CI + k);
 #pragma GCC unroll 4
                 for (int p = 0; p < P; p++) acc[r][p] += x[p] * w;
             }
         }
-#pragma GCC unroll 3
+#pragma GCC unroll 4
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int p = 0; p < P; p++) out[r * plane + p] = lane_sum<T, VECTOR_BYTES>(acc[r][p]);
@@ -212,10 +245,13 @@ void row_image(const T* u, int pitch, int stride, const T* kernel, T* out, int h
     }
 }
 
+// Pixels of a 3×3 convolution's output along one side.
+inline int outputs(int size, int stride, int pad) { return size + 2 * pad < 3 ? 0 : (size + 2 * pad - 3) / stride + 1; }
+
 // x [N, H, W, CI] and kernel [rows, 3, 3, CI] to out [N, rows, H', W'], with a border of `pad` zeros around x.
 template <class T, int CI>
 void rows_conv(const T* x, const T* kernel, T* out, Shape shape, int rows, int stride, int pad, int threads) {
-    const int height = outputs(shape.height, 3, stride, pad), width = outputs(shape.width, 3, stride, pad);
+    const int height = outputs(shape.height, stride, pad), width = outputs(shape.width, stride, pad);
     const int pitch = (shape.width + 2 * pad) * CI;
     const int64_t size = int64_t(shape.height) * shape.width * CI;
 #pragma omp parallel num_threads(threads)
@@ -231,25 +267,30 @@ void rows_conv(const T* x, const T* kernel, T* out, Shape shape, int rows, int s
                 u = padded.data();
             }
             T* to = out + int64_t(n) * rows * height * width;
-            for (int r = 0; r < rows;) {
-                const int left = rows - r;
+            for (int r = 0; r < rows; r += 4) {
                 const T* taps = kernel + r * 9 * CI;
                 T* plane = to + r * height * width;
-                if (left == 3) row_image<T, CI, 3>(u, pitch, stride, taps, plane, height, width);
-                else if (left >= 2) row_image<T, CI, 2>(u, pitch, stride, taps, plane, height, width);
-                else row_image<T, CI, 1>(u, pitch, stride, taps, plane, height, width);
-                r += left == 3 ? 3 : std::min(left, 2);
+                if (rows - r == 1) row_image<T, CI, 1>(u, pitch, stride, taps, plane, height, width);
+                else if (rows - r == 2) row_image<T, CI, 2>(u, pitch, stride, taps, plane, height, width);
+                else if (rows - r == 3) row_image<T, CI, 3>(u, pitch, stride, taps, plane, height, width);
+                else row_image<T, CI, 4>(u, pitch, stride, taps, plane, height, width);
             }
         }
     }
 }
 
-// K is 3 with stride 1 or 4 with stride 2; channels are 16 or 32. Returns 0 where the sizes are others.
+// The stride is 1, or 2 with pooling; channels are 16 or 32. Returns 0 where the sizes are others.
 #define STRIDES(CALL) \
-    if (k == 3) { constexpr int K = 3, S = 1; CALL; return 1; } \
-    if (k == 4) { constexpr int K = 4, S = 2; CALL; return 1; }
+    if (stride == 1) { constexpr int S = 1; CALL; return 1; } \
+    if (stride == 2) { constexpr int S = 2; CALL; return 1; }
 
 #define EXPORT(T, NAME) \
+    extern "C" int moments_##NAME(const T* z, double* sums, int images, int height, int width, int channels, int threads) { \
+        const Shape shape{images, height, width}; \
+        if (channels == 16) { moments<T, 16>(z, sums, shape, threads); return 1; } \
+        if (channels == 32) { moments<T, 32>(z, sums, shape, threads); return 1; } \
+        return 0; \
+    } \
     extern "C" int rows_conv_##NAME(const T* x, const T* kernel, T* out, int images, int height, int width, int ci, \
                                     int rows, int stride, int pad, int threads) { \
         const Shape shape{images, height, width}; \
@@ -258,19 +299,19 @@ void rows_conv(const T* x, const T* kernel, T* out, Shape shape, int rows, int s
         return 0; \
     } \
     extern "C" int add_channel_##NAME(const T* base, const T* plane, const T* kernel, T* out, double* moments, \
-                                      int images, int height, int width, int co, int k, int threads) { \
+                                      int images, int height, int width, int co, int stride, int threads) { \
         const Shape shape{images, height, width}; \
-        if (co == 16) { STRIDES((add_channel<T, 16, K, S>(base, plane, kernel, out, moments, shape, threads))) } \
-        if (co == 32) { STRIDES((add_channel<T, 32, K, S>(base, plane, kernel, out, moments, shape, threads))) } \
+        if (co == 16) { STRIDES((add_channel<T, 16, S>(base, plane, kernel, out, moments, shape, threads))) } \
+        if (co == 32) { STRIDES((add_channel<T, 32, S>(base, plane, kernel, out, moments, shape, threads))) } \
         return 0; \
     } \
     extern "C" int norm_conv_##NAME(const T* z, const double* in, double count, const T* scale, const T* shift, \
                                     double eps, int relu, const T* kernel, const T* base, T* out, double* moments, int images, \
-                                    int height, int width, int ci, int co, int k, int threads) { \
+                                    int height, int width, int ci, int co, int stride, int threads) { \
         const Shape shape{images, height, width}; \
-        if (ci == 16 && co == 16) { STRIDES((norm_conv<T, 16, 16, K, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
-        if (ci == 16 && co == 32) { STRIDES((norm_conv<T, 16, 32, K, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
-        if (ci == 32 && co == 32) { STRIDES((norm_conv<T, 32, 32, K, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
+        if (ci == 16 && co == 16) { STRIDES((norm_conv<T, 16, 16, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
+        if (ci == 16 && co == 32) { STRIDES((norm_conv<T, 16, 32, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
+        if (ci == 32 && co == 32) { STRIDES((norm_conv<T, 32, 32, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
         return 0; \
     }
 

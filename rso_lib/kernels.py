@@ -53,6 +53,13 @@ class Kernels:
             and z.shape[1] <= outputs
         )
 
+    def sums(self, z: Tensor) -> Tensor:
+        """`sums` of z [N, C, H, W], channels last."""
+        images, channels, height, width = z.shape
+        out = torch.empty(2, channels, dtype=torch.float64)
+        self._call("moments", z, out, images, height, width, channels)
+        return out
+
     def rows_conv(self, x: Tensor, kernel: Tensor, stride: int, padding: int) -> Tensor:
         """A 3×3 convolution of x [N, CI, H, W], channels last, to few channels [N, rows, H', W'], contiguous.
 
@@ -65,40 +72,49 @@ class Kernels:
         self._call("rows_conv", x, taps, out, images, height, width, inputs, len(kernel), stride, padding)
         return out
 
-    def add_channel(self, base: Tensor, plane: Tensor, taps: Tensor, out: Tensor | None = None) -> Preactivation:
-        """base + the convolution of one input channel.
+    def add_channel(
+        self, base: Tensor, plane: Tensor, taps: Tensor, stride: int, out: Tensor | None = None
+    ) -> Preactivation:
+        """base + the 3×3 convolution of one input channel.
 
-        base   [N, CO, H', W'] channels last; `out` may be the same tensor
-        plane  [N, 1, H, W], contiguous
-        taps   [k, k, CO]; k is 3, or 4 for stride 2
+        base    [N, CO, H', W'] channels last; `out` may be the same tensor
+        plane   [N, 1, H, W], contiguous
+        taps    [3, 3, CO]
+        stride  1, or 2 where average pooling follows the convolution
         """
         images, _, height, width = plane.shape
         outputs = base.shape[1]
         out = torch.empty_like(base) if out is None else out
         moments = torch.empty(2, outputs, dtype=torch.float64)
-        self._call("add_channel", base, plane, taps, out, moments, images, height, width, outputs, len(taps))
+        self._call("add_channel", base, plane, taps, out, moments, images, height, width, outputs, stride)
         return Preactivation(out, moments)
 
     def norm_conv(
-        self, before: Preactivation, norm: torch.nn.BatchNorm2d, relu: bool, taps: Tensor, base: Tensor | None
+        self,
+        before: Preactivation,
+        norm: torch.nn.BatchNorm2d,
+        relu: bool,
+        taps: Tensor,
+        stride: int,
+        base: Tensor | None,
     ) -> Preactivation:
-        """Batch norm with the statistics of the batch, ReLU, convolution (+ base).
+        """Batch norm with the statistics of the batch, ReLU, 3×3 convolution (+ base).
 
-        taps  [k, k, CI, CO]; k is 3, or 4 for stride 2
-        base  [N, CO, H', W'], channels last, or None
+        taps    [3, 3, CI, CO]
+        stride  1, or 2 where average pooling follows the convolution
+        base    [N, CO, H', W'], channels last, or None
         """
         z = before.z
         images, inputs, height, width = z.shape
-        k, _, _, outputs = taps.shape
-        stride = 1 if k == 3 else 2
-        size = [(side + 2 - k) // stride + 1 for side in (height, width)]
+        outputs = taps.shape[-1]
+        size = height // stride, width // stride
         out = torch.empty((images, outputs, *size), dtype=z.dtype, memory_format=torch.channels_last)
         moments = torch.empty(2, outputs, dtype=torch.float64)
-        known = before.moments if before.moments is not None else sums(z)
+        known = self.sums(z) if before.moments is None else before.moments
         self._call(
             "norm_conv",
             *(z, known, before.count, norm.weight, norm.bias, norm.eps, relu, taps, base, out, moments),
-            *(images, height, width, inputs, outputs, k),
+            *(images, height, width, inputs, outputs, stride),
         )
         return Preactivation(out, moments)
 

@@ -13,7 +13,7 @@ from .models import Flow, Net
 from .settings import RSO
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-TEMPORARIES = 8
+TEMPORARIES = 7
 """Tensors of the size of the largest activation that a step holds at once (measured: see tests/test_memory.py)."""
 
 
@@ -62,7 +62,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     """Bytes that the search of the most demanding layer takes, beyond the data itself.
 
     Per image: the shuffled copy, the searched layer's input and the open skip, and unless
-    settings.cache is "input" the next layer's input and response and the skip that the layer opens;
+    settings.cache is "input" the next layer's response and the skip that the layer opens;
     per image of a batch, `TEMPORARIES` tensors of the largest activation.
     """
     if settings.level != "weight" or not isinstance(net, Net):
@@ -77,14 +77,14 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
         kept = [x] if flow.skip is None else [x, flow.skip]
         cut = stage(following)
         entered = cut.enter(behind.x)
-        states = [entered, cut.response(entered), *([behind.skip] if block.opens else [])]
+        states = [cut.response(entered), *([behind.skip] if block.opens else [])]
         input_size = 2 if settings.cache == "half" else image.element_size()
         size = sum(part.numel() for part in kept) * input_size
         if settings.cache != "input":
             size += sum(part.numel() for part in states) * image.element_size()
         most = max(most, size)
         unpooled = flow.x if folds(block) else block.conv(flow.x)
-        largest = max(largest, *(part.numel() for part in [*kept, *states, unpooled]))
+        largest = max(largest, *(part.numel() for part in [*kept, *states, entered, unpooled]))
         flow = behind
     net.train(training)
     images = len(data.train)

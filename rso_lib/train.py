@@ -171,8 +171,9 @@ def evaluate(net: nn.Module, split: Split) -> tuple[float, float]:
     training = net.training
     net.eval()
     loss, right = 0.0, 0
+    stages = [engine.stage(layer, calibrated=True) for layer in net.layers] if isinstance(net, Net) else None
     for x, labels in zip(split.images.split(engine.CHUNK), split.labels.split(engine.CHUNK), strict=True):
-        logits = net(engine.channels_last(x))
+        logits = net(x) if stages is None else engine.forward(stages, x).x
         loss += float(reference.cross_entropy(logits, labels)) * len(labels)
         right += int((logits.argmax(1) == labels).sum())
     net.train(training)
