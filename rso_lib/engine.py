@@ -81,12 +81,12 @@ def bridge(block: Block, w: Weights, skip: Tensor | None, rows: Sequence[int] | 
 
 
 def normalise(block: Block, w: Weights, z: Preactivation) -> Tensor:
-    """From the linear map's output (and the skip) to batch norm's."""
-    if block.norm is None and block.conv.bias is not None:
-        z = Preactivation(z.z + w["conv.bias"][:, None, None])
+    """From the linear map's output (and the skip) to batch norm's, or to where the bias is added."""
     if not folds(block) and not block.pool_last and block.pool:
         z = Preactivation(pool2(z.z, block.pool))
-    return z.z if block.norm is None else batch_norm(block.norm, w, "norm", z)
+    if block.norm is None:  # a bias moves all pixels alike, and so what pooling makes of them
+        return z.z + w["conv.bias"][:, None, None]
+    return batch_norm(block.norm, w, "norm", z)
 
 
 def batch_norm(norm: nn.BatchNorm2d, w: Weights, name: str, z: Preactivation) -> Tensor:
@@ -447,59 +447,60 @@ class Others(NamedTuple):
 class HeadSearch:
     """One weight at a time of the final layer: a step adds a multiple of one feature to one logit.
 
-    A bias is the weight of a feature that is always 1, the last column.
+    A bias is the weight of a feature that is always 1.
     """
 
     def __init__(self, net: Net, position: int, batches: Batches):
         self.w = weights_of(net.head)
         cut = HeadStage(net.head)
         features = cached_input(net.blocks, batches.images, lambda x: cut.enter(x).flatten(1)).x
-        self.x = [F.pad(x.T, (0, 0, 0, 1), value=1.0) for x in batches.slices(features)]
+        self.x = [part.T.contiguous() for part in batches.slices(features)]
         self.labels = batches.slices(batches.labels)
+        self.one = features.new_ones(1, batches.size)
         self.begin(0)
 
     def begin(self, step: int) -> None:
-        """Start from a step of the sweep, with nothing kept for any slice."""
+        """Start the sweep of a tensor, or go on from a step of it, with nothing kept for any slice."""
         self.count = step
-        weights = self.w["linear.weight"]
-        bias = self.w.get("linear.bias", weights.new_zeros(len(weights)))
-        self.matrix = torch.cat([weights, bias[:, None]], 1)
         self.logits: dict[int, Tensor] = {}
         self.seen: dict[int, Tensor] = {}
         self.others: dict[int, Others] = {}
-        self.visited: list[tuple[int, int]] = []
+        self.rows: list[int] = []
+        self.columns: list[int] = []
 
     def step(self, name: str, index: int, delta: Tensor) -> Tensor:
         """As in `BlockSearch`."""
-        weight = self.w[name].view(-1)
         s = self.count % len(self.x)
-        row, column = divmod(index, weight.numel() // len(self.w[name]))
-        if name == "linear.bias":
-            column = len(self.x[s]) - 1
-        self.visited.append((row, column))
-        self.matrix[row, column] = weight[index]  # it may have decayed
-        self.refresh(s, row)
-        old = weight[index]
-        candidates = torch.stack([old, old + delta, old - delta])
-        z = torch.addcmul(self.logits[s][row], (candidates - old)[:, None], self.x[s][column])
-        losses = world.mean(self.others[s].losses(z), len(self.labels[s]))
-        weight[index] = candidates.take(choose(losses))
-        self.matrix[row, column] = weight[index]
         self.count += 1
+        matrix = self.w[name].view(len(self.w[name]), -1)
+        x = self.one if name == "linear.bias" else self.x[s]
+        row, column = divmod(index, matrix.shape[1])
+        self.rows.append(row)
+        self.columns.append(column)
+        self.refresh(s, row, matrix, x)
+        weight = matrix[row, column]
+        candidates = torch.stack([weight, weight + delta, weight - delta])
+        z = torch.addcmul(self.logits[s][row], (candidates - weight)[:, None], x[column])
+        losses = world.mean(self.others[s].losses(z), len(self.labels[s]))
+        weight.copy_(candidates.take(choose(losses)))
         return losses
 
-    def refresh(self, s: int, row: int) -> None:
-        """Bring what is kept for slice s up to date with the weights as they are, for a visit of a row."""
-        recent = self.visited[-len(self.x) - 1 :]
+    def refresh(self, s: int, row: int, matrix: Tensor, x: Tensor) -> None:
+        """Bring what is kept for slice s up to date with the matrix as it is, for a visit of a row."""
+        recent = slice(-len(self.x) - 1, None)  # a weight that is visited now may have decayed
         if s in self.logits:
-            columns = span({column for _, column in recent})
-            change = self.matrix[:, columns] - self.seen[s][:, columns]
-            self.logits[s].addmm_(change, self.x[s][columns])
+            columns = span(set(self.columns[recent]))
+            self.logits[s].addmm_(matrix[:, columns] - self.seen[s][:, columns], x[columns])
         else:
-            self.logits[s] = self.matrix @ self.x[s]
-        self.seen[s] = self.matrix.clone()
-        if s not in self.others or {self.others[s].row, *(r for r, _ in recent)} != {row}:
+            self.logits[s] = self.logits_of(s)
+        self.seen[s] = matrix.clone()
+        if s not in self.others or {self.others[s].row, *self.rows[recent]} != {row}:
             self.others[s] = others(self.logits[s], self.labels[s], row)
+
+    def logits_of(self, s: int) -> Tensor:
+        """The logits [classes, batch] on slice s."""
+        z = self.w["linear.weight"] @ self.x[s]
+        return z + self.w["linear.bias"][:, None] if "linear.bias" in self.w else z
 
 
 def others(logits: Tensor, labels: Tensor, row: int) -> Others:

@@ -257,10 +257,11 @@ def _walk(
     old, flat = weight.flatten()[visits], weight.view(-1)
     search.begin(before + at.step)
     owners = _owners(search, settings, visits, len(weight))
+    mine = (owners == world.rank).tolist()
     name = sweep.layer.split(".", 1)[1] if isinstance(net, Net) else sweep.layer
     losses = []
     for t, index in enumerate(visits.tolist()):
-        if t < at.step or owners[t] != world.rank:
+        if t < at.step or not mine[t]:
             continue
         if settings.strategy == "sequential" and settings.weight_decay:
             flat[index] *= 1 - settings.weight_decay
