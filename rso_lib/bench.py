@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import memory, models
-from .engine import BlockSearch, HeadSearch, cached_input, channels_last, folds
+from .engine import BlockSearch, HeadSearch, cached_input, channels_last, folds, stages
 from .models import Flow, Head, Net, calibrate
 from .proposals import sigma
 from .reference import Batches, cross_entropy
@@ -154,14 +154,12 @@ def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int
     count = len(batches.labels) if tried == slices else tried * batches.size
     part = Batches(batches.images[:count], batches.labels[:count], batches.size)
     net.eval()
-    started = time.perf_counter()
     search = (HeadSearch if isinstance(layer, Head) else BlockSearch)(net, position, part)
-    _wait(device)
-    build = 1e3 * (time.perf_counter() - started) * len(batches.labels) / count
+    build = clock(lambda: [search.inputs[s] for s in range(tried)], device) * len(batches.labels) / count
     visits = iter(range(0, weight.numel(), slices // tried))
     first = [clock(lambda: search.step(name, next(visits), delta), device) for _ in range(min(tried, weight.numel()))]
     x = channels_last(batches.images[: batches.size])
-    behind = cached_input(net.blocks[:position], x, channels_last)
+    behind = cached_input(stages(net.blocks[:position], calibrated=True), x, channels_last)
     labels = batches.labels[: batches.size]
     whole = lambda: cross_entropy(net(x), labels)  # noqa: E731
     tail = lambda: cross_entropy(run(net, position, behind), labels)  # noqa: E731

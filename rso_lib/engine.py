@@ -10,13 +10,13 @@ the next layer, which is linear, sees one changed input channel. A step on a sli
 2. the next layer's response, kept for every slice, and a one-channel convolution of each change;
 3. the rest of the net, once for each candidate, with the statistics of the batch.
 
-The searched layer's input is computed once per sweep for all slices (the paper's cache, section 4.7),
+The searched layer's input is computed once for every slice that is visited (the paper's cache, section 4.7),
 with the batch-norm statistics of `models.calibrate`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,19 @@ CHUNK = 100
 """Images at once where no batch statistics are needed: their activations stay in the processor's cache."""
 
 Weights = dict[str, Tensor]
+Made = TypeVar("Made")
+
+
+class OnDemand(dict[int, Made]):
+    """Something for every slice, made when it is first asked for."""
+
+    def __init__(self, make: Callable[[int], Made]):
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, s: int) -> Made:
+        self[s] = self.make(s)
+        return self[s]
 
 
 def weights_of(layer: nn.Module) -> Weights:
@@ -166,21 +179,26 @@ def stage(layer: Block | Head, calibrated: bool = False) -> Stage:
     return BlockStage(layer, weights_of(layer) | (dict(layer.named_buffers()) if calibrated else {}))
 
 
+def stages(layers: Iterable[Block | Head], calibrated: bool = False) -> list[Stage]:
+    """The stages of layers that follow each other; `calibrated` ones have batch norm's running statistics."""
+    return [stage(layer, calibrated) for layer in layers]
+
+
 Candidate = tuple[Preactivation, Tensor | None]
 """What a stage receives, and the skip that is open there."""
 
 
-def outputs(stages: Sequence[Stage], candidates: Iterable[Candidate]) -> Iterator[Tensor]:
+def outputs(cuts: Sequence[Stage], candidates: Iterable[Candidate]) -> Iterator[Tensor]:
     """The net's output for each candidate for what the first of the stages receives.
 
     One after the other, which keeps activations in the processor's cache. Where processes share a batch, the
     candidates go side by side, so that their moments travel together.
     """
     for group in [list(candidates)] if world.splits_batch else ([candidate] for candidate in candidates):
-        for cut, following in pairwise(stages):
+        for cut, following in pairwise(cuts):
             assert isinstance(cut, BlockStage), "a head is the last stage"
             group = advance(cut, following, group)
-        yield from (stages[-1].finish(z, skip).x for z, skip in group)
+        yield from (cuts[-1].finish(z, skip).x for z, skip in group)
 
 
 def advance(cut: BlockStage, following: Stage, group: Sequence[Candidate]) -> list[Candidate]:
@@ -224,30 +242,28 @@ def fused_norm(block: Block) -> nn.BatchNorm2d | None:
     return block.norm if block.pool is None or folds(block) else None
 
 
-def forward(stages: Sequence[Stage], images: Tensor) -> Flow:
+def forward(cuts: Sequence[Stage], images: Tensor) -> Flow:
     """What the last of the stages, which are those of a net from its first on, gives for some images."""
     flow = Flow(channels_last(images))
-    if not stages:
+    if not cuts:
         return flow
-    z, skip = Preactivation(stages[0].receive(flow)), flow.skip
-    for cut, following in pairwise(stages):
+    z, skip = Preactivation(cuts[0].receive(flow)), flow.skip
+    for cut, following in pairwise(cuts):
         assert isinstance(cut, BlockStage), "a head is the last stage"
         z, skip = advance_one(cut, following, z, skip)
-    return stages[-1].finish(z, skip)
+    return cuts[-1].finish(z, skip)
 
 
 def cached_input(
-    layers: Sequence[Block], images: Tensor, prepare: Callable[[Tensor], Tensor], half: bool = False
+    before: Sequence[Stage], images: Tensor, prepare: Callable[[Tensor], Tensor], half: bool = False
 ) -> Flow:
-    """The flow behind `layers` in eval mode for all images, with `prepare` applied to what a convolution reads."""
-    whole, stages = Flow(images, None), [stage(layer, calibrated=True) for layer in layers]
+    """The flow behind calibrated stages for some images, with `prepare` applied to what a convolution reads."""
+    flow = forward(before, images[:1])
+    skip = None if flow.skip is None else _room(flow.skip, len(images), half)
+    whole = Flow(_room(prepare(flow.x), len(images), half), skip)  # before what is temporary, which leaves no holes
     for first in range(0, len(images), CHUNK):
-        flow = forward(stages, images[first : first + CHUNK])
-        flow = Flow(prepare(flow.x), flow.skip)
-        if first == 0:
-            skip = None if flow.skip is None else _room(flow.skip, len(images), half)
-            whole = Flow(_room(flow.x, len(images), half), skip)
-        for target, part in zip(whole, flow, strict=True):
+        flow = forward(before, images[first : first + CHUNK])
+        for target, part in zip(whole, (prepare(flow.x), flow.skip), strict=True):
             if target is not None and part is not None:
                 target[first : first + CHUNK] = part
     return whole
@@ -266,14 +282,14 @@ class BlockSearch:
     def __init__(self, net: Net, position: int, batches: Batches, cache: str = "full", strategy: str = "sequential"):
         self.block, after = net.blocks[position], net.layers[position + 1 :]
         self.w = weights_of(self.block)
-        self.next, *_ = self.stages = [stage(layer) for layer in after]
+        self.next, *_ = self.stages = stages(after)
         self.joined = (  # the next block, where it closes the skip that this one opens
             self.next if self.block.opens and isinstance(self.next, BlockStage) and self.next.block.closes else None
         )
         self.cache, self.strategy = cache, strategy
         prepare = box if folds(self.block) else channels_last
-        flow = cached_input(net.blocks[:position], batches.images, prepare, half=cache == "half")
-        self.x, self.skip = batches.slices(flow.x), batches.slices(flow.skip)
+        images, before = batches.slices(batches.images), stages(net.blocks[:position], calibrated=True)
+        self.inputs = OnDemand(lambda s: cached_input(before, images[s], prepare, half=cache == "half"))
         self.labels = batches.slices(batches.labels)
         self.begin(0)
 
@@ -323,17 +339,17 @@ class BlockSearch:
         turn = self.turns[row] if self.strategy == "neuron" else self.count
         self.count += 1
         self.turns[row] += 1
-        return turn % len(self.x)
+        return turn % len(self.labels)
 
     def changed(self, row: int) -> list[int]:
         """The rows with other weights than at the last visit of a slice, this one, which may have decayed, last."""
         if self.strategy != "sequential":
             return []
-        return [*sorted(set(self.visited[-len(self.x) :]) - {row}), row]
+        return [*sorted(set(self.visited[-len(self.labels) :]) - {row}), row]
 
     def respond(self, s: int) -> None:
         """Keep for slice s the next layer's response to the block as it was before, and the skip behind the block."""
-        skip = self.skip[s]
+        skip = self.inputs[s].skip
         candidate = self.linear(s, self.before), None if skip is None else skip.to(self.w["conv.weight"])
         if self.joined:
             flow = self.cut.finish(*candidate)
@@ -351,13 +367,14 @@ class BlockSearch:
         """What the block's batch norm receives on slice s [batch, len(w), H, W]; w may be of some rows."""
         stride, padding = (2, 0) if folds(self.block) else (1, 1)
         kernel, compiled = w["conv.weight"], kernels.load()
-        x = self.x[s].to(kernel.dtype)
+        flow = self.inputs[s]
+        x = flow.x.to(kernel.dtype)
         if rows and compiled and compiled.fits(x, x.shape[1]) and len(rows) < x.shape[1] // 2:
             z = compiled.rows_conv(x, kernel, stride, padding)
         else:
             z = F.conv2d(x, channels_last(kernel), stride=stride, padding=padding)
         if self.block.closes:
-            z = z + bridge(self.block, w, self.skip[s], rows)
+            z = z + bridge(self.block, w, flow.skip, rows)
         return Preactivation(z)
 
     def normed(self, s: int, w: Weights, rows: Sequence[int]) -> Tensor:
@@ -453,10 +470,11 @@ class HeadSearch:
     def __init__(self, net: Net, position: int, batches: Batches):
         self.w = weights_of(net.head)
         cut = HeadStage(net.head)
-        features = cached_input(net.blocks, batches.images, lambda x: cut.enter(x).flatten(1)).x
-        self.x = [part.T.contiguous() for part in batches.slices(features)]
+        images, before = batches.slices(batches.images), stages(net.blocks, calibrated=True)
+        features = lambda x: cut.enter(x).flatten(1)  # noqa: E731
+        self.inputs = OnDemand(lambda s: cached_input(before, images[s], features).x.T.contiguous())
         self.labels = batches.slices(batches.labels)
-        self.one = features.new_ones(1, batches.size)
+        self.one = self.w["linear.weight"].new_ones(1, batches.size)
         self.begin(0)
 
     def begin(self, step: int) -> None:
@@ -470,10 +488,10 @@ class HeadSearch:
 
     def step(self, name: str, index: int, delta: Tensor) -> Tensor:
         """As in `BlockSearch`."""
-        s = self.count % len(self.x)
+        s = self.count % len(self.labels)
         self.count += 1
         matrix = self.w[name].view(len(self.w[name]), -1)
-        x = self.one if name == "linear.bias" else self.x[s]
+        x = self.one if name == "linear.bias" else self.inputs[s]
         row, column = divmod(index, matrix.shape[1])
         self.rows.append(row)
         self.columns.append(column)
@@ -487,7 +505,7 @@ class HeadSearch:
 
     def refresh(self, s: int, row: int, matrix: Tensor, x: Tensor) -> None:
         """Bring what is kept for slice s up to date with the matrix as it is, for a visit of a row."""
-        recent = slice(-len(self.x) - 1, None)  # a weight that is visited now may have decayed
+        recent = slice(-len(self.labels) - 1, None)  # a weight that is visited now may have decayed
         if s in self.logits:
             columns = span(set(self.columns[recent]))
             self.logits[s].addmm_(matrix[:, columns] - self.seen[s][:, columns], x[columns])
@@ -499,7 +517,7 @@ class HeadSearch:
 
     def logits_of(self, s: int) -> Tensor:
         """The logits [classes, batch] on slice s."""
-        z = self.w["linear.weight"] @ self.x[s]
+        z = self.w["linear.weight"] @ self.inputs[s]
         return z + self.w["linear.bias"][:, None] if "linear.bias" in self.w else z
 
 
@@ -525,10 +543,10 @@ class JointSearch(ModuleSearch):
         super().__init__(net, batches)
         self.layers = net.layers[position:]
         net.eval()
-        flow = cached_input(net.blocks[:position], batches.images, channels_last)
-        self.x, self.skip = batches.slices(flow.x), batches.slices(flow.skip)
+        images, before = self.x, stages(net.blocks[:position], calibrated=True)
+        self.inputs = OnDemand(lambda s: cached_input(before, images[s], channels_last))
 
     def loss(self, s: int) -> Tensor:
-        flow, stages = Flow(self.x[s], self.skip[s]), [stage(layer) for layer in self.layers]
-        [z] = outputs(stages, [(Preactivation(stages[0].receive(flow)), flow.skip)])
+        flow, searched = self.inputs[s], stages(self.layers)
+        [z] = outputs(searched, [(Preactivation(searched[0].receive(flow)), flow.skip)])
         return world.mean(cross_entropy(z, self.labels[s])[None], len(z))[0]

@@ -171,7 +171,7 @@ def evaluate(net: nn.Module, split: Split) -> tuple[float, float]:
     training = net.training
     net.eval()
     loss, right = 0.0, 0
-    stages = [engine.stage(layer, calibrated=True) for layer in net.layers] if isinstance(net, Net) else None
+    stages = engine.stages(net.layers, calibrated=True) if isinstance(net, Net) else None
     for x, labels in zip(split.images.split(engine.CHUNK), split.labels.split(engine.CHUNK), strict=True):
         logits = net(x) if stages is None else engine.forward(stages, x).x
         loss += float(reference.cross_entropy(logits, labels)) * len(labels)
@@ -256,7 +256,7 @@ def _walk(
         weight *= 1 - settings.weight_decay
     old, flat = weight.flatten()[visits], weight.view(-1)
     search.begin(before + at.step)
-    owners = _owners(search, settings, visits, len(weight))
+    owners = _owners(search, settings, visits, len(weight), before)
     mine = (owners == world.rank).tolist()
     name = sweep.layer.split(".", 1)[1] if isinstance(net, Net) else sweep.layer
     losses = []
@@ -273,13 +273,16 @@ def _walk(
     return _merged(flat, visits, torch.stack([old, old + deltas, old - deltas]), owners, losses)
 
 
-def _owners(search: Search, settings: RSO, visits: Tensor, rows: int) -> Tensor:
-    """The process that makes each visit: this one, or where weights are split, that of its output neuron or weight."""
+def _owners(search: Search, settings: RSO, visits: Tensor, rows: int, before: int) -> Tensor:
+    """The process that makes each visit: this one, or where weights are split, that of its output neuron or slice."""
     if not world.splits_weights:
         return torch.full_like(visits, world.rank)
     if not isinstance(search, engine.BlockSearch):
         return torch.zeros_like(visits)
-    shares = visits // (len(visits) // rows) if settings.strategy == "neuron" else torch.arange(len(visits))
+    if settings.strategy == "neuron":
+        shares = visits // (len(visits) // rows)
+    else:
+        shares = (torch.arange(len(visits)) + before) % len(search.labels)
     return shares % world.size
 
 

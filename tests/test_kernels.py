@@ -242,8 +242,10 @@ def test_the_engine_decides_the_same_without_them(
         if way == "torch":
             monkeypatch.setattr(kernels, "load", lambda: None)
         search = BlockSearch(searched, position, Batches(train.images, train.labels, 10))
+        for s in range(3):
+            assert len(search.inputs[s].x) == 10
         if way == "compiled":
-            calls.clear()  # of the cached input
+            calls.clear()
         weight = searched.get_parameter(f"block{position + 1}.conv.weight").detach()
         first = weight[:5].numel() - 4
         deltas = torch.randn(10, generator=torch.Generator().manual_seed(position), dtype=torch.float64) / 5
