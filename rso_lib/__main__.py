@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         _add(group, name, KINDS.get(name, type(default)), default, text)
     group = parser.add_argument_group("how it is searched")
     for field in fields(RSO):
-        _add(group, field.name, type(field.default), field.default, _docs()[field.name])
+        _add(group, field.name, KINDS.get(field.name, type(field.default)), field.default, _docs()[field.name])
     group = parser.add_argument_group("where it runs")
     group.add_argument("--device", metavar="NAME", help="such as cuda (default: cpu)")
     group.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: as torch chooses)")
@@ -133,7 +133,7 @@ def _options(text: str) -> dict[str, Any]:
 
 _SPLIT = "of the work over the processes that torchrun starts: batch or weights (default: weights, where the \
 strategy is neuron or layer)"
-KINDS = {"net_options": _options, "val_size": int}
+KINDS = {"net_options": _options, "val_size": int, "first_batch": int}
 """How the values are read of which the default does not tell."""
 
 

@@ -237,7 +237,7 @@ class LiveRun:
             return
         self.last, self.skip = item, item.at.step
         self.steps += 1
-        self.image_forwards += 3 * self.settings.batch_size
+        self.image_forwards += 3 * self.settings.batch(item.at.cycle)
         winner = int(choose(item.losses))
         self.recent.append(winner)
         self.losses.append(float(item.losses[winner]))

@@ -21,6 +21,8 @@ class RSO:
 
     cycles         passes over all weights (the paper's C)
     batch_size     images that score the three candidates of a step
+    first_batch    images in the first cycle, where the batch grows by the same factor from cycle to cycle, up to
+                   batch_size; None for batch_size throughout, as in the paper
     schedule       factor of σ by cycle: "linear" (to 1/10), "constant", "cosine", "step",
                    or a callable (cycle from 0, cycles) → factor
     distribution   of Δ: "gaussian" N(0, σ), "uniform" on (−2σ, 2σ), "template" of −σ, 0, σ,
@@ -45,6 +47,7 @@ class RSO:
 
     cycles: int = 50
     batch_size: int = 5000
+    first_batch: int | None = None
     schedule: str | Schedule = "linear"
     distribution: str | Distribution = "gaussian"
     level: str = "weight"
@@ -58,6 +61,10 @@ class RSO:
     def __post_init__(self) -> None:
         check_whole("cycles", self.cycles, least=1)
         check_whole("batch_size", self.batch_size, least=1)
+        if self.first_batch is not None:
+            check_whole("first_batch", self.first_batch, least=1)
+            if self.first_batch > self.batch_size:
+                raise ValueError(f"first_batch must be at most batch_size, {self.batch_size}, not {self.first_batch}")
         check_whole("seed", self.seed, least=0)
         check_choice("schedule", self.schedule, SCHEDULES, callables=True)
         check_choice("distribution", self.distribution, DISTRIBUTIONS, callables=True)
@@ -77,6 +84,12 @@ class RSO:
         """The factor of a layer's σ in a cycle (from 0): the schedule, and 1/10 for joint levels."""
         schedule = SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
         return schedule(cycle, self.cycles) * (1.0 if self.level == "weight" else JOINT_SIGMA)
+
+    def batch(self, cycle: int) -> int:
+        """The images that score the candidates of a step in a cycle (from 0)."""
+        if self.first_batch is None or self.cycles == 1:
+            return self.batch_size
+        return round(self.first_batch * (self.batch_size / self.first_batch) ** (cycle / (self.cycles - 1)))
 
     def draw(self) -> Distribution:
         """The distribution of Δ in units of σ, as a callable (shape, generator) → tensor."""

@@ -223,7 +223,7 @@ def _search(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int
     calibrate(net, data.train.images)
     net.eval()
     order = torch.randperm(len(data.train), generator=generator(settings.seed, cycle, SHUFFLE, position))
-    size = settings.batch_size
+    size = settings.batch(cycle)
     if world.splits_batch:
         whole = order[: len(order) // size * size].view(-1, size)[:, world.part(size)]
         order, size = whole.flatten(), whole.shape[1]
@@ -322,7 +322,7 @@ def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, outco
         cycle=cycle + 1,
         layer=sweep.layer,
         sigma=sum(sigma(w) * w.numel() for w in weights) / total * settings.sigma_factor(cycle),
-        **_counts(outcome.choices.bincount(minlength=3).tolist(), settings.batch_size),
+        **_counts(outcome.choices.bincount(minlength=3).tolist(), settings.batch(cycle)),
         train_loss=float(outcome.loss) / len(outcome.choices) if len(outcome.choices) else NAN,
         bytes_sent=world.take_sent(),
     )
@@ -339,7 +339,7 @@ def _cycle_report(net: nn.Module, data: Data, settings: RSO, rows: list[Report])
         cycle=rows[0].cycle,
         layer="",
         sigma=sum(row.sigma * row.steps for row in rows) / steps,
-        **_counts(wins, settings.batch_size),
+        **_counts(wins, settings.batch(rows[0].cycle - 1)),
         **scores,
         bytes_sent=sum(row.bytes_sent for row in rows),
     )
@@ -366,8 +366,8 @@ def _check(net: nn.Module, data: Data, settings: RSO, skip: int) -> None:
             f"batch_size is {settings.batch_size}, but the training part of {data.name} has {images} images: "
             f"set batch_size to at most {images}"
         )
-    if settings.batch_size < world.size and world.splits_batch:
-        raise ValueError(f"batch_size is {settings.batch_size}, but {world.size} processes share it: make it larger")
+    if settings.batch(0) < world.size and world.splits_batch:
+        raise ValueError(f"{world.size} processes cannot share a batch of {settings.batch(0)}: make it larger")
     if skip and settings.strategy != "sequential":
         raise ValueError(f'within a sweep a run goes on only with strategy="sequential", not {settings.strategy!r}')
     if not isinstance(net, Net) and (world.size > 1 or settings.strategy != "sequential"):

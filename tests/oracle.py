@@ -57,8 +57,9 @@ def plain(net: Net, data: Data, settings: RSO, cycle: int = 0, sweep: int = 0, s
             for t, (where, deltas) in enumerate(draws(net, names, settings, c, k)):
                 if (c, k, t) < start:
                     continue
-                begin = (first + t) % (len(labels) // settings.batch_size) * settings.batch_size
-                batch = slice(begin, begin + settings.batch_size)
+                size = settings.batch(c)
+                begin = (first + t) % (len(labels) // size) * size
+                batch = slice(begin, begin + size)
                 open_skip = None if skip is None else skip[batch]
                 score = partial(loss, list(net)[position:], x[batch], open_skip, labels[batch])
                 searched = [weight[where] for weight in weights]
@@ -85,8 +86,9 @@ def merged(
         if "linear" in name:  # the final layer is searched sequentially
             turn = t
             weight.copy_(results)
-        begin = (first + turn) % (len(labels) // settings.batch_size) * settings.batch_size
-        batch = slice(begin, begin + settings.batch_size)
+        size = settings.batch(at[0])
+        begin = (first + turn) % (len(labels) // size) * size
+        batch = slice(begin, begin + size)
         score = partial(loss, list(net)[position:], x[batch], None if skip is None else skip[batch], labels[batch])
         losses, choice = visit([weight.view(-1)[where]], [delta], 0.0, score)
         results.view(-1)[where] = weight.view(-1)[where]

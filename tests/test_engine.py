@@ -184,10 +184,12 @@ def test_joint_levels_through_whole_cycles(level: str) -> None:
     assert len(compare(net, images(26, shape), settings)) == 2 * models.count_weights(net)
 
 
-@pytest.mark.parametrize(("kind", "cycles"), [("flat", 4), ("folded", 3), ("growing", 2)])
-def test_many_cycles(kind: str, cycles: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "cycles", "first_batch"), [("flat", 4, None), ("folded", 3, None), ("growing", 2, None), ("flat", 3, 2)]
+)
+def test_many_cycles(kind: str, cycles: int, first_batch: int | None) -> None:
     net, shape = narrow(kind)
-    settings = RSO(cycles=cycles, batch_size=8, order="shuffled", weight_decay=0.001)
+    settings = RSO(cycles=cycles, batch_size=8, first_batch=first_batch, order="shuffled", weight_decay=0.001)
     assert len(compare(net, images(26, shape), settings)) == cycles * models.count_weights(net)
 
 

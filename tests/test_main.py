@@ -41,7 +41,8 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for field in fields(RSO):
-        entry = re.search(rf"--{field.name.replace('_', '-')} (N|X|NAME) (.{{20,}}?)\(default: {field.default}\)", text)
+        default = "" if field.default is None else rf"\(default: {field.default}\)"
+        entry = re.search(rf"--{field.name.replace('_', '-')} (N|X|NAME) (.{{20,}}?){default}", text)
         assert entry, field.name
     assert "passes over all weights (the paper's C)" in text
     for name in (
@@ -94,7 +95,7 @@ def test_every_setting_arrives(tmp_path: Path) -> None:
     asked = RSO(
         cycles=1, batch_size=100, schedule="cosine", distribution="template", order="shuffled", direction="forward"
     )
-    asked = replace(asked, level="layer", weight_decay=0.01, seed=5, cache="input")
+    asked = replace(asked, first_batch=50, level="layer", weight_decay=0.01, seed=5, cache="input")
     words = [f"--{name}={value}" for name, value in asked.to_dict().items()]
     call(tmp_path, "--net=one_conv", *words)
     assert {name: settings(tmp_path)[name] for name in asked.to_dict()} == asked.to_dict()

@@ -52,6 +52,8 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"cycles": True}, TypeError, "cycles must be a whole number, not True"),
     ({"batch_size": 0}, ValueError, "batch_size must be at least 1, not 0"),
     ({"batch_size": "all"}, TypeError, "batch_size must be a whole number, not 'all'"),
+    ({"first_batch": 0}, ValueError, "first_batch must be at least 1, not 0"),
+    ({"first_batch": 9, "batch_size": 8}, ValueError, "first_batch must be at most batch_size, 8, not 9"),
     ({"seed": -1}, ValueError, "seed must be at least 0, not -1"),
     ({"seed": None}, TypeError, "seed must be a whole number, not None"),
     (
@@ -126,3 +128,10 @@ def test_plain_values_make_the_same_settings_again() -> None:
     settings = RSO(cycles=3, level="layer", weight_decay=1e-4, distribution="template")
     assert RSO(**json.loads(json.dumps(settings.to_dict()))) == settings
     assert RSO(schedule=linear).to_dict()["schedule"] == "linear"
+
+
+def test_a_growing_batch_grows_by_the_same_factor() -> None:
+    growing = RSO(cycles=3, first_batch=100, batch_size=400)
+    assert [growing.batch(cycle) for cycle in range(3)] == [100, 200, 400]
+    assert [RSO(cycles=3, batch_size=400).batch(cycle) for cycle in range(3)] == [400, 400, 400]
+    assert RSO(cycles=1, first_batch=100, batch_size=400).batch(0) == 400
