@@ -113,8 +113,9 @@ def layers(report: str | Path, size: float = 1.0) -> list[Layer]:
 def cycle(layers: Sequence[Layer], processes: int, strategy: str, network: Network) -> dict[str, float]:
     """Seconds of a cycle: compute, latency, bytes (on the wire), and what the model takes for their sum, total.
 
-    The steps are shared, building the caches is not. A message to all takes ⌈log₂ processes⌉ latencies, as in a
-    tree; a process sends its own part to each of the others.
+    The steps are shared; the caches too where the strategy is "layer", as a process has its own slices there.
+    A message to all takes ⌈log₂ processes⌉ latencies, as in a tree; a process sends its own part to each of the
+    others.
     """
     share = dict.fromkeys(("compute", "latency", "bytes"), 0.0)
     rounds, others = math.ceil(math.log2(processes)), processes - 1
@@ -126,7 +127,8 @@ def cycle(layers: Sequence[Layer], processes: int, strategy: str, network: Netwo
             units = 1 if layer.norms == 0 else layer.neurons if strategy == "neuron" else layer.weights
             shared, messages = layer.weights * math.ceil(units / processes) / units, 1
             sent = math.ceil(shared / 4)
-        share["compute"] += shared * layer.step + layer.cache
+        own_slices = strategy == "layer" and layer.norms > 0
+        share["compute"] += shared * layer.step + layer.cache / (processes if own_slices else 1)
         share["latency"] += messages * rounds * network.latency
         share["bytes"] += sent * others / network.bandwidth
     return {**share, "total": sum(share.values())}

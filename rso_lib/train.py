@@ -279,10 +279,10 @@ def _owners(search: Search, settings: RSO, visits: Tensor, rows: int, before: in
         return torch.full_like(visits, world.rank)
     if not isinstance(search, engine.BlockSearch):
         return torch.zeros_like(visits)
-    if settings.strategy == "neuron":
-        shares = visits // (len(visits) // rows)
-    else:
-        shares = (torch.arange(len(visits)) + before) % len(search.labels)
+    shares = visits // (len(visits) // rows)
+    if settings.strategy == "layer":
+        shares, slices = torch.arange(before, before + len(visits)), len(search.labels)
+        shares = shares % slices if slices >= world.size else shares
     return shares % world.size
 
 

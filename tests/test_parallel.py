@@ -19,11 +19,13 @@ from oracle import images, narrow
 from torch import Tensor
 
 from rso_lib import parallel, runs
+from rso_lib.engine import BlockSearch
 from rso_lib.history import History
 from rso_lib.models import Block, Head, Net
 from rso_lib.parallel import world
+from rso_lib.reference import Batches
 from rso_lib.settings import RSO
-from rso_lib.train import Step, train
+from rso_lib.train import Step, _owners, train
 
 STEPS = 200
 """Of a run that splits batches, which costs some messages for each."""
@@ -141,6 +143,38 @@ def test_strategies_need_a_net_of_blocks_and_whole_sweeps() -> None:
         next(train(torch.nn.Flatten(), images(26, shape), settings))
     with pytest.raises(ValueError, match="within a sweep"):
         next(train(net, images(26, shape), settings, skip=3))
+
+
+def test_the_first_layer_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, _ = narrow("folded")
+    names = [name for name, _ in net.named_parameters()]
+    strange = names[3:5]
+
+    def gather(hashes: list[Any], own: dict[str, str]) -> None:
+        hashes[:] = [own, {name: "another" if name in strange else digest for name, digest in own.items()}]
+
+    monkeypatch.setattr(parallel.dist, "all_gather_object", gather)
+    world.agree(net)  # one process has nobody to differ from
+    monkeypatch.setattr(world, "size", 2)
+    with pytest.raises(RuntimeError, match=f"^{re.escape(names[3])} of process 1 differs from that of process 0"):
+        world.agree(net)
+    strange.clear()
+    world.agree(net)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_a_process_has_its_own_slices(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three, as long as they go round; where there are more processes, all of them have steps."""
+    net, shape = narrow("folded")
+    train = images(26, shape).train
+    search = BlockSearch(net.eval(), 0, Batches(train.images, train.labels, 8))
+    monkeypatch.setattr(world, "size", processes)
+    monkeypatch.setattr(world, "split", "weights")
+    owners = _owners(search, RSO(strategy="layer"), torch.randperm(36), 4, before=5)
+    assert set(owners.tolist()) == set(range(processes))
+    slices = [(5 + t) % 3 for t in range(36)]
+    owned = {(s, owner) for s, owner in zip(slices, owners.tolist(), strict=True)}
+    assert len(owned) == (3 if processes <= 3 else 12)
 
 
 # The command

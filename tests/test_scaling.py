@@ -25,7 +25,7 @@ def test_one_process_takes_its_steps_and_its_caches() -> None:
 
 def test_three_processes_by_hand() -> None:
     layer = scaling.cycle([CONV, HEAD], 3, "layer", SLOW)
-    assert layer["compute"] == pytest.approx(34 * 0.01 + 0.5 + 0.04 + 0.25)
+    assert layer["compute"] == pytest.approx(34 * 0.01 + 0.5 / 3 + 0.04 + 0.25)
     assert layer["latency"] == pytest.approx(2 * 2 * 0.1)  # a message for each layer, of two latencies
     assert layer["bytes"] == pytest.approx(2 * (math.ceil(34 / 4) + 10) / 1000)
     neuron = scaling.cycle([CONV, HEAD], 3, "neuron", SLOW)
