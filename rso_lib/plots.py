@@ -68,7 +68,7 @@ STYLE: dict[Any, Any] = {
     "image.cmap": "cividis",
 }
 AGAINST = {
-    "cycle": "cycles (updates of all weights)",
+    "cycle": "updates of all weights",
     "steps": "steps (visits to a weight)",
     "image_forwards": "image-forwards",
     "seconds": "time (seconds)",

@@ -55,7 +55,7 @@ def test_curves_of_one_run() -> None:
     assert lines(accuracy)["training"] == ([1, 2, 3], [0.5, 0.7, 0.9])
     assert lines(accuracy)["test"][1] == pytest.approx([0.4, 0.6, 0.8])
     assert lines(loss)["validation"][1] == pytest.approx([0.5, 0.3, 0.1])
-    assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("cycles (updates of all weights)", "accuracy (%)")
+    assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("updates of all weights", "accuracy (%)")
     assert loss.get_ylabel() == "cross entropy (nats)"
     assert texts(loss) == ["training", "validation", "test"]
     assert accuracy.yaxis.get_major_formatter()(0.5) == "50"
