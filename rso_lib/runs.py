@@ -29,10 +29,10 @@ from . import data as images
 from . import kernels, models
 from .data import Data
 from .history import History, Report
-from .models import Net, count_weights
+from .models import Net
 from .parallel import world
 from .settings import RSO, check_choice
-from .train import Step, train
+from .train import train, with_bar
 
 if sys.platform != "win32":
     import fcntl
@@ -184,31 +184,12 @@ def _follow(
 
 def _train(run: Run, data: Data, settings: RSO, progress: bool) -> None:
     """Train to the end, saving after every sweep."""
-    from tqdm import tqdm
-
-    history = run.history
-    total = settings.cycles * count_weights(run.net)
-    done = sum(row.steps for row in history.rows if not row.is_cycle)
-    every = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file wants fewer lines than a terminal
-    # smoothing=0: layers differ in the time of a step, so only the mean over the sitting tells the time left
-    with tqdm(total=total, initial=done, unit="step", smoothing=0, mininterval=every, disable=not progress) as bar:
-        try:
-            for item in train(run.net, data, settings, history, steps=True):
-                if isinstance(item, Step):
-                    bar.update()
-                    continue
-                history.append(item)
-                bar.update(sum(row.steps for row in history.rows if not row.is_cycle) - bar.n)  # those of all processes
-                _save(run)
-                _describe(bar, settings, item)
-        except KeyboardInterrupt:
-            warnings.warn(f"stopped before the end; the same command goes on in {run.folder}", stacklevel=3)
-
-
-def _describe(bar: Any, settings: RSO, report: Report) -> None:
-    bar.set_description(f"cycle {report.cycle}/{settings.cycles} {report.layer}", refresh=False)
-    if report.is_cycle:
-        bar.set_postfix(val=f"{report.val_accuracy:.4f}", test=f"{report.test_accuracy:.4f}")
+    items = train(run.net, data, settings, run.history, steps=True)
+    try:
+        for _ in with_bar(items, run.net, settings, run.history, progress):
+            _save(run)
+    except KeyboardInterrupt:
+        warnings.warn(f"stopped before the end; the same command goes on in {run.folder}", stacklevel=3)
 
 
 def _build(about: Mapping[str, Any]) -> Net:

@@ -1,5 +1,6 @@
 """Cycles, sweeps and steps: the loops of Algorithm 1 around the search engine."""
 
+import sys
 import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
@@ -142,25 +143,43 @@ def fit(net: nn.Module, data: Data, settings: RSO, history: History | None = Non
 
     Arguments and errors as in `train`. `history` is continued in place.
     """
+    history = History() if history is None else history
+    try:
+        for _ in with_bar(train(net, data, settings, history, steps=True), net, settings, history, progress):
+            pass
+    except KeyboardInterrupt:
+        warnings.warn("stopped before the end; the history holds what was finished", stacklevel=2)
+    return history
+
+
+def with_bar(
+    items: Iterator[Report | Step], net: nn.Module, settings: RSO, history: History, progress: bool = True
+) -> Iterator[Report]:
+    """The reports of a run, each added to its history, under a bar with the time left."""
     from tqdm import tqdm
 
-    history = History() if history is None else history
-    per_cycle = sum(_steps_in(net, sweep) for sweep in sweeps(net, settings))
-    done = sum(row.steps for row in history.rows if not row.is_cycle)
-    total = settings.cycles * per_cycle
-    with tqdm(total=total, initial=done, unit="step", mininterval=0.5, disable=not progress) as bar:
-        try:
-            for item in train(net, data, settings, history, steps=True):
-                if isinstance(item, Step):
-                    bar.update()
-                    continue
-                history.append(item)
-                bar.set_description(f"cycle {item.cycle}/{settings.cycles} {item.layer}", refresh=False)
-                if item.is_cycle:
-                    bar.set_postfix(val=f"{item.val_accuracy:.4f}", test=f"{item.test_accuracy:.4f}")
-        except KeyboardInterrupt:
-            warnings.warn("stopped before the end; the history holds what was finished", stacklevel=2)
-    return history
+    steps = lambda: sum(row.steps for row in history.rows if not row.is_cycle)  # noqa: E731
+    total = settings.cycles * sum(weight.numel() for weight in net.parameters())
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules  # a log file wants fewer lines
+    # smoothing=0: layers differ in the time of a step, so only the mean over the sitting tells the time left
+    with tqdm(
+        total=total,
+        initial=steps(),
+        unit="step",
+        smoothing=0,
+        mininterval=0.5 if watched else 30.0,
+        disable=not progress,
+    ) as bar:
+        for item in items:
+            if isinstance(item, Step):
+                bar.update()
+                continue
+            history.append(item)
+            bar.update(steps() - bar.n)  # those of all processes
+            bar.set_description(f"cycle {item.cycle}/{settings.cycles} {item.layer}", refresh=False)
+            if item.is_cycle:
+                bar.set_postfix(val=f"{item.val_accuracy:.4f}", test=f"{item.test_accuracy:.4f}")
+            yield item
 
 
 @torch.no_grad()
