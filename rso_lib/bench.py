@@ -77,7 +77,8 @@ def operations_per_step(counts: list[Operations], position: int, batch: int) -> 
     """Of a step in the layer at a position, by method.
 
     The engine's count is what remains with every saving: three times the next layer for one channel and
-    the layers after it in full. What its bookkeeping adds is not counted.
+    the layers after it in full. What its bookkeeping adds is not counted. A convolution and the pooling behind it
+    count as one 4×4 convolution with stride 2; the compiled kernels take 2×2 means first and need 9/16 of that.
     """
     after = counts[position + 1 :]
     remain = after[0].channel + sum(count.folded for count in after[1:]) if after else counts[-1].channel

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,12 +101,17 @@ class History:
     @classmethod
     def load(cls, path: str | Path) -> "History":
         """Read what `save` wrote. Raises ValueError, naming the file, where the columns are others."""
-        types: dict[str, Any] = {f.name: f.type for f in fields(Report)}
         with open(path, newline="") as file:
             lines = csv.DictReader(file)
-            if list(lines.fieldnames or []) not in (COLUMNS, COLUMNS[:-1]):  # older ones lack bytes_sent
+            if lines.fieldnames != COLUMNS:
                 raise ValueError(f"{path} is not a history: its columns are {lines.fieldnames}, not {COLUMNS}")
-            return cls([Report(**{k: types[k](v) for k, v in line.items()}) for line in lines])
+            return cls([read(line) for line in lines])
 
 
 COLUMNS = [f.name for f in fields(Report)]
+
+
+def read(line: Mapping[str, str]) -> Report:
+    """The report in a line of a CSV, which may have more columns."""
+    types: dict[str, Any] = {f.name: f.type for f in fields(Report)}
+    return Report(**{name: types[name](line[name]) for name in COLUMNS})

@@ -12,7 +12,6 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
-from .history import COLUMNS, History, Report
+from .history import COLUMNS, History, read
 from .models import Head
 from .reference import choose
 
@@ -345,15 +344,14 @@ def load_runs(path: str | Path) -> dict[str, list[History]]:
 
     Raises ValueError, naming the file, where it is neither.
     """
-    types: dict[str, Any] = {field.name: field.type for field in fields(Report)}
     runs: dict[str, dict[str, History]] = {}
     with open(path, newline="") as file:
         lines = csv.DictReader(file)
-        if list(lines.fieldnames or []) not in (RUN_COLUMNS, RUN_COLUMNS[:-1]):  # older ones lack bytes_sent
+        if lines.fieldnames != RUN_COLUMNS:
             return {"": [History.load(path)]}
         for line in lines:
             history = runs.setdefault(line["run"], {}).setdefault(line["repeat"], History())
-            history.append(Report(**{name: types[name](line[name]) for name in COLUMNS if name in line}))
+            history.append(read(line))
     return {label: list(histories.values()) for label, histories in runs.items()}
 
 

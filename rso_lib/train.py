@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import engine, memory, reference
@@ -118,9 +119,8 @@ def train(
 
     All that is kept is the net: whoever consumes the reports decides about bars, plots, checkpoints,
     pausing and stopping. Where `parallel.world` has several processes, all of them call this with the same
-    arguments, and only the first one scores the net after a cycle. Raises ValueError where the batch is larger
-    than the training part, where a net or a sitting does not go with settings.strategy or with several
-    processes, and MemoryError where the engine's caches would not fit.
+    arguments. Raises ValueError where the batch is larger than the training part, where a net or a sitting does not go
+    with settings.strategy or with several processes, and MemoryError where the engine's caches would not fit.
     """
     _check(net, data, settings, skip)
     rows = history.rows if history else []
@@ -184,19 +184,31 @@ def with_bar(
 
 @torch.no_grad()
 def evaluate(net: nn.Module, split: Split) -> tuple[float, float]:
-    """Mean cross entropy (nats) and accuracy (a fraction) of the net as it stands, in eval mode; NaN for no images."""
+    """Mean cross entropy (nats) and accuracy (a fraction) of the net as it stands, in eval mode; NaN for no images.
+
+    Where there are several processes, each of them takes a part of the images.
+    """
     if not len(split):
         return NAN, NAN
+    loss, right = sums = _sums(net, split, world.part(len(split)))
+    if world.size > 1:
+        loss, right = world.add(torch.tensor(sums, dtype=torch.float64)).tolist()
+    return loss / len(split), right / len(split)
+
+
+def _sums(net: nn.Module, split: Split, part: slice) -> tuple[float, float]:
+    """The sum of the cross entropy, and how many are right, over a part of the images."""
     training = net.training
     net.eval()
-    loss, right = 0.0, 0
+    loss, right = 0.0, 0.0
     stages = engine.stages(net.layers, calibrated=True) if isinstance(net, Net) else None
-    for x, labels in zip(split.images.split(engine.CHUNK), split.labels.split(engine.CHUNK), strict=True):
+    images, labels = (x[part].split(engine.CHUNK) for x in (split.images, split.labels))
+    for x, of in zip(images, labels, strict=True):
         logits = net(x) if stages is None else engine.forward(stages, x).x
-        loss += float(reference.cross_entropy(logits, labels)) * len(labels)
-        right += int((logits.argmax(1) == labels).sum())
+        loss += float(F.cross_entropy(logits.double(), of, reduction="sum"))
+        right += float((logits.argmax(1) == of).sum())
     net.train(training)
-    return loss / len(split), right / len(split)
+    return loss, right
 
 
 def _reports(net: nn.Module, data: Data, settings: RSO, start: Position, rows: list[Report]) -> Iterator[Report | Step]:
@@ -352,7 +364,7 @@ def _cycle_report(net: nn.Module, data: Data, settings: RSO, rows: list[Report])
     wins = [sum(getattr(row, name) for row in rows) for name in ("kept", "plus", "minus")]
     calibrate(net, data.train.images)
     scores: dict[str, Any] = {}
-    for part in ("train", "val", "test") if world.rank == 0 else ():  # the others go on, and wait where they must
+    for part in ("train", "val", "test"):
         scores[f"{part}_loss"], scores[f"{part}_accuracy"] = evaluate(net, getattr(data, part))
     return Report(
         cycle=rows[0].cycle,
@@ -360,7 +372,7 @@ def _cycle_report(net: nn.Module, data: Data, settings: RSO, rows: list[Report])
         sigma=sum(row.sigma * row.steps for row in rows) / steps,
         **_counts(wins, settings.batch(rows[0].cycle - 1)),
         **scores,
-        bytes_sent=sum(row.bytes_sent for row in rows),
+        bytes_sent=sum(row.bytes_sent for row in rows) + world.take_sent(),
     )
 
 
