@@ -6,8 +6,8 @@
 //   moments       the per-channel sum and sum of squares, which batch norm needs
 //
 // add_channel and norm_conv return the moments of what they wrote, so that every activation is written once and
-// read once. One output channel is one lane of a
-// vector; a block of pixels is held in registers while all input channels pass.
+// read once. One output channel is one lane of a vector; a block of pixels is held in registers while all input
+// channels pass.
 
 #include <algorithm>
 #include <cmath>

@@ -50,7 +50,8 @@ PAPER_3 = {"Depth-3": 56.30, "Depth-5": 68.48, "Depth-10": 81.80, "SGD, Depth-10
 """Test accuracy on CIFAR-10 in %: Table 3, and section 4.4 for SGD."""
 
 MNIST = {
-    "mnist_5_cycles": "python -m rso_lib runs/mnist_5_cycles --preset laptop",
+    "mnist_5_cycles": "python -m rso_lib runs/mnist_5_cycles --dataset mnist --net mnist_net --cycles 5",
+    "mnist_laptop": "python -m rso_lib runs/mnist_laptop --preset laptop",
     "mnist_paper": "python -m rso_lib runs/mnist_paper --preset paper --device cuda",
     "mnist_paper_inverted": "python -m rso_lib runs/mnist_paper_inverted --preset paper --order input --device cuda",
     "mnist_sgd": "python -m rso_lib.sgd runs/mnist_sgd --dataset mnist --net mnist_net --epochs 15 --batch-size 128 "
