@@ -13,8 +13,9 @@ from .models import Flow, Net
 from .settings import RSO
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-TEMPORARIES = 7
-"""Tensors of the size of the largest activation that a step holds at once (measured: see tests/test_memory.py)."""
+NORMED, PLAIN = 9, 4
+"""Tensors of the size of the largest activation that a step holds at once, in a net with batch norm and in one without
+(measured: see tests/test_memory.py)."""
 
 
 def keep_freed() -> bool:
@@ -63,7 +64,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
 
     Per image: the shuffled copy, the searched layer's input and the open skip, and unless
     settings.cache is "input" the next layer's response and the skip that the layer opens;
-    per image of a batch, `TEMPORARIES` tensors of the largest activation.
+    per image of a batch, `NORMED` or `PLAIN` tensors of the largest activation.
     """
     if settings.level != "weight" or not isinstance(net, Net):
         raise ValueError("the estimate is for the weight level of a models.Net")
@@ -89,7 +90,8 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     net.train(training)
     images = len(data.train)
     per_image = most + image.numel() * image.element_size()
-    return images * per_image + TEMPORARIES * settings.batch_size * largest * image.element_size()
+    temporaries = NORMED if any(block.norm for block in net.blocks) else PLAIN
+    return images * per_image + temporaries * settings.batch_size * largest * image.element_size()
 
 
 def check(net: Net, data: Data, settings: RSO) -> None:
