@@ -15,7 +15,7 @@ with the batch-norm statistics of `models.calibrate`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple, TypeVar, cast
 
 import torch
@@ -105,15 +105,12 @@ def normalise(block: Block, w: Weights, z: Preactivation) -> Tensor:
 def batch_norm(norm: nn.BatchNorm2d, w: Weights, name: str, z: Preactivation) -> Tensor:
     """Each channel by itself, with the statistics in w if they are there, else with those of the batch."""
     scale, shift, mean, var = (w.get(f"{name}.{part}") for part in ("weight", "bias", "running_mean", "running_var"))
-    if mean is not None or not world.splits_batch:
-        return F.batch_norm(z.z, mean, var, scale, shift, training=mean is None, eps=norm.eps)
-    if z.moments is None:
-        [z] = share_moments([z])
-    assert z.moments is not None and scale is not None
-    mean, square = z.moments / z.count
-    factor = scale / ((square - mean.square()).clamp(min=0) + norm.eps).sqrt()
-    offset = shift - mean * factor
-    return torch.addcmul(offset.to(z.z)[:, None, None], z.z, factor.to(z.z)[:, None, None])
+    if mean is None and world.splits_batch:
+        [z] = share_moments([z]) if z.moments is None else [z]
+        assert z.moments is not None
+        mean, square = z.moments / z.count
+        mean, var = mean.to(z.z), (square - mean.square()).clamp(min=0).to(z.z)
+    return F.batch_norm(z.z, mean, var, scale, shift, training=mean is None, eps=norm.eps)
 
 
 class BlockStage:
@@ -300,7 +297,6 @@ class BlockSearch:
         self.turns = dict.fromkeys(range(self.block.conv.out_channels), step)
         merged = self.strategy != "sequential"
         self.before = {key: value.clone() for key, value in self.w.items()} if merged else self.w
-        self.own = self.before if self.strategy == "layer" else self.w
         self.cut = BlockStage(self.block, self.before)
         self.forget()
 
@@ -309,7 +305,6 @@ class BlockSearch:
         self.responses: dict[int, Preactivation] = {}
         self.skips: dict[int, Tensor | None] = {}
         self.seen: dict[int, Weights] = {}
-        self.known: dict[int, Tensor] = {}
         self.visited: list[int] = []
 
     def step(self, name: str, index: int, delta: Tensor) -> Tensor:
@@ -317,15 +312,15 @@ class BlockSearch:
         weight = self.w[name].view(-1)
         row, j = divmod(index, weight.numel() // len(self.w[name]))
         s = self.next_slice(row)
-        candidates = torch.stack([weight[index], weight[index] + delta, weight[index] - delta])
+        candidates = three(weight[index], delta)
         tried = candidates if self.strategy == "neuron" else candidates[1:]  # else w itself is what is kept
         changed = self.changed(s, row)
         now, own = changed or [row], [row] * len(tried)
-        parts = [(self.seen.get(s, self.before), changed), (self.before, now), (self.own, own)]
+        parts = [(self.seen.get(s, self.before), changed), (self.before, now), (self.w, own)]
         w = {key: torch.cat([weights[key][rows] for weights, rows in parts]) for key in self.w}
         w[name].view(len(w[name]), -1)[-len(tried) :, j] = tried
         normed = self.normed(s, w, [*changed, *now, *own])
-        losses = self.losses(s, row, changed, len(tried), normed)
+        losses = self.losses(s, row, changed, normed, len(tried))
         weight[index] = candidates.take(choose(losses))
         self.visited.append(row)
         if self.cache == "input":
@@ -346,14 +341,14 @@ class BlockSearch:
         """
         rows = [*sorted(set(self.visited[-len(self.labels) :]) - {row}), row]
         if s not in self.responses or (self.strategy == "sequential" and len(rows) > self.few):
-            self.respond(s)
+            self.respond(s, self.linear(s, self.before))
             return []
         return rows if self.strategy == "sequential" else []
 
-    def respond(self, s: int) -> None:
-        """Keep for slice s the next layer's response to the block as it was before, and the skip behind the block."""
+    def respond(self, s: int, z: Tensor) -> None:
+        """Keep for slice s the next layer's response where the block's batch norm receives z, and the skip behind."""
         skip = self.inputs[s].skip
-        candidate = self.linear(s, self.before), None if skip is None else skip.to(self.w["conv.weight"])
+        candidate = Preactivation(z), None if skip is None else skip.to(z)
         if self.joined:
             flow = self.cut.finish(*candidate)
             self.responses[s], self.skips[s] = Preactivation(self.joined.response(flow.x)), flow.skip
@@ -366,7 +361,7 @@ class BlockSearch:
         if self.strategy == "sequential":
             self.seen[s] = {key: value.clone() for key, value in self.before.items()}
 
-    def linear(self, s: int, w: Weights, rows: Sequence[int] | None = None) -> Preactivation:
+    def linear(self, s: int, w: Weights, rows: Sequence[int] | None = None) -> Tensor:
         """What the block's batch norm receives on slice s [batch, len(w), H, W]; w may be of some rows."""
         stride, padding = (2, 0) if folds(self.block) else (1, 1)
         kernel, compiled = w["conv.weight"], kernels.load()
@@ -378,15 +373,14 @@ class BlockSearch:
             z = F.conv2d(x, channels_last(kernel), stride=stride, padding=padding)
         if self.block.closes:
             z = z + bridge(self.block, w, flow.skip, rows)
-        return Preactivation(z)
+        return z
 
     def normed(self, s: int, w: Weights, rows: Sequence[int]) -> Tensor:
         """Batch norm's output [batch, len(rows), H, W] on slice s for rows with the weights w."""
-        z = self.linear(s, w, rows).z.contiguous()
-        return normalise(self.block, w, Preactivation(z))
+        return normalise(self.block, w, Preactivation(self.linear(s, w, rows).contiguous()))
 
-    def losses(self, s: int, row: int, changed: Sequence[int], tried: int, normed: Tensor) -> Tensor:
-        """The losses of w, w + Δ and w − Δ, given batch norm's output.
+    def losses(self, s: int, row: int, changed: Sequence[int], normed: Tensor, tried: int) -> Tensor:
+        """The losses of w (unless it is tried itself), and of the row as it is tried, given batch norm's output.
 
         normed   of the changed rows as they were, of these rows as they are (or of the row that is visited),
                  and of this row as it is tried
@@ -394,14 +388,15 @@ class BlockSearch:
         x = self.next.enter(self.block.activate(normed))
         if changed:
             self.refresh(s, changed, x, normed)
+        kept = [self.kept(s)] if tried == 2 else []
+        return self.scores(s, chain(kept, self.moved(s, row, x, normed, tried)))
+
+    def moved(self, s: int, row: int, x: Tensor, normed: Tensor, tried: int) -> Iterator[Candidate]:
+        """What the next layer may receive: of x and normed, the last `tried` channels are the row as it is tried, and
+        the one before these is the row as it is kept."""
         first = x.shape[1] - tried
-        moves = ((x[:, k, None] - x[:, first - 1, None], normed[:, k, None]) for k in range(first, x.shape[1]))
-        losses = self.scores(s, (self.candidate(s, row, *move) for move in moves))
-        if self.strategy == "neuron":
-            return losses
-        if self.strategy == "sequential" or s not in self.known:
-            self.known[s] = self.scores(s, [self.kept(s)])
-        return torch.cat([self.known[s], losses])
+        for k in range(first, x.shape[1]):
+            yield self.candidate(s, row, x[:, k, None] - x[:, first - 1, None], normed[:, k, None])
 
     def scores(self, s: int, candidates: Iterable[Candidate]) -> Tensor:
         """The losses on slice s of what the next layer may receive."""
@@ -448,6 +443,56 @@ class BlockSearch:
             return compiled.add_channel(z.z, change, taps, self.next.stride, z.z if in_place else None)
         response = self.next.response(change, [row])
         return Preactivation(z.z.add_(response) if in_place else response.add_(z.z))
+
+
+class LayerSearch(BlockSearch):
+    """One weight at a time where no step sees another (strategy="layer", section 4.6).
+
+    Steps on a slice may follow each other, so only what concerns the slice at hand is kept: more of it, and in the
+    processor's cache. w is scored once for a slice, and one weight of the convolution moves its output by a multiple
+    of one shifted input channel.
+    """
+
+    def step(self, name: str, index: int, delta: Tensor) -> Tensor:
+        """As in `BlockSearch`; what is written back is for the state behind the sweep."""
+        weight = self.w[name].view(-1)
+        row, j = divmod(index, weight.numel() // len(self.w[name]))
+        s = self.next_slice(row)
+        if s not in self.responses:
+            self.turn_to(s)
+        candidates = three(weight[index], delta)
+        w = {key: value[[row] * 3] for key, value in self.before.items()}
+        w[name].view(3, -1)[:, j] = candidates
+        if name == "conv.weight":
+            change = (candidates - candidates[0])[:, None, None] * self.tap(j)
+            normed = normalise(self.block, w, Preactivation(self.z[:, [row]] + change))
+        else:
+            normed = self.normed(s, w, [row] * 3)
+        x = self.next.enter(self.block.activate(normed))
+        losses = torch.cat([self.known, self.scores(s, self.moved(s, row, x, normed, tried=2))])
+        weight[index] = candidates.take(choose(losses))
+        return losses
+
+    def turn_to(self, s: int) -> None:
+        """Keep what concerns slice s, and nothing else."""
+        self.forget()
+        z = self.linear(s, self.before)
+        x = self.inputs[s].x.to(z.dtype)
+        self.z, self.planes = z.contiguous(), (x if folds(self.block) else F.pad(x, (1, 1, 1, 1))).contiguous()
+        self.respond(s, z)
+        self.known = self.scores(s, [self.kept(s)])
+
+    def tap(self, j: int) -> Tensor:
+        """What weight j of a row of the convolution is multiplied with: [batch, 1, H, W]."""
+        channel, ky, kx = j // 9, j // 3 % 3, j % 3
+        stride = 2 if folds(self.block) else 1
+        height, width = (stride * side for side in self.z.shape[2:])
+        return self.planes[:, channel : channel + 1, ky : ky + height : stride, kx : kx + width : stride]
+
+
+def three(weight: Tensor, delta: Tensor) -> Tensor:
+    """The candidates w, w + Δ and w − Δ: [3]."""
+    return torch.stack([weight, weight + delta, weight - delta])
 
 
 class Others(NamedTuple):
@@ -500,7 +545,7 @@ class HeadSearch:
         self.columns.append(column)
         self.refresh(s, row, matrix, x)
         weight = matrix[row, column]
-        candidates = torch.stack([weight, weight + delta, weight - delta])
+        candidates = three(weight, delta)
         z = torch.addcmul(self.logits[s][row], (candidates - weight)[:, None], x[column])
         losses = world.mean(self.others[s].losses(z), len(self.labels[s]))
         weight.copy_(candidates.take(choose(losses)))

@@ -63,12 +63,13 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     """Bytes that the search of the most demanding layer takes, beyond the data itself.
 
     Per image: the shuffled copy, the searched layer's input and the open skip, and unless
-    settings.cache is "input" the next layer's response and the skip that the layer opens;
-    per image of a batch, `NORMED` or `PLAIN` tensors of the largest activation.
+    settings.cache is "input" or settings.strategy "layer" the next layer's response and the skip that the layer opens;
+    per image of a batch, `NORMED` or `PLAIN` tensors of the largest activation, and one more for an input in half
+    precision.
     """
     if settings.level != "weight" or not isinstance(net, Net):
         raise ValueError("the estimate is for the weight level of a models.Net")
-    image = data.train.images[:1]
+    image, half = data.train.images[:1], settings.cache == "half"
     training = net.training
     net.eval()  # in train mode one image would replace the calibrated statistics, and 1×1 maps have none
     flow, most, largest = Flow(channels_last(image)), 0, image.numel()
@@ -79,9 +80,9 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
         cut = stage(following)
         entered = cut.enter(behind.x)
         states = [cut.response(entered), *([behind.skip] if block.opens else [])]
-        input_size = 2 if settings.cache == "half" else image.element_size()
+        input_size = 2 if half else image.element_size()
         size = sum(part.numel() for part in kept) * input_size
-        if settings.cache != "input":
+        if settings.cache != "input" and settings.strategy != "layer":
             size += sum(part.numel() for part in states) * image.element_size()
         most = max(most, size)
         unpooled = flow.x if folds(block) else block.conv(flow.x)
@@ -90,7 +91,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     net.train(training)
     images = len(data.train)
     per_image = most + image.numel() * image.element_size()
-    temporaries = NORMED if any(block.norm for block in net.blocks) else PLAIN
+    temporaries = half + (NORMED if any(block.norm for block in net.blocks) else PLAIN)
     return images * per_image + temporaries * settings.batch_size * largest * image.element_size()
 
 

@@ -33,8 +33,9 @@ class RSO:
                    order, section 4.3) or "shuffled"
     direction      "backward" from the labels to the input, or "forward"
     strategy       what a step sees of the steps before it in its sweep (section 4.6): "sequential", all of them;
-                   "neuron", those of its own output neuron; "layer", none. The sweep's results are merged at
-                   its end. The final layer, where a step costs next to nothing, is always sequential
+                   "neuron", those of its own output neuron; "layer", none, so that the steps of a slice of the
+                   images follow each other. The sweep's results are merged at its end. The final layer, where a step
+                   costs next to nothing, is always sequential
     weight_decay   a weight is multiplied by (1 − weight_decay) when it is visited (before the sweep, where the
                    strategy is not sequential)
     seed           of every random draw of the run

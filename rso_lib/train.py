@@ -266,7 +266,8 @@ def _search(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int
         return engine.JointSearch(net, position, batches)
     if isinstance(net[position], Head):
         return engine.HeadSearch(net, position, batches)
-    return engine.BlockSearch(net, position, batches, settings.cache, settings.strategy)
+    search = engine.LayerSearch if settings.strategy == "layer" else engine.BlockSearch
+    return search(net, position, batches, settings.cache, settings.strategy)
 
 
 def _walk(
@@ -287,13 +288,14 @@ def _walk(
         weight *= 1 - settings.weight_decay
     old, flat = weight.flatten()[visits], weight.view(-1)
     search.begin(before + at.step)
-    owners = _owners(search, settings, visits, len(weight), before)
-    mine = (owners == world.rank).tolist()
+    owners = _owners(search, visits, len(weight), before)
+    turns = [t for t in (owners == world.rank).nonzero().flatten().tolist() if t >= at.step]
+    if isinstance(search, engine.LayerSearch):
+        turns.sort(key=lambda t: (before + t) % len(search.labels))  # those on a slice follow each other
     name = sweep.layer.split(".", 1)[1] if isinstance(net, Net) else sweep.layer
     losses = []
-    for t, index in enumerate(visits.tolist()):
-        if t < at.step or not mine[t]:
-            continue
+    for t in turns:
+        index = int(visits[t])
         if settings.strategy == "sequential" and settings.weight_decay:
             flat[index] *= 1 - settings.weight_decay
         search.count = before + t  # which counts the steps of other processes too
@@ -301,27 +303,29 @@ def _walk(
         yield Step(at._replace(step=t + 1), sweep.layer, index, deltas[t], losses[-1])
     if not world.splits_weights:
         return Outcome.of(losses)
-    return _merged(flat, visits, torch.stack([old, old + deltas, old - deltas]), owners, losses)
+    return _merged(flat, visits, torch.stack([old, old + deltas, old - deltas]), owners, turns, losses)
 
 
-def _owners(search: Search, settings: RSO, visits: Tensor, rows: int, before: int) -> Tensor:
+def _owners(search: Search, visits: Tensor, rows: int, before: int) -> Tensor:
     """The process that makes each visit: this one, or where weights are split, that of its output neuron or slice."""
     if not world.splits_weights:
         return torch.full_like(visits, world.rank)
     if not isinstance(search, engine.BlockSearch):
         return torch.zeros_like(visits)
     shares = visits // (len(visits) // rows)
-    if settings.strategy == "layer":
+    if isinstance(search, engine.LayerSearch):
         shares, slices = torch.arange(before, before + len(visits)), len(search.labels)
         shares = shares % slices if slices >= world.size else shares
     return shares % world.size
 
 
-def _merged(flat: Tensor, visits: Tensor, candidates: Tensor, owners: Tensor, losses: list[Tensor]) -> Outcome:
-    """Tell the other processes what won here, and write back what won in all of them."""
+def _merged(
+    flat: Tensor, visits: Tensor, candidates: Tensor, owners: Tensor, turns: list[int], losses: list[Tensor]
+) -> Outcome:
+    """Tell the other processes what won here, at some turns, and write back what won in all of them."""
     own = Outcome.of(losses)
     choices = torch.zeros_like(visits)
-    choices[owners == world.rank] = own.choices.cpu()
+    choices[turns] = own.choices.cpu()
     choices = world.exchange(choices, owners)
     flat[visits] = candidates.gather(0, choices[None].to(flat.device))[0]
     return Outcome(choices, world.add(own.loss))

@@ -76,7 +76,11 @@ def merged(
     weight *= 1 - settings.weight_decay
     before, results = weight.clone(), weight.clone()
     turns: dict[int, int] = {}
-    for t, (where, [delta]) in enumerate(draws(net, [name], settings, *at)):
+    size = settings.batch(at[0])
+    steps = list(enumerate(draws(net, [name], settings, *at)))
+    if settings.strategy == "layer" and "linear" not in name:  # slice by slice, as no step sees another
+        steps.sort(key=lambda step: (first + step[0]) % (len(labels) // size))
+    for t, (where, [delta]) in steps:
         row = where // weight[0].numel()
         turn = turns.get(row, 0) if settings.strategy == "neuron" else t
         turns[row] = turn + 1
@@ -86,7 +90,6 @@ def merged(
         if "linear" in name:  # the final layer is searched sequentially
             turn = t
             weight.copy_(results)
-        size = settings.batch(at[0])
         begin = (first + turn) % (len(labels) // size) * size
         batch = slice(begin, begin + size)
         score = partial(loss, list(net)[position:], x[batch], None if skip is None else skip[batch], labels[batch])

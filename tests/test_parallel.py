@@ -19,7 +19,7 @@ from oracle import images, narrow
 from torch import Tensor
 
 from rso_lib import parallel, runs
-from rso_lib.engine import BlockSearch
+from rso_lib.engine import LayerSearch
 from rso_lib.history import History
 from rso_lib.models import Block, Head, Net
 from rso_lib.parallel import world
@@ -167,10 +167,10 @@ def test_a_process_has_its_own_slices(processes: int, monkeypatch: pytest.Monkey
     """Of three, as long as they go round; where there are more processes, all of them have steps."""
     net, shape = narrow("folded")
     train = images(26, shape).train
-    search = BlockSearch(net.eval(), 0, Batches(train.images, train.labels, 8))
+    search = LayerSearch(net.eval(), 0, Batches(train.images, train.labels, 8), strategy="layer")
     monkeypatch.setattr(world, "size", processes)
     monkeypatch.setattr(world, "split", "weights")
-    owners = _owners(search, RSO(strategy="layer"), torch.randperm(36), 4, before=5)
+    owners = _owners(search, torch.randperm(36), 4, before=5)
     assert set(owners.tolist()) == set(range(processes))
     slices = [(5 + t) % 3 for t in range(36)]
     owned = {(s, owner) for s, owner in zip(slices, owners.tolist(), strict=True)}
