@@ -3,7 +3,6 @@
 import argparse
 import ast
 import inspect
-import math
 import re
 import sys
 import warnings
@@ -58,7 +57,7 @@ def summary(run: runs.Run) -> str:
     """What a finished run reached."""
     last = run.history.last
     lines = [f"test accuracy, final               {last.test_accuracy:.4f}"]
-    if not math.isnan(last.val_accuracy):
+    if run.history.validated:
         best = run.history.best
         lines.append(f"test accuracy at best validation   {best.test_accuracy:.4f} (cycle {best.cycle})")
     return "\n".join([*lines, f"seconds                            {last.seconds:.1f}"])

@@ -76,12 +76,17 @@ class History:
         return rows[-1]
 
     @property
+    def validated(self) -> bool:
+        """Whether there was a validation part. Raises ValueError where no cycle is finished."""
+        return not math.isnan(self.last.val_accuracy)
+
+    @property
     def best(self) -> Report:
         """The cycle with the best accuracy on the validation part (never chosen on the test part).
 
         Raises ValueError where no cycle is finished, or where there is no validation part.
         """
-        if math.isnan(self.last.val_accuracy):
+        if not self.validated:
             raise ValueError("there is no validation part to choose on: load with val_size above 0, or take `last`")
         return max(self.cycles.rows, key=lambda row: row.val_accuracy)
 

@@ -127,7 +127,7 @@ def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log
 
     runs     a history; or several that differ in their seeds, drawn as the mean and a band from the lowest
              to the highest; or a mapping from labels to either
-    parts    of the data: "train", "val", "test"; by default all three of one run, the test part of several
+    parts    of the data: "train", "val", "test"; by default those that one run has, the test part of several
     against  "cycle", "steps", "image_forwards" or "seconds", all counted from the start of the run
     log      whether that axis is logarithmic
 
@@ -136,7 +136,7 @@ def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log
     _check("against", [against], AGAINST)
     _check("parts", parts, PARTS)
     named = _named(runs)
-    parts = parts or (["test"] if len(named) > 1 else list(PARTS))
+    parts = parts or _parts(list(named.values()))
     picture = _picture(9, 3.6, wspace=0.25)
     panels = dict(zip(SCORES, picture.subplots(1, 2), strict=True))
     for label, histories in named.items():
@@ -414,6 +414,14 @@ def _check(argument: str, values: Sequence[str], known: Mapping[str, str]) -> No
     for value in values:
         if value not in known:
             raise ValueError(f"{argument} must be one of {', '.join(known)}, not {value!r}")
+
+
+def _parts(runs: Sequence[Sequence[History]]) -> list[str]:
+    """The test part of several runs; of one, all parts that there were."""
+    if len(runs) > 1:
+        return ["test"]
+    rows = [row for history in runs[0] for row in history.cycles.rows]
+    return [part for part in PARTS if not any(math.isnan(getattr(row, f"{part}_accuracy")) for row in rows)]
 
 
 def _named(runs: Runs) -> dict[str, list[History]]:

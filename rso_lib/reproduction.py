@@ -126,10 +126,10 @@ def committed_table(folder: str | Path = FOLDER, commands: Mapping[str, str] = M
 
 
 def scores(histories: Sequence[History]) -> dict[str, float]:
-    """Test accuracies in %, means over runs: at the end (with its standard error), where validation is best, and the
-    highest of all, which is no result: it is chosen on the test part."""
+    """Test accuracies in %, means over runs: at the end (with its standard error), where validation is best (NaN where
+    there was none), and the highest of all, which is no result: it is chosen on the test part."""
     final = torch.tensor([100 * history.last.test_accuracy for history in histories], dtype=torch.float64)
-    chosen = [100 * history.best.test_accuracy for history in histories]
+    chosen = [100 * history.best.test_accuracy if history.validated else math.nan for history in histories]
     peeking = [100 * max(row.test_accuracy for row in history.cycles.rows) for history in histories]
     return {
         "final": float(final.mean()),

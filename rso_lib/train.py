@@ -1,5 +1,6 @@
 """Cycles, sweeps and steps: the loops of Algorithm 1 around the search engine."""
 
+import math
 import sys
 import time
 import warnings
@@ -178,7 +179,8 @@ def with_bar(
             bar.update(steps() - bar.n)  # those of all processes
             bar.set_description(f"cycle {item.cycle}/{settings.cycles} {item.layer}", refresh=False)
             if item.is_cycle:
-                bar.set_postfix(val=f"{item.val_accuracy:.4f}", test=f"{item.test_accuracy:.4f}")
+                scores = {"val": item.val_accuracy, "test": item.test_accuracy}
+                bar.set_postfix({part: f"{score:.4f}" for part, score in scores.items() if not math.isnan(score)})
             yield item
 
 

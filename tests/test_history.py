@@ -99,6 +99,8 @@ def test_no_finished_cycle_is_an_error_that_says_so(name: str) -> None:
 
 
 def test_no_validation_part_is_an_error_that_says_so() -> None:
+    assert cycles(0.5).validated
+    assert not cycles(math.nan).validated
     with pytest.raises(ValueError, match="validation part"):
         cycles(math.nan, math.nan).best  # noqa: B018
 

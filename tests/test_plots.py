@@ -3,6 +3,7 @@
 import math
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -61,6 +62,13 @@ def test_curves_of_one_run() -> None:
     assert accuracy.yaxis.get_major_formatter()(0.5) == "50"
     assert "training 90.00%" in picture.alt
     assert "test 80.00%" in picture.alt
+
+
+def test_curves_of_a_run_without_validation() -> None:
+    rows = [replace(row, val_accuracy=math.nan, val_loss=math.nan) for row in run([0.5, 0.7]).rows]
+    picture = plots.curves(History(rows))
+    assert texts(picture.axes[1]) == ["training", "test"]
+    assert "nan" not in picture.alt
 
 
 def test_curves_over_seeds_are_mean_and_range() -> None:

@@ -32,6 +32,7 @@ def test_scores_are_final_chosen_on_validation_and_peeked() -> None:
     assert found["at_best_validation"] == pytest.approx((50 + 30) / 2)
     assert found["peeking"] == pytest.approx((90 + 30) / 2)
     assert math.isnan(reproduction.scores([run([0.5])])["error"])
+    assert math.isnan(reproduction.scores([run([0.5], val=[math.nan])])["at_best_validation"])
     gained = reproduction.peeking({"a": [run([0.9, 0.7])]}).gained
     assert list(gained) == pytest.approx([20])
 
