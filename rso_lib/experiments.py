@@ -15,7 +15,7 @@ from .data import Data, Split
 from .engine import CHUNK
 from .history import History
 from .models import Net
-from .plots import BLACK, BLUE, CANDIDATES, GREY, ORANGE, VERMILION, Picture, _picture, style
+from .plots import BLACK, BLUE, CANDIDATES, GREY, ORANGE, VERMILION, Picture, blank, style
 from .proposals import SCHEDULES, generator, sigma
 from .reference import choose
 from .settings import RSO
@@ -270,7 +270,7 @@ def decision(visits: Visits, visit: int, batch_size: int, batches: int = 500) ->
     reach = float(torch.cat([changes.flatten(), truth]).abs().max()) or 1.0
     names = [name for name, _ in CANDIDATES.values()]
     colours = [colour for _, colour in CANDIDATES.values()]
-    picture = _picture(7, 3.2)
+    picture = blank(7, 3.2)
     axes = picture.subplots()
     axes.axvline(0, color=BLACK, linewidth=1)
     for k, (change, true) in enumerate(zip(changes, truth, strict=True), 1):
@@ -299,7 +299,7 @@ def wrong_decisions(table: "pandas.DataFrame", batch_size: int | None = None, co
     column      "wrong" or "harmful"
     """
     stages: dict[Any, Any] = dict(tuple(table.groupby("cycles"))) if "cycles" in table else {None: table}
-    picture = _picture(max(7, 3.6 * len(stages)), 3.6, right=0.3, wspace=0.15)
+    picture = blank(max(7, 3.6 * len(stages)), 3.6, right=0.3, wspace=0.15)
     panels = picture.subplots(1, len(stages), sharey=True, squeeze=False)[0]
     sizes = sorted(set(table.batch_size))
     for axes, (cycles, part) in zip(panels, stages.items(), strict=True):
@@ -329,7 +329,7 @@ def proposals(schedule: str, distribution: str, cycles: int) -> Picture:
     """Left: σ by cycle, all schedules in grey. Right: Δ in the first, the middle and the last cycle. In first σs."""
     settings = RSO(schedule=schedule, distribution=distribution, cycles=cycles)
     shown = sorted({0, cycles // 2, cycles - 1})
-    picture = _picture(9, 3.2, wspace=0.25)
+    picture = blank(9, 3.2, wspace=0.25)
     left, right = picture.subplots(1, 2)
     for name in SCHEDULES:
         factors = [RSO(schedule=name, cycles=cycles).sigma_factor(cycle) for cycle in range(cycles)]
@@ -357,7 +357,7 @@ def proposals(schedule: str, distribution: str, cycles: int) -> Picture:
 def apart(table: "pandas.DataFrame", default: str) -> Picture:
     """How far each variant ends from the default, with standard errors: the table of `differences`."""
     rows = table[table.variant != default]
-    picture = _picture(8, 1.2 + 0.42 * len(rows), left=2.6)
+    picture = blank(8, 1.2 + 0.42 * len(rows), left=2.6)
     axes = picture.subplots()
     axes.axvline(0, color=BLACK, linewidth=1)
     axes.errorbar(100 * rows.difference, range(len(rows)), xerr=100 * rows.error, fmt="o", color=BLUE, capsize=4)
@@ -374,7 +374,7 @@ def apart(table: "pandas.DataFrame", default: str) -> Picture:
 @style()
 def julia_picture(table: "pandas.DataFrame") -> Picture:
     """Accuracy and seconds by batch size, with the Julia notebook's beside them where the table holds them."""
-    picture = _picture(9, 3.4, wspace=0.25)
+    picture = blank(9, 3.4, wspace=0.25)
     left, right = picture.subplots(1, 2)
     for name, rows in table.groupby("net", sort=False):
         for prefix, label, line in (("", "here", "-"), ("julia_", "Julia notebook", ":")):

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from .history import COLUMNS, History, read
 from .models import Head
 from .reference import choose
+from .settings import check_choice
 
 FOLDER = Path(__file__).resolve().parents[1] / "figures"
 
@@ -116,6 +117,28 @@ class Picture(Figure):
         return {"text/html": image, "image/png": data, "text/plain": self.alt}, {"image/png": {"alt": self.alt}}
 
 
+def blank(
+    width: float,
+    height: float,
+    *,
+    left: float = 0.9,
+    right: float = 0.2,
+    bottom: float = 0.7,
+    top: float = 0.3,
+    wspace: float = 0.0,
+) -> Picture:
+    """A picture with fixed margins, all in inches. To measure them would double the time of a drawing."""
+    picture = Picture(figsize=(width, height))
+    edges = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": 1 - top / height}
+    picture.subplots_adjust(**edges, wspace=wspace)
+    return picture
+
+
+def whole_ticks() -> MaxNLocator:
+    """Ticks at whole numbers."""
+    return MaxNLocator(integer=True, steps=[1, 2, 5, 10])
+
+
 # Runs
 
 Runs = History | Sequence[History] | Mapping[str, History | Sequence[History]]
@@ -133,11 +156,12 @@ def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log
 
     Raises ValueError for an unknown part or axis, and where a run has not finished a cycle.
     """
-    _check("against", [against], AGAINST)
-    _check("parts", parts, PARTS)
+    check_choice("against", against, AGAINST)
+    for part in parts:
+        check_choice("parts", part, PARTS)
     named = _named(runs)
     parts = parts or _parts(list(named.values()))
-    picture = _picture(9, 3.6, wspace=0.25)
+    picture = blank(9, 3.6, wspace=0.25)
     panels = dict(zip(SCORES, picture.subplots(1, 2), strict=True))
     for label, histories in named.items():
         for part in parts:
@@ -148,7 +172,7 @@ def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log
         axes.set(xlabel=AGAINST[against], ylabel=SCORES[score], xscale="log" if log else "linear")
         low, high = axes.get_xlim()
         marks = (1, 2, 5) if log and high < 300 * low else (1,)  # more would overlap
-        axes.xaxis.set_major_locator(LogLocator(subs=marks) if log else _whole())
+        axes.xaxis.set_major_locator(LogLocator(subs=marks) if log else whole_ticks())
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter(NullFormatter())
     panels["accuracy"].yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}")
@@ -185,7 +209,7 @@ def acceptance(history: History) -> Picture:
     right.grid(False)
     picture.colorbar(shown, ax=right, label="steps that keep w (%)")
     for axes in (left, right):
-        axes.xaxis.set_major_locator(_whole())
+        axes.xaxis.set_major_locator(whole_ticks())
     first, low, high = history.cycles.rows[0], table.to_numpy().min(), table.to_numpy().max()
     picture.alt = (
         f"Left: shares of the steps that w, w + Δ and w − Δ win, by cycle; w is kept in {first.kept / first.steps:.0%} "
@@ -216,7 +240,7 @@ def loss_along(
     name        of the weight
     """
     lines = losses if isinstance(losses, Mapping) else {"": losses}
-    picture = _picture(7, 3.6)
+    picture = blank(7, 3.6)
     axes = picture.subplots()
     says = [f"The loss of a batch along {name}, from {float(values.min()):.2f} to {float(values.max()):.2f}."]
     for label, y in lines.items():
@@ -248,7 +272,7 @@ def sweep(losses: Tensor) -> Picture:
     """
     winners = choose(losses.T)
     best = losses.gather(1, winners[:, None]).flatten().numpy(force=True)
-    picture = _picture(7, 3.6)
+    picture = blank(7, 3.6)
     axes = picture.subplots()
     axes.plot(range(1, len(best) + 1), best, color="#CCCCCC", zorder=1)
     names, colours = zip(*CANDIDATES.values(), strict=True)
@@ -277,7 +301,7 @@ def weights(net: nn.Module, name: str, mark: int | None = None) -> Picture:
     mark  flat index of a weight to frame, the one being visited say
     """
     weight = net.get_parameter(name).detach().cpu()
-    tiles = _tiles(net, weight)
+    tiles = tiles_of(net, weight)
     outputs, inputs, height, width = tiles.shape
     gap = int(height * width > 1)
     canvas = tiles.new_full((inputs, height + gap, outputs, width + gap), math.nan)
@@ -287,7 +311,7 @@ def weights(net: nn.Module, name: str, mark: int | None = None) -> Picture:
 
     scale = min(7 / canvas.shape[1], 5 / canvas.shape[0], 0.5)  # inches
     across, down = canvas.shape[1] * scale, canvas.shape[0] * scale
-    picture = _picture(across + 2.1, down + 1.1, right=1.2, top=0.4)
+    picture = blank(across + 2.1, down + 1.1, right=1.2, top=0.4)
     axes = picture.subplots()
     axes.set_facecolor("#BBBBBB")
     shown = axes.imshow(canvas.numpy(), cmap="PuOr", norm=CenteredNorm(0), interpolation="nearest")
@@ -311,10 +335,25 @@ def weights(net: nn.Module, name: str, mark: int | None = None) -> Picture:
     return picture
 
 
+def tiles_of(net: nn.Module, weight: Tensor) -> Tensor:
+    """A tensor of weights as [outputs, inputs, height, width]."""
+    if weight.dim() == 4:
+        return weight
+    if weight.dim() == 1:
+        return weight.view(-1, 1, 1, 1)
+    outputs, features = weight.shape
+    *blocks, last = net.children()
+    flattened = isinstance(last, Head) and last.pool == "flatten"
+    channels = len(blocks[-1].get_parameter("conv.weight")) if flattened else features
+    side = math.isqrt(features // channels)
+    height = side if side * side * channels == features else 1
+    return weight.view(outputs, channels, height, -1)
+
+
 @style()
 def images(images: Tensor, captions: Sequence[object], *, title: str = "") -> Picture:
     """Images [N, C, H, W], grey or colour, side by side, a caption above each; the brightness is stretched."""
-    picture = _picture(9, 1.7, left=0.1, right=0.1, bottom=0.1, top=0.7 if title else 0.3, wspace=0.1)
+    picture = blank(9, 1.7, left=0.1, right=0.1, bottom=0.1, top=0.7 if title else 0.3, wspace=0.1)
     for k, (image, caption) in enumerate(zip(images.cpu(), captions, strict=True), 1):
         axes = picture.add_subplot(1, len(images), k)
         pixels = image.permute(1, 2, 0) - images.cpu().min()
@@ -360,7 +399,7 @@ def processes(path: str | Path) -> Picture:
     """Seconds of a cycle against the number of processes, by strategy: the table of `scaling.table` as a CSV."""
     with open(path, newline="") as file:
         lines = list(csv.DictReader(file))
-    picture = _picture(6, 3.6)
+    picture = blank(6, 3.6)
     axes = picture.subplots()
     says = []
     for strategy in dict.fromkeys(line["strategy"] for line in lines):
@@ -368,7 +407,7 @@ def processes(path: str | Path) -> Picture:
         axes.plot(*zip(*mine, strict=True), marker="o", label=strategy)
         says += [f"{strategy} with {count}: {seconds:.0f} s" for count, seconds in mine]
     axes.set(xlabel="processes", ylabel="time of a cycle (seconds)", ylim=(0, None))
-    axes.xaxis.set_major_locator(_whole())
+    axes.xaxis.set_major_locator(whole_ticks())
     axes.legend()
     picture.alt = f"Seconds of a cycle by the number of processes. {'; '.join(says)}."
     return picture
@@ -386,34 +425,6 @@ def redraw(folder: str | Path = FOLDER) -> list[Path]:
         drawn.append(path.with_suffix(".png"))
         draw(path).save(drawn[-1])
     return drawn
-
-
-def _picture(
-    width: float,
-    height: float,
-    *,
-    left: float = 0.9,
-    right: float = 0.2,
-    bottom: float = 0.7,
-    top: float = 0.3,
-    wspace: float = 0.0,
-) -> Picture:
-    """A picture with fixed margins, all in inches. To measure them would double the time of a drawing."""
-    picture = Picture(figsize=(width, height))
-    edges = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": 1 - top / height}
-    picture.subplots_adjust(**edges, wspace=wspace)
-    return picture
-
-
-def _whole() -> MaxNLocator:
-    """Ticks at whole numbers."""
-    return MaxNLocator(integer=True, steps=[1, 2, 5, 10])
-
-
-def _check(argument: str, values: Sequence[str], known: Mapping[str, str]) -> None:
-    for value in values:
-        if value not in known:
-            raise ValueError(f"{argument} must be one of {', '.join(known)}, not {value!r}")
 
 
 def _parts(runs: Sequence[Sequence[History]]) -> list[str]:
@@ -450,21 +461,6 @@ def _end(label: str, histories: Sequence[History], part: str) -> str:
     name = f"{label}, {PARTS[part]}" if label else PARTS[part]
     spread = f" (mean of {len(ends)} runs, {min(ends):.2%} to {max(ends):.2%})" if len(ends) > 1 else ""
     return f"{name} {sum(ends) / len(ends):.2%}{spread}"
-
-
-def _tiles(net: nn.Module, weight: Tensor) -> Tensor:
-    """A tensor of weights as [outputs, inputs, height, width]."""
-    if weight.dim() == 4:
-        return weight
-    if weight.dim() == 1:
-        return weight.view(-1, 1, 1, 1)
-    outputs, features = weight.shape
-    *blocks, last = net.children()
-    flattened = isinstance(last, Head) and last.pool == "flatten"
-    channels = len(blocks[-1].get_parameter("conv.weight")) if flattened else features
-    side = math.isqrt(features // channels)
-    height = side if side * side * channels == features else 1
-    return weight.view(outputs, channels, height, -1)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from .engine import channels_last
 from .experiments import standard_error
 from .history import History, Report
 from .models import Net, count_weights
-from .plots import AGAINST, BLACK, BLUE, FOLDER, GREY, SKY, VERMILION, Picture, _picture, _whole, style
+from .plots import AGAINST, BLACK, BLUE, FOLDER, GREY, SKY, VERMILION, Picture, blank, style, whole_ticks
 from .proposals import generator, sigma
 from .reference import cross_entropy
 from .runs import Run
@@ -375,7 +375,7 @@ def architectures(nets: Mapping[str, Net], shape: tuple[int, int, int]) -> Pictu
 
     shape  (C, H, W) of the images
     """
-    picture = _picture(9, 1.1 * len(nets), left=0.9, right=0.1, bottom=0.1, top=0.1)
+    picture = blank(9, 1.1 * len(nets), left=0.9, right=0.1, bottom=0.1, top=0.1)
     axes = picture.subplots()
     longest, says = max(len(net.blocks) for net in nets.values()), []
     for row, (name, net) in enumerate(nets.items()):
@@ -416,7 +416,7 @@ def _arch(axes: Axes, start: float, end: float, y: float, dashed: bool) -> None:
 @style()
 def time_bars(table: "pandas.DataFrame") -> Picture:
     """Shares of the steps and of the time by layer: the table of `time_by_layer`."""
-    picture = _picture(8, 1.1 + 0.4 * len(table), left=1.2)
+    picture = blank(8, 1.1 + 0.4 * len(table), left=1.2)
     axes = picture.subplots()
     places = range(len(table))
     axes.barh([y - 0.2 for y in places], 100 * table.steps / table.steps.sum(), 0.4, color=GREY, label="steps")
@@ -434,13 +434,13 @@ def decrease_map(history: History) -> Picture:
     table = decreases(history)
     grid = 100 * table.pivot(index="layer", columns="cycle", values="decrease")
     grid = grid.loc[list(dict.fromkeys(table.layer))]
-    picture = _picture(9, 1.2 + 0.3 * len(grid), left=2.2)
+    picture = blank(9, 1.2 + 0.3 * len(grid), left=2.2)
     axes = picture.subplots()
     extent = (0.5, grid.shape[1] + 0.5, len(grid) - 0.5, -0.5)
     shown = axes.imshow(grid, aspect="auto", cmap="PuOr", norm=CenteredNorm(0), extent=extent, interpolation="nearest")
     axes.set(xlabel="cycle", yticks=range(len(grid)), yticklabels=grid.index)
     axes.grid(False)
-    axes.xaxis.set_major_locator(_whole())
+    axes.xaxis.set_major_locator(whole_ticks())
     picture.colorbar(shown, ax=axes, label="fall of the loss (%)")
     rows = "; ".join(f"{layer} {value:+.1f} %" for layer, value in grid.mean(axis=1).items())
     picture.alt = f"The share by which the loss falls in a sweep, by layer and cycle. Means over the cycles: {rows}."
@@ -453,7 +453,7 @@ def direction_curves(tables: Mapping[str, "pandas.DataFrame"]) -> Picture:
 
     tables  of `directions`, by what is said about the net
     """
-    picture = _picture(9, 3.6, wspace=0.15)
+    picture = blank(9, 3.6, wspace=0.15)
     panels = picture.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     ends = []
     for axes, (title, table) in zip(panels, tables.items(), strict=True):
@@ -473,7 +473,7 @@ def direction_curves(tables: Mapping[str, "pandas.DataFrame"]) -> Picture:
 def change_histogram(values: Tensor, about: str) -> Picture:
     """Changes of the loss by random directions, `changes`: by Δ and −Δ together, and what the best of three gains."""
     best = values.min(1).values.clamp(max=0)
-    picture = _picture(7, 3.2)
+    picture = blank(7, 3.2)
     axes = picture.subplots()
     axes.axvline(0, color=BLACK, linewidth=1)
     axes.hist(values.flatten().numpy(), bins=40)
@@ -489,7 +489,7 @@ def change_histogram(values: Tensor, about: str) -> Picture:
 @style()
 def level_curves(table: "pandas.DataFrame", paper: bool) -> Picture:
     """Table 2 as a picture: test accuracy against steps by level; dotted where the paper's are asked for."""
-    picture = _picture(8, 3.6)
+    picture = blank(8, 3.6)
     axes = picture.subplots()
     for level, rows in table.groupby("level", sort=False):
         bars = axes.errorbar(rows.steps, rows.accuracy, rows.error, label=level, capsize=3, marker="o")

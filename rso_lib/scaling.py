@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import bench
 from .models import Head
 from .parallel import usual_split
-from .plots import Picture, _picture, style
+from .plots import Picture, blank, style
 from .runs import Run, load
 from .settings import STRATEGIES
 
@@ -140,7 +140,7 @@ def speedups(layers: Sequence[Layer], network: Network, processes: int) -> Pictu
 
     processes  the number that is marked, and told in words
     """
-    picture = _picture(8, 3.8)
+    picture = blank(8, 3.8)
     axes = picture.subplots()
     numbers, says = [2**k for k in range(13)], []
     for strategy, split in WAYS.items():

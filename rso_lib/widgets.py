@@ -24,7 +24,7 @@ from torch import nn
 
 from .data import Data
 from .live import FAILED, FINISHED, PAUSED, READY, RUNNING, STOPPED, LiveRun, LiveSGD
-from .plots import BLUE, GREEN, PURPLE, VERMILION, Picture, _tiles, style
+from .plots import BLUE, GREEN, PURPLE, VERMILION, Picture, style, tiles_of
 from .proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Schedule
 from .settings import DIRECTIONS, RSO
 from .sgd import SGD
@@ -451,7 +451,7 @@ def layer(run: LiveRun) -> tuple[bytes, str]:
     """The weights of the layer that is searched as pictures, the one visited last framed: a PNG, and its text."""
     matrix = [name for name, weight in run.net.named_parameters() if weight.dim() > 1][-1]
     name = run.last.layer if run.last and run.last.layer != "network" else matrix
-    tiles = _tiles(run.net, run.net.get_parameter(name).detach().cpu()).numpy()
+    tiles = tiles_of(run.net, run.net.get_parameter(name).detach().cpu()).numpy()
     outputs, inputs, height, width = tiles.shape
     largest = float(np.abs(tiles).max()) or 1.0
     scale = max(1, min((TILES[0] // outputs - GAP) // width, (TILES[1] // inputs - GAP) // height, 40))
