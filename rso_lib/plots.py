@@ -103,7 +103,7 @@ class Picture(Figure):
         image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
         about, buffer = PngInfo(), io.BytesIO()
         about.add_itxt("Description", self.alt)
-        image.quantize(dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True, pnginfo=about)
+        image.quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(buffer, "PNG", pnginfo=about)
         return buffer.getvalue()
 
     def save(self, path: str | Path) -> None:
