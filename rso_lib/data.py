@@ -68,7 +68,7 @@ def load(
 
     name      "digits" (comes with scikit-learn); "mnist", "fashion_mnist", "kmnist", "cifar10" (torchvision
               downloads them); "folder:PATH", images of one size in PATH/train/CLASS/* and PATH/test/CLASS/*
-    root      folder of the downloaded sets; by default the one that $RSO_DATA names, else "data"
+    root      folder of the downloaded sets; by default the one that $RSO_DATA names, else data/ in `home()`
     device    where the tensors live
     seed      of the split, which is the same for the same seed on every device
     val_size  training images that are kept for validation: by default 5,000, or a tenth if that is less;
@@ -116,6 +116,12 @@ def load(
     )
 
 
+def home() -> Path:
+    """Where data/ and runs/ lie: the project's folder if this is a clone of it, else the current one."""
+    project = Path(__file__).resolve().parents[1]
+    return project if (project / "notebooks").is_dir() else Path()
+
+
 def _check_device(device: str | torch.device) -> None:
     try:
         torch.empty(0, device=device)
@@ -128,7 +134,7 @@ def _read(name: str, root: str | os.PathLike[str] | None, rng: torch.Generator) 
     if name == "digits":
         return sources.digits(rng)
     if name in sources.TORCHVISION:
-        return sources.torchvision(name, Path(root or os.environ.get("RSO_DATA") or "data").expanduser())
+        return sources.torchvision(name, Path(root or os.environ.get("RSO_DATA") or home() / "data").expanduser())
     return sources.folder(Path(name.removeprefix("folder:")).expanduser())
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from . import bench, runs
-from .data import Split
+from .data import Split, home
 from .engine import channels_last
 from .experiments import standard_error
 from .history import History, Report
@@ -79,12 +79,12 @@ CIFAR = {
 
 
 def place(out: str, notebook: str, preset: str) -> Path:
-    """The folder of a notebook's runs, which is made: `out`, else runs/NOTEBOOK/PRESET.
+    """The folder of a notebook's runs, which is made: `out`, else runs/NOTEBOOK/PRESET in `data.home()`.
 
     A smoke run is short: without `out` its folder lasts as long as the session.
     """
     if out or preset != "smoke":
-        folder = Path(out or f"runs/{notebook}/{preset}")
+        folder = Path(out or home() / "runs" / notebook / preset)
         folder.mkdir(parents=True, exist_ok=True)
     else:
         folder = Path(tempfile.mkdtemp())
@@ -479,9 +479,9 @@ def change_histogram(values: Tensor, about: str) -> Picture:
     axes.hist(values.flatten().numpy(), bins=40)
     axes.set(xlabel="change of the loss (nats)", ylabel=f"of {values.numel()} candidates")
     picture.alt = (
-        f"{about}: the change of the loss has a mean of {float(values.mean()):+.4f} and a deviation of "
-        f"{float(values.std()):.4f} nats. {float((best < 0).double().mean()):.0%} of the directions help; "
-        f"a step changes the loss by {float(best.mean()):.4f} in the mean."
+        f"{about}: the change of the loss has a mean of {float(values.mean()):+.2g} and a deviation of "
+        f"{float(values.std()):.2g} nats. {float((best < 0).double().mean()):.0%} of the directions help; "
+        f"a step changes the loss by {float(best.mean()):.2g} in the mean."
     )
     return picture
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import rso_lib.__main__
 from rso_lib import RSO, History, models, presets, reproduction, sgd
-from rso_lib.data import Split
+from rso_lib.data import Split, home
 from rso_lib.history import Report
 from rso_lib.proposals import sigma
 
@@ -169,10 +169,12 @@ def test_runs_are_taken_up(tmp_path: Path) -> None:
     assert [[row.seconds for row in one.history.rows] for one in again] == seconds
 
 
-def test_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_place(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert home() == project  # wherever a kernel or a command is started
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduction, "home", lambda: tmp_path)
     assert reproduction.place("here", "05", "smoke") == Path("here")
-    assert reproduction.place("", "05", "laptop") == Path("runs/05/laptop")
+    assert reproduction.place("", "05", "laptop") == tmp_path / "runs/05/laptop"
     assert reproduction.place("", "05", "smoke") != reproduction.place("", "05", "smoke")
 
 
