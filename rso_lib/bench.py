@@ -157,8 +157,8 @@ def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int
     net.eval()
     search = (HeadSearch if isinstance(layer, Head) else BlockSearch)(net, position, part)
     build = clock(lambda: [search.inputs[s] for s in range(tried)], device) * len(batches.labels) / count
-    visits = iter(range(0, weight.numel(), slices // tried))
-    first = [clock(lambda: search.step(name, next(visits), delta), device) for _ in range(min(tried, weight.numel()))]
+    visit = lambda turn: search.step(name, turn * (slices // tried) % weight.numel(), delta, turn)  # noqa: E731
+    first = [clock(partial(visit, turn), device) for turn in range(tried)]
     x = channels_last(batches.images[: batches.size])
     behind = cached_input(stages(net.blocks[:position], calibrated=True), x, channels_last)
     labels = batches.labels[: batches.size]
@@ -170,8 +170,7 @@ def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int
         times["plain"].append(clock(lambda: plain_step(weight, 0, delta, whole), device))
         times["cached"].append(clock(lambda: plain_step(weight, 0, delta, tail), device))
         for _ in range(1 + (k > 0) * 2):
-            index = next(visits, 0)
-            times["engine"].append(clock(partial(search.step, name, index, delta), device))
+            times["engine"].append(clock(partial(visit, tried + len(times["engine"])), device))
     return Timing(
         layer=list(dict(net.named_children()))[position],
         weights=models.count_weights(layer),

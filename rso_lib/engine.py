@@ -209,28 +209,33 @@ def advance(cut: BlockStage, following: Stage, group: Sequence[Candidate]) -> li
 def share_moments(parts: Sequence[Preactivation]) -> list[Preactivation]:
     """The same with the moments of the whole batch, from those of the parts that the processes have."""
     own = torch.stack([sums(part.z) if part.moments is None else part.moments.to(part.z.device) for part in parts])
-    total = world.total(torch.cat([own.flatten(), own.new_tensor([parts[0].count])]))
+    total = world.add(torch.cat([own.flatten(), own.new_tensor([parts[0].count])]))
     moments = total[:-1].view_as(own)
     return [Preactivation(part.z, its, float(total[-1])) for part, its in zip(parts, moments, strict=True)]
 
 
 def advance_one(cut: BlockStage, following: Stage, z: Preactivation, skip: Tensor | None) -> Candidate:
     """The same for one of them; compiled where that covers the two stages."""
-    compiled, norm = kernels.load(), fused_norm(cut.block)
-    if compiled and norm and isinstance(following, BlockStage) and compiled.fits(z.z, len(following.kernel)):
+    if (
+        (norm := fused_norm(cut.block))
+        and isinstance(following, BlockStage)
+        and (compiled := kernels.covering(z.z, len(following.kernel)))
+    ):
         behind = cut.block.passes(normalise(cut.block, cut.w, z) if cut.block.opens else z.z, skip)
         base = channels_last(bridge(following.block, following.w, behind)) if following.block.closes else None
         if "norm.running_mean" in cut.w:
-            z = calibrated(norm, z.z)
-        return compiled.norm_conv(z, norm, cut.block.relu, following.taps, following.stride, base), behind
+            z = calibrated(cut.w, z.z)
+        scale, shift = cut.w["norm.weight"], cut.w["norm.bias"]
+        return compiled.norm_conv(
+            z, scale, shift, norm.eps, cut.block.relu, following.taps, following.stride, base
+        ), behind
     flow = cut.finish(z, skip)
     return Preactivation(following.receive(flow)), flow.skip
 
 
-def calibrated(norm: nn.BatchNorm2d, z: Tensor) -> Preactivation:
+def calibrated(w: Weights, z: Tensor) -> Preactivation:
     """z with the moments that give batch norm its running statistics."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    mean, var = norm.running_mean.double(), norm.running_var.double()
+    mean, var = w["norm.running_mean"].double(), w["norm.running_var"].double()
     return Preactivation(z, torch.stack([mean, var + mean.square()]), count=1.0)
 
 
@@ -276,14 +281,14 @@ def _room(part: Tensor, images: int, half: bool) -> Tensor:
 class BlockSearch:
     """One weight at a time of the block at a position of the net (in eval mode, calibrated)."""
 
-    def __init__(self, net: Net, position: int, batches: Batches, cache: str = "full", strategy: str = "sequential"):
+    def __init__(self, net: Net, position: int, batches: Batches, cache: str = "full"):
         self.block, after = net.blocks[position], net.layers[position + 1 :]
         self.w = weights_of(self.block)
         self.next, *_ = self.stages = stages(after)
         self.joined = (  # the next block, where it closes the skip that this one opens
             self.next if self.block.opens and isinstance(self.next, BlockStage) and self.next.block.closes else None
         )
-        self.cache, self.strategy = cache, strategy
+        self.cache = cache
         self.few = max(1, self.block.conv.out_channels // 4)  # measured: a changed row costs a quarter of `respond`
         prepare = box if folds(self.block) else channels_last
         images, before = batches.slices(batches.images), stages(net.blocks[:position], calibrated=True)
@@ -291,48 +296,48 @@ class BlockSearch:
         self.labels = batches.slices(batches.labels)
         self.begin(0)
 
-    def begin(self, step: int) -> None:
-        """Start a sweep, or go on from a step of it, with nothing kept for any slice."""
-        self.count = step
-        self.turns = dict.fromkeys(range(self.block.conv.out_channels), step)
-        merged = self.strategy != "sequential"
-        self.before = {key: value.clone() for key, value in self.w.items()} if merged else self.w
-        self.cut = BlockStage(self.block, self.before)
+    def begin(self, turn: int) -> None:
+        """Start a sweep, or go on within it, at this turn, with nothing kept for any slice."""
+        self.before = self.w
         self.forget()
 
     def forget(self) -> None:
         """Keep nothing for any slice."""
+        self.cut = BlockStage(self.block, self.before)
         self.responses: dict[int, Preactivation] = {}
         self.skips: dict[int, Tensor | None] = {}
         self.seen: dict[int, Weights] = {}
         self.visited: list[int] = []
 
-    def step(self, name: str, index: int, delta: Tensor) -> Tensor:
-        """Visit the weight `index` (flat) of the tensor `name`: three losses, and the best is written back."""
+    def step(self, name: str, index: int, delta: Tensor, turn: int) -> Tensor:
+        """Visit the weight `index` (flat) of the tensor `name`: three losses, and the best is written back.
+
+        turn   of the step among those of the layer, over all tensors; the slices are used in turn
+        """
         weight = self.w[name].view(-1)
         row, j = divmod(index, weight.numel() // len(self.w[name]))
-        s = self.next_slice(row)
-        candidates = three(weight[index], delta)
-        tried = candidates if self.strategy == "neuron" else candidates[1:]  # else w itself is what is kept
-        changed = self.changed(s, row)
-        now, own = changed or [row], [row] * len(tried)
-        parts = [(self.seen.get(s, self.before), changed), (self.before, now), (self.w, own)]
-        w = {key: torch.cat([weights[key][rows] for weights, rows in parts]) for key in self.w}
-        w[name].view(len(w[name]), -1)[-len(tried) :, j] = tried
-        normed = self.normed(s, w, [*changed, *now, *own])
-        losses = self.losses(s, row, changed, normed, len(tried))
+        candidates = torch.stack([weight[index], weight[index] + delta, weight[index] - delta])
+        losses = self.losses(self.slice_of(row, turn), name, row, j, candidates)
         weight[index] = candidates.take(choose(losses))
-        self.visited.append(row)
-        if self.cache == "input":
-            self.forget()
         return losses
 
-    def next_slice(self, row: int) -> int:
-        """The slices are used in turn: by all steps, or by each output neuron that is searched by itself."""
-        turn = self.turns[row] if self.strategy == "neuron" else self.count
-        self.count += 1
-        self.turns[row] += 1
+    def slice_of(self, row: int, turn: int) -> int:
+        """The slice that scores a step."""
         return turn % len(self.labels)
+
+    def losses(self, s: int, name: str, row: int, j: int, candidates: Tensor) -> Tensor:
+        """The losses on slice s where weight j of a row takes the values w, w + Δ and w − Δ."""
+        if self.cache == "input":
+            self.forget()
+        changed = self.changed(s, row)
+        self.visited.append(row)
+        are = changed or [row]
+        w = self.rows([(self.seen[s], changed), (self.w, [*are, row, row])], name, j, candidates[1:])
+        normed = self.normed(s, w, [*changed, *are, row, row])
+        x = self.enter(normed)
+        if changed:
+            self.refresh(s, changed, x, normed)
+        return self.scores(s, chain([self.kept(s)], self.moved(s, row, x, normed, tried=2)))
 
     def changed(self, s: int, row: int) -> list[int]:
         """The rows with other weights than what is kept for slice s is due to, this one, which may have decayed, last.
@@ -340,34 +345,38 @@ class BlockSearch:
         None where it has just been computed: on the first visit, and where that is cheaper than so many changes.
         """
         rows = [*sorted(set(self.visited[-len(self.labels) :]) - {row}), row]
-        if s not in self.responses or (self.strategy == "sequential" and len(rows) > self.few):
-            self.respond(s, self.linear(s, self.before))
-            return []
-        return rows if self.strategy == "sequential" else []
+        if s in self.responses and len(rows) <= self.few:
+            return rows
+        self.respond(s, self.linear(s, self.before))
+        self.remember(s)
+        return []
+
+    def remember(self, s: int) -> None:
+        """Keep the weights that the response to slice s is due to, as they go on to change."""
+        self.seen[s] = copied(self.w)
+
+    def rows(self, parts: Sequence[tuple[Weights, Sequence[int]]], name: str, j: int, tried: Tensor) -> Weights:
+        """Rows out of some states of the block, put together; in the last ones weight j takes the tried values."""
+        w = {key: torch.cat([weights[key][rows] for weights, rows in parts]) for key in self.w}
+        w[name].view(len(w[name]), -1)[-len(tried) :, j] = tried
+        return w
 
     def respond(self, s: int, z: Tensor) -> None:
         """Keep for slice s the next layer's response where the block's batch norm receives z, and the skip behind."""
         skip = self.inputs[s].skip
-        candidate = Preactivation(z), None if skip is None else skip.to(z)
         if self.joined:
-            flow = self.cut.finish(*candidate)
+            flow = self.cut.finish(Preactivation(z), skip)
             self.responses[s], self.skips[s] = Preactivation(self.joined.response(flow.x)), flow.skip
         else:
-            [(self.responses[s], self.skips[s])] = advance(self.cut, self.next, [candidate])
-        self.remember(s)
-
-    def remember(self, s: int) -> None:
-        """Keep the weights that the response to slice s is due to, where they go on to change."""
-        if self.strategy == "sequential":
-            self.seen[s] = {key: value.clone() for key, value in self.before.items()}
+            [(self.responses[s], self.skips[s])] = advance(self.cut, self.next, [(Preactivation(z), skip)])
 
     def linear(self, s: int, w: Weights, rows: Sequence[int] | None = None) -> Tensor:
         """What the block's batch norm receives on slice s [batch, len(w), H, W]; w may be of some rows."""
         stride, padding = (2, 0) if folds(self.block) else (1, 1)
-        kernel, compiled = w["conv.weight"], kernels.load()
-        flow = self.inputs[s]
+        kernel, flow = w["conv.weight"], self.inputs[s]
         x = flow.x.to(kernel.dtype)
-        if rows and compiled and compiled.fits(x, x.shape[1]) and len(rows) < x.shape[1] // 2:
+        compiled = kernels.covering(x, x.shape[1]) if rows and len(rows) < x.shape[1] // 2 else None
+        if compiled:
             z = compiled.rows_conv(x, kernel, stride, padding)
         else:
             z = F.conv2d(x, channels_last(kernel), stride=stride, padding=padding)
@@ -379,24 +388,9 @@ class BlockSearch:
         """Batch norm's output [batch, len(rows), H, W] on slice s for rows with the weights w."""
         return normalise(self.block, w, Preactivation(self.linear(s, w, rows).contiguous()))
 
-    def losses(self, s: int, row: int, changed: Sequence[int], normed: Tensor, tried: int) -> Tensor:
-        """The losses of w (unless it is tried itself), and of the row as it is tried, given batch norm's output.
-
-        normed   of the changed rows as they were, of these rows as they are (or of the row that is visited),
-                 and of this row as it is tried
-        """
-        x = self.next.enter(self.block.activate(normed))
-        if changed:
-            self.refresh(s, changed, x, normed)
-        kept = [self.kept(s)] if tried == 2 else []
-        return self.scores(s, chain(kept, self.moved(s, row, x, normed, tried)))
-
-    def moved(self, s: int, row: int, x: Tensor, normed: Tensor, tried: int) -> Iterator[Candidate]:
-        """What the next layer may receive: of x and normed, the last `tried` channels are the row as it is tried, and
-        the one before these is the row as it is kept."""
-        first = x.shape[1] - tried
-        for k in range(first, x.shape[1]):
-            yield self.candidate(s, row, x[:, k, None] - x[:, first - 1, None], normed[:, k, None])
+    def enter(self, normed: Tensor) -> Tensor:
+        """What the next layer receives as input, given batch norm's output."""
+        return self.next.enter(self.block.activate(normed))
 
     def scores(self, s: int, candidates: Iterable[Candidate]) -> Tensor:
         """The losses on slice s of what the next layer may receive."""
@@ -406,6 +400,13 @@ class BlockSearch:
     def kept(self, s: int) -> Candidate:
         """What the next layer receives with the weights as they were kept."""
         return self.joining(self.responses[s], self.skips[s])
+
+    def moved(self, s: int, row: int, x: Tensor, normed: Tensor, tried: int) -> Iterator[Candidate]:
+        """The same with a row as it is tried: the last channels of x and of batch norm's output. The one before these
+        is the row as it was kept."""
+        first = x.shape[1] - tried
+        for k in range(first, x.shape[1]):
+            yield self.candidate(s, row, x[:, k, None] - x[:, first - 1, None], normed[:, k, None])
 
     def candidate(self, s: int, row: int, change: Tensor, normed: Tensor) -> Candidate:
         """The same with a change of the next layer's input in one row, and that row of batch norm's output."""
@@ -437,41 +438,63 @@ class BlockSearch:
 
     def add_channel(self, z: Preactivation, change: Tensor, row: int, in_place: bool = False) -> Preactivation:
         """What the next layer receives when one channel of its input changes by [batch, 1, H, W]."""
-        compiled = kernels.load()
-        if compiled and isinstance(self.next, BlockStage) and compiled.fits(z.z, z.z.shape[1]):
+        if isinstance(self.next, BlockStage) and (compiled := kernels.covering(z.z, z.z.shape[1])):
             taps = self.next.taps[:, :, row].contiguous()
             return compiled.add_channel(z.z, change, taps, self.next.stride, z.z if in_place else None)
         response = self.next.response(change, [row])
         return Preactivation(z.z.add_(response) if in_place else response.add_(z.z))
 
 
+class NeuronSearch(BlockSearch):
+    """The same where a step sees only those of its own row, its output neuron (strategy="neuron", section 4.6)."""
+
+    def begin(self, turn: int) -> None:
+        """As in `BlockSearch`. The other rows are seen as they are now; each row takes the slices by itself."""
+        self.before = copied(self.w)
+        self.turns = dict.fromkeys(range(self.block.conv.out_channels), turn)
+        self.forget()
+
+    def slice_of(self, row: int, turn: int) -> int:
+        """The next one of this row."""
+        self.turns[row] += 1
+        return (self.turns[row] - 1) % len(self.labels)
+
+    def losses(self, s: int, name: str, row: int, j: int, candidates: Tensor) -> Tensor:
+        """As in `BlockSearch`. w itself is a change, of what is kept for the slice."""
+        if self.cache == "input":
+            self.forget()
+        if s not in self.responses:
+            self.respond(s, self.linear(s, self.before))
+        w = self.rows([(self.before, [row]), (self.w, [row] * 3)], name, j, candidates)
+        normed = self.normed(s, w, [row] * 4)
+        return self.scores(s, self.moved(s, row, self.enter(normed), normed, tried=3))
+
+
 class LayerSearch(BlockSearch):
-    """One weight at a time where no step sees another (strategy="layer", section 4.6).
+    """The same where no step sees another (strategy="layer", section 4.6).
 
     Steps on a slice may follow each other, so only what concerns the slice at hand is kept: more of it, and in the
     processor's cache. w is scored once for a slice, and one weight of the convolution moves its output by a multiple
     of one shifted input channel.
     """
 
-    def step(self, name: str, index: int, delta: Tensor) -> Tensor:
-        """As in `BlockSearch`; what is written back is for the state behind the sweep."""
-        weight = self.w[name].view(-1)
-        row, j = divmod(index, weight.numel() // len(self.w[name]))
-        s = self.next_slice(row)
+    def begin(self, turn: int) -> None:
+        """As in `BlockSearch`. All weights are seen as they are now."""
+        self.before = copied(self.w)
+        self.forget()
+
+    def losses(self, s: int, name: str, row: int, j: int, candidates: Tensor) -> Tensor:
+        """As in `BlockSearch`."""
         if s not in self.responses:
             self.turn_to(s)
-        candidates = three(weight[index], delta)
-        w = {key: value[[row] * 3] for key, value in self.before.items()}
-        w[name].view(3, -1)[:, j] = candidates
+        w = self.rows([(self.before, [row] * 3)], name, j, candidates)
         if name == "conv.weight":
             change = (candidates - candidates[0])[:, None, None] * self.tap(j)
             normed = normalise(self.block, w, Preactivation(self.z[:, [row]] + change))
         else:
             normed = self.normed(s, w, [row] * 3)
-        x = self.next.enter(self.block.activate(normed))
-        losses = torch.cat([self.known, self.scores(s, self.moved(s, row, x, normed, tried=2))])
-        weight[index] = candidates.take(choose(losses))
-        return losses
+        moved = self.scores(s, self.moved(s, row, self.enter(normed), normed, tried=2))
+        return torch.cat([self.loss, moved])
 
     def turn_to(self, s: int) -> None:
         """Keep what concerns slice s, and nothing else."""
@@ -480,7 +503,7 @@ class LayerSearch(BlockSearch):
         x = self.inputs[s].x.to(z.dtype)
         self.z, self.planes = z.contiguous(), (x if folds(self.block) else F.pad(x, (1, 1, 1, 1))).contiguous()
         self.respond(s, z)
-        self.known = self.scores(s, [self.kept(s)])
+        self.loss = self.scores(s, [self.kept(s)])
 
     def tap(self, j: int) -> Tensor:
         """What weight j of a row of the convolution is multiplied with: [batch, 1, H, W]."""
@@ -490,9 +513,12 @@ class LayerSearch(BlockSearch):
         return self.planes[:, channel : channel + 1, ky : ky + height : stride, kx : kx + width : stride]
 
 
-def three(weight: Tensor, delta: Tensor) -> Tensor:
-    """The candidates w, w + Δ and w − Δ: [3]."""
-    return torch.stack([weight, weight + delta, weight - delta])
+BLOCK_SEARCHES = {"sequential": BlockSearch, "neuron": NeuronSearch, "layer": LayerSearch}
+"""How a block is searched, by strategy."""
+
+
+def copied(w: Weights) -> Weights:
+    return {key: value.clone() for key, value in w.items()}
 
 
 class Others(NamedTuple):
@@ -525,19 +551,17 @@ class HeadSearch:
         self.one = self.w["linear.weight"].new_ones(1, batches.size)
         self.begin(0)
 
-    def begin(self, step: int) -> None:
-        """Start the sweep of a tensor, or go on from a step of it, with nothing kept for any slice."""
-        self.count = step
+    def begin(self, turn: int) -> None:
+        """As in `BlockSearch`."""
         self.logits: dict[int, Tensor] = {}
         self.seen: dict[int, Tensor] = {}
         self.others: dict[int, Others] = {}
         self.rows: list[int] = []
         self.columns: list[int] = []
 
-    def step(self, name: str, index: int, delta: Tensor) -> Tensor:
+    def step(self, name: str, index: int, delta: Tensor, turn: int) -> Tensor:
         """As in `BlockSearch`."""
-        s = self.count % len(self.labels)
-        self.count += 1
+        s = turn % len(self.labels)
         matrix = self.w[name].view(len(self.w[name]), -1)
         x = self.one if name == "linear.bias" else self.inputs[s]
         row, column = divmod(index, matrix.shape[1])
@@ -545,7 +569,7 @@ class HeadSearch:
         self.columns.append(column)
         self.refresh(s, row, matrix, x)
         weight = matrix[row, column]
-        candidates = three(weight, delta)
+        candidates = torch.stack([weight, weight + delta, weight - delta])
         z = torch.addcmul(self.logits[s][row], (candidates - weight)[:, None], x[column])
         losses = world.mean(self.others[s].losses(z), len(self.labels[s]))
         weight.copy_(candidates.take(choose(losses)))

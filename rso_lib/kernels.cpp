@@ -2,7 +2,7 @@
 //
 //   rows_conv     a few output channels of a 3×3 convolution
 //   add_channel   base + the convolution of one input channel
-//   norm_conv     batch norm with the statistics of the batch, ReLU, and the next block's convolution
+//   norm_conv     batch norm with the statistics that follow from given moments, ReLU, and the next block's convolution
 //   moments       the per-channel sum and sum of squares, which batch norm needs
 //
 // add_channel and norm_conv return the moments of what they wrote, so that every activation is written once and

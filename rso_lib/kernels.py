@@ -43,16 +43,6 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL):
         self.library = library
 
-    def fits(self, z: Tensor, outputs: int) -> bool:
-        """Whether the compiled sizes cover a convolution of z to so many channels."""
-        return (
-            z.device.type == "cpu"
-            and z.dtype in (torch.float32, torch.float64)
-            and z.shape[1] in CHANNELS
-            and outputs in CHANNELS
-            and z.shape[1] <= outputs
-        )
-
     def sums(self, z: Tensor) -> Tensor:
         """`sums` of z [N, C, H, W], channels last."""
         images, channels, height, width = z.shape
@@ -92,14 +82,17 @@ class Kernels:
     def norm_conv(
         self,
         before: Preactivation,
-        norm: torch.nn.BatchNorm2d,
+        scale: Tensor,
+        shift: Tensor,
+        eps: float,
         relu: bool,
         taps: Tensor,
         stride: int,
         base: Tensor | None,
     ) -> Preactivation:
-        """Batch norm with the statistics of the batch, ReLU, 3×3 convolution (+ base).
+        """Batch norm with the statistics that follow from before.moments, ReLU, 3×3 convolution (+ base).
 
+        scale   of batch norm: [CI], as its shift
         taps    [3, 3, CI, CO]
         stride  1, or 2 where average pooling follows the convolution
         base    [N, CO, H', W'], channels last, or None
@@ -113,7 +106,7 @@ class Kernels:
         known = self.sums(z) if before.moments is None else before.moments
         self._call(
             "norm_conv",
-            *(z, known, before.count, norm.weight, norm.bias, norm.eps, relu, taps, base, out, moments),
+            *(z, known, before.count, scale, shift, eps, relu, taps, base, out, moments),
             *(images, height, width, inputs, outputs, stride),
         )
         return Preactivation(out, moments)
@@ -132,6 +125,18 @@ def sums(z: Tensor) -> Tensor:
     return torch.stack([sum(part.sum(0) for part in parts), sum(part.square().sum(0) for part in parts)])
 
 
+def covering(z: Tensor, outputs: int) -> Kernels | None:
+    """The compiled kernels, if there are any and their sizes cover a convolution of z to so many channels."""
+    covered = (
+        z.device.type == "cpu"
+        and z.dtype in (torch.float32, torch.float64)
+        and z.shape[1] in CHANNELS
+        and outputs in CHANNELS
+        and z.shape[1] <= outputs
+    )
+    return load() if covered else None
+
+
 @cache
 def load() -> Kernels | None:
     """The compiled kernels, or None where they cannot be had."""
@@ -140,7 +145,9 @@ def load() -> Kernels | None:
     try:
         return Kernels(ctypes.CDLL(str(_compiled())))
     except (OSError, subprocess.SubprocessError) as error:
-        warnings.warn(f"no compiled kernels, the search runs in plain torch: {error}", stacklevel=2)
+        said = getattr(error, "stderr", None) or b""
+        reason = " ".join([str(error), *said.decode(errors="replace").splitlines()[:1]])
+        warnings.warn(f"no compiled kernels, the search runs in plain torch: {reason}", stacklevel=2)
         return None
 
 

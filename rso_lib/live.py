@@ -13,7 +13,7 @@ from threading import Event, Thread
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import models, sgd
 from .data import Data, Split
@@ -166,7 +166,8 @@ class LiveRun:
         self.history = History()
         self.last: Step | None = None
         self.recent: deque[int] = deque(maxlen=RECENT_STEPS)
-        self.steps = self.skip = self.image_forwards = 0
+        self.steps = self.image_forwards = 0
+        self.begun: list[Tensor] = []  # losses of the steps of a sweep that is not reported yet
         self.seconds = self.next_score = self.next_show = 0.0
         self.losses: list[float] = []
         self.curve: list[Score] = []
@@ -197,22 +198,23 @@ class LiveRun:
         self.enter(PAUSED)
 
     def take(self, **changes: Any) -> None:
-        """Close the generator, and have another opened at the same place."""
+        """Close the generator, and have another opened at the same place, or behind a sweep that cannot be cut."""
         settings = replace(self.settings, **changes)
-        while self.ends_sweep():
+        merged = {self.settings.strategy, settings.strategy} != {"sequential"}
+        while self.begun and (merged or self.ends_sweep()):
             self.advance()
         if sweeps(self.net, settings) != sweeps(self.net, self.settings):  # the cycle begins anew
             done = len(self.history.cycles.rows)
             self.history.rows[:] = [row for row in self.history.rows if row.cycle <= done]
-            self.skip = 0
+            self.begun.clear()
         self.items, self.settings = None, settings
 
     def ends_sweep(self) -> bool:
         """Whether all steps of a sweep are done, but its report is still to come."""
-        if not self.skip or self.last is None:
+        if self.last is None:
             return False
         names = sweeps(self.net, self.settings)[self.last.at.sweep].names
-        return self.skip == sum(self.net.get_parameter(name).numel() for name in names)
+        return len(self.begun) == sum(self.net.get_parameter(name).numel() for name in names)
 
     def advance(self) -> None:
         """The next item of the run: a step or a report."""
@@ -227,15 +229,16 @@ class LiveRun:
 
     def open(self) -> Iterator[Report | Step]:
         """The items from here on."""
-        return train(self.net, self.data, self.settings, self.history, steps=True, skip=self.skip)
+        return train(self.net, self.data, self.settings, self.history, steps=True, begun=self.begun)
 
     def note(self, item: Report | Step) -> None:
         """Count an item."""
         if isinstance(item, Report):
             self.history.append(item)
-            self.skip = 0
+            self.begun.clear()
             return
-        self.last, self.skip = item, item.at.step
+        self.last = item
+        self.begun.append(item.losses)
         self.steps += 1
         self.image_forwards += 3 * self.settings.batch(item.at.cycle)
         winner = int(choose(item.losses))

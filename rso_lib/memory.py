@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ import torch
 from .data import Data
 from .engine import box, channels_last, folds, stage
 from .models import Flow, Net
-from .settings import RSO
+from .parallel import world
+from .settings import CACHES, RSO
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 NORMED, PLAIN = 9, 4
@@ -40,7 +42,10 @@ def release() -> None:
 def available(device: torch.device) -> int:
     """Free bytes of the device's memory."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+            device
+        )  # freed, for torch's next tensors
+        return torch.cuda.mem_get_info(device)[0] + kept
     import psutil
 
     return psutil.virtual_memory().available
@@ -60,12 +65,12 @@ def peak(device: torch.device) -> int:
 
 @torch.no_grad()
 def needed(net: Net, data: Data, settings: RSO) -> int:
-    """Bytes that the search of the most demanding layer takes, beyond the data itself.
+    """Bytes that the search of the most demanding layer takes in this process, beyond the data itself.
 
     Per image: the shuffled copy, the searched layer's input and the open skip, and unless
     settings.cache is "input" or settings.strategy "layer" the next layer's response and the skip that the layer opens;
     per image of a batch, `NORMED` or `PLAIN` tensors of the largest activation, and one more for an input in half
-    precision.
+    precision. Where processes split the batch, this is one's share. Raises ValueError for another level or net.
     """
     if settings.level != "weight" or not isinstance(net, Net):
         raise ValueError("the estimate is for the weight level of a models.Net")
@@ -89,10 +94,10 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
         largest = max(largest, *(part.numel() for part in [*kept, *states, entered, unpooled]))
         flow = behind
     net.train(training)
-    images = len(data.train)
     per_image = most + image.numel() * image.element_size()
     temporaries = half + (NORMED if any(block.norm for block in net.blocks) else PLAIN)
-    return images * per_image + temporaries * settings.batch_size * largest * image.element_size()
+    whole = len(data.train) * per_image + temporaries * settings.batch_size * largest * image.element_size()
+    return whole // world.size if world.splits_batch else whole
 
 
 def check(net: Net, data: Data, settings: RSO) -> None:
@@ -101,8 +106,8 @@ def check(net: Net, data: Data, settings: RSO) -> None:
     need, free = needed(net, data, settings), available(device)
     if need <= free:
         return
-    less = {"full": 'cache="half" or cache="input", or ', "half": 'cache="input", or ', "input": ""}[settings.cache]
+    less = [cache for cache in CACHES if needed(net, data, replace(settings, cache=cache)) < need]
+    ways = " or ".join([*(f'cache="{cache}"' for cache in less), f"a smaller batch_size (now {settings.batch_size})"])
     raise MemoryError(
-        f"this run needs about {need / 1e9:.1f} GB, and {device} has {free / 1e9:.1f} GB free: "
-        f"set {less}a smaller batch_size (now {settings.batch_size})"
+        f"this run needs about {need / 1e9:.1f} GB, and {device} has {free / 1e9:.1f} GB free: set {ways}"
     )

@@ -46,10 +46,6 @@ class World:
         """Which of the images of a batch this process has."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def total(self, x: Tensor) -> Tensor:
-        """x added up over the processes where the batch is split, else x."""
-        return self.add(x) if self.splits_batch else x
-
     def add(self, x: Tensor) -> Tensor:
         """x added up over the processes, each element in the same order, so that ties stay ties."""
         parts = self.gather(x)
@@ -71,7 +67,7 @@ class World:
         """The mean losses [k] of the whole batch, given those of this process's images."""
         if not self.splits_batch:
             return losses
-        sums = self.total(torch.cat([losses * images, losses.new_tensor([images])]))
+        sums = self.add(torch.cat([losses * images, losses.new_tensor([images])]))
         return sums[:-1] / sums[-1]
 
     def exchange(self, choices: Tensor, owners: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ The search engine is tested against this file.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,16 +54,9 @@ class Batches(NamedTuple):
     labels: Tensor
     size: int
 
-    @overload
-    def slices(self, x: Tensor) -> Sequence[Tensor]: ...
-
-    @overload
-    def slices(self, x: None) -> Sequence[None]: ...
-
-    def slices(self, x: Tensor | None) -> Sequence[Tensor] | Sequence[None]:
+    def slices(self, x: Tensor) -> Sequence[Tensor]:
         """x [N, ...] cut into whole slices; what is left over is not used in this sweep."""
-        count = len(self.labels) // self.size
-        return [None] * count if x is None else x[: count * self.size].split(self.size)
+        return x[: len(self.labels) // self.size * self.size].split(self.size)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -77,22 +70,18 @@ class ModuleSearch:
     def __init__(self, net: nn.Module, batches: Batches):
         self.net = net.train()
         self.x, self.labels = batches.slices(batches.images), batches.slices(batches.labels)
-        self.begin(0)
 
-    def begin(self, step: int) -> None:
-        """Go on from a step of the sweep."""
-        self.count = step
+    def begin(self, turn: int) -> None:
+        """Start a sweep: nothing is kept from step to step."""
 
-    def step(self, name: str, index: int, delta: Tensor) -> Tensor:
-        """Visit one weight: the three losses; the best is written back."""
+    def step(self, name: str, index: int, delta: Tensor, turn: int) -> Tensor:
+        """Visit one weight: the three losses; the best is written back. The slices are used in turn."""
         weight = self.net.get_parameter(name).detach()
-        return self.step_jointly([weight], [one_hot(weight, index, delta)])
+        return self.step_jointly([weight], [one_hot(weight, index, delta)], turn)
 
-    def step_jointly(self, weights: Sequence[Tensor], deltas: Sequence[Tensor]) -> Tensor:
+    def step_jointly(self, weights: Sequence[Tensor], deltas: Sequence[Tensor], turn: int) -> Tensor:
         """The same for all weights of some tensors at once."""
-        s = self.count % len(self.x)
-        self.count += 1
-        return step(lambda: self.loss(s), weights, deltas)
+        return step(lambda: self.loss(turn % len(self.x)), weights, deltas)
 
     def loss(self, s: int) -> Tensor:
         """The net's loss on slice s."""

@@ -151,10 +151,14 @@ def compare(runs: Sequence[str | Path] | Mapping[str, str | Path | History]) -> 
     """The cycle rows of several runs in one frame, whose first column `run` holds their names.
 
     runs   folders, or a mapping of names to folders or histories
+
+    Raises ValueError where two folders have the same name, and as `load`.
     """
     import pandas
 
     named = runs if isinstance(runs, Mapping) else {Path(run).name: run for run in runs}
+    if len(named) < len(runs):
+        raise ValueError("runs are told apart by the names of their folders, and two are the same: pass a mapping")
     histories = {name: run if isinstance(run, History) else load(run).history for name, run in named.items()}
     frames = [history.cycles.frame().assign(run=name) for name, history in histories.items()]
     frame = pandas.concat(frames, ignore_index=True)

@@ -63,7 +63,8 @@ class Sweep(NamedTuple):
 class Step(NamedTuple):
     """One visit of a sweep.
 
-    at      where the run stands behind this step
+    at      where the run stands behind this step; with strategy="layer", which makes the steps of a sweep in another
+            order, the step's own place in the sweep
     layer   the tensor
     index   of the weight in it, flat; None where all weights move together
     delta   Δ, 0-dim; NaN where all weights move together
@@ -109,24 +110,25 @@ def train(
     history: History | None = None,
     *,
     steps: bool = False,
-    skip: int = 0,
+    begun: Sequence[Tensor] = (),
 ) -> Iterator[Report | Step]:
     """Train `net` in place, yielding a `Report` after each sweep and each cycle.
 
     net       a `models.Net` goes through the fast engine; any other module through Algorithm 1 as printed
     history   the reports of earlier sittings: the run goes on behind them, with the draws it would have had
     steps     yield a `Step` after every visit too
-    skip      steps of the current sweep to leave out, where a sitting ended within it
+    begun     the losses of the current sweep's first steps, where a sitting ended within it: these steps are
+              not made again, but count
 
     All that is kept is the net: whoever consumes the reports decides about bars, plots, checkpoints,
     pausing and stopping. Where `parallel.world` has several processes, all of them call this with the same
     arguments. Raises ValueError where the batch is larger than the training part, where a net or a sitting does not go
     with settings.strategy or with several processes, and MemoryError where the engine's caches would not fit.
     """
-    _check(net, data, settings, skip)
+    _check(net, data, settings, begun)
     rows = history.rows if history else []
     seconds = rows[-1].seconds if rows else 0.0
-    reports = _reports(net, data, settings, Position.after(History(rows))._replace(step=skip), rows)
+    reports = _reports(net, data, settings, rows, begun)
     while True:
         began = time.perf_counter()
         item = next(reports, None)
@@ -140,16 +142,21 @@ def train(
 
 
 def fit(net: nn.Module, data: Data, settings: RSO, history: History | None = None, *, progress: bool = True) -> History:
-    """Train with a progress bar and return the history; an interrupt ends the run and keeps what is done.
+    """Train with a progress bar and return the history.
 
-    Arguments and errors as in `train`. `history` is continued in place.
+    An interrupt ends the run and leaves net and history as behind the last report: the same call, with this history,
+    goes on. Arguments and errors as in `train`. `history` is continued in place.
     """
     history = History() if history is None else history
+    weights = [weight.detach() for weight in net.parameters()]
+    reported = [weight.clone() for weight in weights]
     try:
         for _ in with_bar(train(net, data, settings, history, steps=True), net, settings, history, progress):
-            pass
+            reported = [weight.clone() for weight in weights]
     except KeyboardInterrupt:
-        warnings.warn("stopped before the end; the history holds what was finished", stacklevel=2)
+        for weight, value in zip(weights, reported, strict=True):
+            weight.copy_(value)
+        warnings.warn("stopped before the end; net and history are as behind the last finished sweep", stacklevel=2)
     return history
 
 
@@ -213,9 +220,11 @@ def _sums(net: nn.Module, split: Split, part: slice) -> tuple[float, float]:
     return loss, right
 
 
-def _reports(net: nn.Module, data: Data, settings: RSO, start: Position, rows: list[Report]) -> Iterator[Report | Step]:
-    """All reports and steps from `start` on; rows holds the reports before it."""
-    plan = sweeps(net, settings)
+def _reports(
+    net: nn.Module, data: Data, settings: RSO, rows: list[Report], begun: Sequence[Tensor]
+) -> Iterator[Report | Step]:
+    """All reports and steps behind those that there are: rows, and losses in the sweep behind them."""
+    plan, start = sweeps(net, settings), Position.after(History(rows))
     for cycle in range(start.cycle, settings.cycles):
         rows = [row for row in rows if row.cycle == cycle + 1]
         search = None
@@ -225,8 +234,8 @@ def _reports(net: nn.Module, data: Data, settings: RSO, start: Position, rows: l
                 search = None  # its caches go before those of the next layer come
                 memory.release()
                 search = _search(net, data, settings, cycle, plan[k].position)
-            first = start.step if (cycle, k) == start[:2] else 0
-            outcome = yield from _walk(net, search, settings, Position(cycle, k, first), plan[k], before)
+            losses = [*begun] if (cycle, k) == start[:2] else []
+            outcome = yield from _walk(net, search, settings, Position(cycle, k), plan[k], before, losses)
             rows.append(_sweep_report(net, settings, cycle, plan[k], outcome))
             yield rows[-1]
         world.agree(net)
@@ -268,20 +277,23 @@ def _search(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int
         return engine.JointSearch(net, position, batches)
     if isinstance(net[position], Head):
         return engine.HeadSearch(net, position, batches)
-    search = engine.LayerSearch if settings.strategy == "layer" else engine.BlockSearch
-    return search(net, position, batches, settings.cache, settings.strategy)
+    return engine.BLOCK_SEARCHES[settings.strategy](net, position, batches, settings.cache)
 
 
 def _walk(
-    net: nn.Module, search: Search, settings: RSO, at: Position, sweep: Sweep, before: int
+    net: nn.Module, search: Search, settings: RSO, at: Position, sweep: Sweep, before: int, losses: list[Tensor]
 ) -> Generator[Step, None, Outcome]:
-    """The steps of a sweep from `at` on, and what came out; `before` steps of the layer precede the sweep."""
+    """The steps of a sweep, and what came out.
+
+    at      where the sweep begins
+    before  steps of the layer that precede the sweep
+    losses  of the first steps, which are not made again; those of the others come behind them
+    """
     weights = [net.get_parameter(name).detach() for name in sweep.names]
     sigmas = [sigma(weight) * settings.sigma_factor(at.cycle) for weight in weights]
     if settings.level != "weight":
         assert isinstance(search, reference.ModuleSearch)
-        search.begin(before + at.step)
-        return (yield from _walk_jointly(search, settings, at, sweep, weights, sigmas))
+        return (yield from _walk_jointly(search, settings, at, sweep, before, losses, weights, sigmas))
     [weight], [scale] = weights, sigmas
     rng = generator(settings.seed, at.cycle, DRAWS, at.sweep)
     visits = ORDERS[settings.order](tuple(weight.shape), rng)
@@ -289,19 +301,17 @@ def _walk(
     if settings.strategy != "sequential":
         weight *= 1 - settings.weight_decay
     old, flat = weight.flatten()[visits], weight.view(-1)
-    search.begin(before + at.step)
+    search.begin(before + len(losses))
     owners = _owners(search, visits, len(weight), before)
-    turns = [t for t in (owners == world.rank).nonzero().flatten().tolist() if t >= at.step]
+    turns = (owners == world.rank).nonzero().flatten().tolist()[len(losses) :]
     if isinstance(search, engine.LayerSearch):
         turns.sort(key=lambda t: (before + t) % len(search.labels))  # those on a slice follow each other
     name = sweep.layer.split(".", 1)[1] if isinstance(net, Net) else sweep.layer
-    losses = []
     for t in turns:
         index = int(visits[t])
         if settings.strategy == "sequential" and settings.weight_decay:
             flat[index] *= 1 - settings.weight_decay
-        search.count = before + t  # which counts the steps of other processes too
-        losses.append(search.step(name, index, deltas[t]))
+        losses.append(search.step(name, index, deltas[t], before + t))
         yield Step(at._replace(step=t + 1), sweep.layer, index, deltas[t], losses[-1])
     if not world.splits_weights:
         return Outcome.of(losses)
@@ -330,7 +340,7 @@ def _merged(
     choices[turns] = own.choices.cpu()
     choices = world.exchange(choices, owners)
     flat[visits] = candidates.gather(0, choices[None].to(flat.device))[0]
-    return Outcome(choices, world.add(own.loss))
+    return Outcome(choices, world.add(own.loss.cpu()))
 
 
 def _walk_jointly(
@@ -338,16 +348,17 @@ def _walk_jointly(
     settings: RSO,
     at: Position,
     sweep: Sweep,
+    before: int,
+    losses: list[Tensor],
     weights: list[Tensor],
     sigmas: list[float],
 ) -> Generator[Step, None, Outcome]:
-    losses = []
-    for t in range(at.step, sum(weight.numel() for weight in weights)):
+    for t in range(len(losses), sum(weight.numel() for weight in weights)):
         rng = generator(settings.seed, at.cycle, DRAWS, at.sweep, t)
         deltas = [(settings.draw()(tuple(w.shape), rng) * s).to(w) for w, s in zip(weights, sigmas, strict=True)]
         for weight in weights:
             weight *= 1 - settings.weight_decay
-        losses.append(search.step_jointly(weights, deltas))
+        losses.append(search.step_jointly(weights, deltas, before + t))
         yield Step(at._replace(step=t + 1), sweep.layer, None, torch.tensor(torch.nan), losses[-1])
     return Outcome.of(losses)
 
@@ -396,7 +407,7 @@ def _counts(wins: Sequence[int], batch_size: int) -> dict[str, int]:
     }
 
 
-def _check(net: nn.Module, data: Data, settings: RSO, skip: int) -> None:
+def _check(net: nn.Module, data: Data, settings: RSO, begun: Sequence[Tensor]) -> None:
     images = len(data.train)
     if settings.batch_size > images:
         raise ValueError(
@@ -404,8 +415,12 @@ def _check(net: nn.Module, data: Data, settings: RSO, skip: int) -> None:
             f"set batch_size to at most {images}"
         )
     if settings.batch(0) < world.size and world.splits_batch:
-        raise ValueError(f"{world.size} processes cannot share a batch of {settings.batch(0)}: make it larger")
-    if skip and settings.strategy != "sequential":
+        raise ValueError(
+            f"{world.size} processes cannot share a batch of {settings.batch(0)}: make batch_size or first_batch larger"
+        )
+    if world.splits_weights and settings.strategy == "sequential":
+        raise ValueError('sequential steps wait for each other: call parallel.share with split="batch"')
+    if begun and settings.strategy != "sequential":
         raise ValueError(f'within a sweep a run goes on only with strategy="sequential", not {settings.strategy!r}')
     if not isinstance(net, Net) and (world.size > 1 or settings.strategy != "sequential"):
         raise ValueError('a net that is not a models.Net is searched by one process, with strategy="sequential"')

@@ -258,13 +258,13 @@ def test_measured_times_are_medians(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_sample_of_the_slices_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten slices, two of them visited: the cache's time times five, and weights five apart."""
-    visited: list[int] = []
+    visited: list[tuple[int, int]] = []
     step, build = bench.BlockSearch.step, bench.BlockSearch.__init__
     now = iter(range(100))
 
-    def watched(self: Any, name: str, index: int, delta: Tensor) -> Tensor:
-        visited.append(index)
-        return step(self, name, index, delta)
+    def watched(self: Any, name: str, index: int, delta: Tensor, turn: int) -> Tensor:
+        visited.append((turn, index))
+        return step(self, name, index, delta, turn)
 
     def small(self: Any, net: models.Net, position: int, batches: bench.Batches) -> None:
         assert len(batches.images) == len(batches.labels) == 16
@@ -277,6 +277,6 @@ def test_a_sample_of_the_slices_stands_for_all(monkeypatch: pytest.MonkeyPatch) 
     batches = bench.Batches(torch.randn(83, *shape), torch.randint(10, (83,)), 8)
     with torch.no_grad():
         timing = bench.measure(net, 0, batches, repeats=2, sample=2)
-    assert visited == [0, 5, 10, 15, 20, 25]
+    assert visited == list(enumerate([0, 5, 10, 15, 20, 25]))
     assert timing.build == pytest.approx(1e3 * 83 / 16)
     assert timing.firsts == 10 + 10 + 10

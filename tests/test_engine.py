@@ -36,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "network": {"level": "network", "distribution": "uniform", "weight_decay": 0.01},
     "neurons": {"strategy": "neuron", "weight_decay": 0.01},
     "neurons_shuffled": {"strategy": "neuron", "order": "shuffled", "direction": "forward", "batch_size": 4},
+    "neurons_smallest": {"strategy": "neuron", "direction": "forward", "cache": "input"},
     "layers": {"strategy": "layer", "distribution": "uniform"},
     "layers_shuffled": {"strategy": "layer", "order": "shuffled", "weight_decay": 0.01, "batch_size": 13},
     "mixed": {"order": "shuffled", "direction": "forward", "distribution": "uniform", "weight_decay": 0.01},
@@ -69,7 +70,8 @@ def history_before(net: Net, settings: RSO, cycle: int, sweep: int) -> History:
 
 def engine_steps(net: Net, data: Data, settings: RSO, at: tuple[int, int, int] = (0, 0, 0)) -> Iterator[Step]:
     """The steps of `train` from a position of the run on."""
-    items = train(net, data, settings, history_before(net, settings, *at[:2]), steps=True, skip=at[2])
+    begun = [torch.zeros(3, dtype=torch.float64, device=data.train.images.device)] * at[2]
+    items = train(net, data, settings, history_before(net, settings, *at[:2]), steps=True, begun=begun)
     return (item for item in items if isinstance(item, Step))
 
 
@@ -143,6 +145,16 @@ def test_real_nets_at_every_tensor(kind: str, loops: str) -> None:
 @pytest.mark.parametrize("kind", REAL)
 def test_real_nets_between_two_output_channels(kind: str) -> None:
     compare_at_every_tensor(kind, "paper", 4)
+
+
+@pytest.mark.parametrize("name", ["neurons_smallest", "layers"])
+@pytest.mark.parametrize("kind", ["mnist_net", "depth 10"])
+def test_real_nets_where_steps_do_not_see_each_other(kind: str, name: str, loops: str) -> None:
+    """From the beginning of each sweep, over the end of batch norm's."""
+    net, settings = stirred(REAL[kind]()), settings_of(name)
+    data = images(20, (3, 5, 4) if "depth" in kind else (1, 8, 8))
+    for sweep in range(len(plan(net, settings))):
+        compare(net, data, settings, (0, sweep, 0), 18)
 
 
 @pytest.mark.parametrize("name", ["layer", "network"])

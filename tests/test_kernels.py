@@ -127,6 +127,10 @@ def by_torch(z: Tensor, norm: nn.BatchNorm2d, relu: bool, taps: Tensor, stride: 
     return convolve(F.relu(u) if relu else u, taps, stride)
 
 
+def parts(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, float]:
+    return norm.weight, norm.bias, norm.eps
+
+
 @dtypes
 @strides
 @pytest.mark.parametrize("relu", [True, False])
@@ -140,8 +144,11 @@ def test_norm_conv(compiled: Kernels, inputs: int, outputs: int, relu: bool, str
         plain = by_torch(z, norm, relu, taps, stride)
         base = last(torch.randn(plain.shape, dtype=dtype))
         for moments in (None, kernels.sums(z)):
-            check(compiled.norm_conv(Preactivation(z, moments), norm, relu, taps, stride, None), plain)
-            check(compiled.norm_conv(Preactivation(z, moments), norm, relu, taps, stride, base), plain + base.double())
+            check(compiled.norm_conv(Preactivation(z, moments), *parts(norm), relu, taps, stride, None), plain)
+            check(
+                compiled.norm_conv(Preactivation(z, moments), *parts(norm), relu, taps, stride, base),
+                plain + base.double(),
+            )
 
 
 @dtypes
@@ -151,7 +158,7 @@ def test_a_channel_that_is_the_same_everywhere(compiled: Kernels, dtype: torch.d
     z = last(torch.full((5, 16, 7, 7), 1 / 3, dtype=dtype))
     norm, taps = random_norm(16, dtype), torch.randn(3, 3, 16, 16, dtype=dtype)
     normed = norm.bias.double().relu()[:, None, None].expand(5, 16, 7, 7)
-    made = compiled.norm_conv(Preactivation(z), norm, True, taps, 1, None)
+    made = compiled.norm_conv(Preactivation(z), *parts(norm), True, taps, 1, None)
     atol = 1e-9 if dtype == torch.float64 else 1e-2  # 1/√eps, 316, times the rounding of the mean
     torch.testing.assert_close(
         made.z.double(), F.conv2d(normed, taps.permute(3, 2, 0, 1).double(), padding=1), rtol=0, atol=atol
@@ -168,7 +175,7 @@ def test_nan_goes_through_relu(compiled: Kernels, stride: int, dtype: torch.dtyp
     norm, taps = random_norm(16, dtype), torch.randn(3, 3, 16, 16, dtype=dtype) / 10
     expected = by_torch(z, norm, True, taps, stride)
     z[1, 3, 2, 5] = torch.nan
-    made = compiled.norm_conv(Preactivation(z, known), norm, True, taps, stride, None)
+    made = compiled.norm_conv(Preactivation(z, known), *parts(norm), True, taps, stride, None)
     touched = torch.zeros(2, 1, 7, 8, dtype=torch.float64)
     touched[1, 0, 2, 5] = 1
     touched = convolve(touched, torch.ones(3, 3, 1, 1), stride) > 0
@@ -184,7 +191,10 @@ def test_images_too_small_for_the_kernel(compiled: Kernels, dtype: torch.dtype) 
     one = last(torch.randn(3, 16, 1, 1, dtype=dtype))
     nothing = torch.empty(3, 16, 0, 0, dtype=dtype)
     taps = torch.randn(3, 3, 16, 16, dtype=dtype)
-    assert compiled.norm_conv(Preactivation(one), random_norm(16, dtype), True, taps, 2, None).z.shape == nothing.shape
+    assert (
+        compiled.norm_conv(Preactivation(one), *parts(random_norm(16, dtype)), True, taps, 2, None).z.shape
+        == nothing.shape
+    )
     assert (
         compiled.add_channel(nothing, one[:, :1].contiguous(), taps[:, :, 0].contiguous(), 2).z.shape == nothing.shape
     )
@@ -208,10 +218,10 @@ def test_equal_runs_give_equal_bits_on_many_threads(compiled: Kernels) -> None:
 
 def test_which_sizes_are_compiled(compiled: Kernels) -> None:
     x = torch.zeros(1, 16, 4, 4)
-    assert compiled.fits(x, 16) and compiled.fits(x, 32) and compiled.fits(x.double().repeat(1, 2, 1, 1), 32)
-    assert not compiled.fits(x.repeat(1, 2, 1, 1), 16)
-    assert not compiled.fits(x[:, :8], 16) and not compiled.fits(x, 10)
-    assert not compiled.fits(x.half(), 16) and not compiled.fits(x.to("meta"), 16)
+    assert kernels.covering(x, 16) and kernels.covering(x, 32) and kernels.covering(x.double().repeat(1, 2, 1, 1), 32)
+    assert not kernels.covering(x.repeat(1, 2, 1, 1), 16)
+    assert not kernels.covering(x[:, :8], 16) and not kernels.covering(x, 10)
+    assert not kernels.covering(x.half(), 16) and not kernels.covering(x.to("meta"), 16)
     with pytest.raises(ValueError, match="rows_conv is not compiled for these sizes"):
         compiled.rows_conv(x[:, :8], torch.zeros(1, 8, 3, 3), 1, 1)
 
@@ -249,7 +259,7 @@ def test_the_engine_decides_the_same_without_them(
         weight = searched.get_parameter(f"block{position + 1}.conv.weight").detach()
         first = weight[:5].numel() - 4
         deltas = torch.randn(10, generator=torch.Generator().manual_seed(position), dtype=torch.float64) / 5
-        losses = [search.step("conv.weight", first + k, delta) for k, delta in enumerate(deltas)]
+        losses = [search.step("conv.weight", first + k, delta, k) for k, delta in enumerate(deltas)]
         results[way] = torch.stack(losses), weight
         calls[way] = calls.total()
     used = {"rows_conv"} if position == 5 else {"add_channel"} if position == 0 else {"rows_conv", "add_channel"}

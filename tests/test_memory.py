@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-GB = 1e9
+from rso_lib import RSO, load, memory, models, train
+from rso_lib.parallel import world
 
 # A process of its own, since a peak cannot be taken back: first a tiny run, which loads all that is loaded
 # once, then three visits of every slice in each of the first two blocks. Prints the growth of the peak, and
@@ -56,6 +57,29 @@ before = psutil.Process().memory_info().rss
 search(noise, settings, [0, 3])
 print(memory.peak(torch.device("cpu")) - before, memory.needed(net, noise, settings))
 """
+
+
+@pytest.mark.parametrize(
+    ("settings", "ways"),
+    [
+        (RSO(batch_size=5), 'cache="half" or cache="input" or a smaller'),
+        (RSO(batch_size=5, cache="half"), "a smaller"),
+        (RSO(batch_size=5, cache="input"), 'cache="half" or a smaller'),
+        (RSO(batch_size=5, strategy="layer"), 'cache="half" or a smaller'),
+    ],
+)
+def test_a_run_that_does_not_fit_says_what_to_change(settings: RSO, ways: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, net = load("digits"), models.mnist_net((1, 8, 8))
+    need = memory.needed(net, data, settings)
+    monkeypatch.setattr(memory, "available", lambda device: need)
+    memory.check(net, data, settings)
+    monkeypatch.setattr(memory, "available", lambda device: need - 1)
+    said = f"this run needs about {need / 1e9:.1f} GB.* set {ways} batch_size .now 5"
+    with pytest.raises(MemoryError, match=said):
+        next(train(net, data, settings))
+    monkeypatch.setattr(world, "size", 2)
+    monkeypatch.setattr(world, "split", "batch")
+    assert memory.needed(net, data, settings) == need // 2
 
 
 @pytest.mark.skipif(platform.system() == "Windows", reason="no resource module")

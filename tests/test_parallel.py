@@ -42,6 +42,7 @@ RUNS: dict[str, tuple[str, str, RSO]] = {
     "batch, neurons": ("skips", "batch", RSO(cycles=1, batch_size=10, strategy="neuron")),
     "batch, jointly": ("folded", "batch", RSO(cycles=1, batch_size=10, level="layer")),
     "weights, neurons": ("skips", "weights", RSO(cycles=2, batch_size=10, strategy="neuron", order="shuffled")),
+    "weights, layers, compiled": ("wide", "weights", RSO(cycles=1, batch_size=10, strategy="layer")),
     "weights, layers": ("growing", "weights", RSO(cycles=2, batch_size=10, strategy="layer", weight_decay=0.01)),
 }
 
@@ -142,7 +143,14 @@ def test_strategies_need_a_net_of_blocks_and_whole_sweeps() -> None:
     with pytest.raises(ValueError, match='strategy="sequential"'):
         next(train(torch.nn.Flatten(), images(26, shape), settings))
     with pytest.raises(ValueError, match="within a sweep"):
-        next(train(net, images(26, shape), settings, skip=3))
+        next(train(net, images(26, shape), settings, begun=[torch.zeros(3)] * 3))
+
+
+def test_processes_that_have_not_said_what_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, shape = narrow("flat")
+    monkeypatch.setattr(world, "size", 2)
+    with pytest.raises(ValueError, match='call parallel.share with split="batch"'):
+        next(train(net, images(26, shape), RSO(cycles=1, batch_size=8)))
 
 
 def test_the_first_layer_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +175,7 @@ def test_a_process_has_its_own_slices(processes: int, monkeypatch: pytest.Monkey
     """Of three, as long as they go round; where there are more processes, all of them have steps."""
     net, shape = narrow("folded")
     train = images(26, shape).train
-    search = LayerSearch(net.eval(), 0, Batches(train.images, train.labels, 8), strategy="layer")
+    search = LayerSearch(net.eval(), 0, Batches(train.images, train.labels, 8))
     monkeypatch.setattr(world, "size", processes)
     monkeypatch.setattr(world, "split", "weights")
     owners = _owners(search, torch.randperm(36), 4, before=5)

@@ -314,6 +314,8 @@ def test_runs_compare_in_one_call(unbroken: Run, tmp_path: Path) -> None:
     assert list(frame["cycle"]) == [1, 2, 3, 4, 5, 1]
     accuracies = [row.test_accuracy for row in (*unbroken.history.cycles.rows, other.history.last)]
     assert list(frame["test_accuracy"]) == accuracies
+    with pytest.raises(ValueError, match="pass a mapping"):
+        runs.compare([unbroken.folder, unbroken.folder])
     frame = runs.compare({"a": unbroken.folder, "b": other.history})
     assert list(frame["run"]) == ["a"] * 5 + ["b"]
 

@@ -41,8 +41,8 @@ def toy(kind: str = "flat", count: int = 26) -> tuple[Net, Data]:
     return net.float(), images(count, shape, dtype=torch.float32)
 
 
-def steps_of(net: nn.Module, data: Data, settings: RSO, history: History | None = None, skip: int = 0) -> list[Step]:
-    return [item for item in train(net, data, settings, history, steps=True, skip=skip) if isinstance(item, Step)]
+def steps_of(net: nn.Module, data: Data, settings: RSO, history: History | None = None) -> list[Step]:
+    return [item for item in train(net, data, settings, history, steps=True) if isinstance(item, Step)]
 
 
 # The order of a cycle
@@ -316,16 +316,23 @@ def test_a_run_goes_on_within_a_sweep(sweep: int, step: int, last: int) -> None:
     net, shape = narrow("flat")
     data, settings = images(26, shape), RSO(cycles=1, batch_size=8)
     unbroken = copy.deepcopy(net)
-    expected = steps_of(unbroken, data, settings)
-    history = History()
+    items = list(train(unbroken, data, settings, steps=True))
+    expected = [item for item in items if isinstance(item, Step)]
+    history, begun = History(), []
     sitting = train(net, data, settings, steps=True)
     for item in sitting:
         if isinstance(item, Report):
             history.append(item)
-        elif item.at == Position(0, sweep, step):
+            begun.clear()
+            continue
+        begun.append(item.losses)
+        if item.at == Position(0, sweep, step):
             break
     sitting.close()
-    got = steps_of(net, data, settings, history, skip=step)
+    rest_of = list(train(net, data, settings, history, steps=True, begun=begun))
+    got = [item for item in rest_of if isinstance(item, Step)]
+    counted = [(row.layer, row.steps, row.kept, row.plus) for row in rest_of if isinstance(row, Report)]
+    assert counted == [(row.layer, row.steps, row.kept, row.plus) for row in items if isinstance(row, Report)][sweep:]
     rest = expected[len(expected) - len(got) :]
     assert got[0].at == (Position(0, sweep, step + 1) if step < last else Position(0, sweep + 1, 1))
     for a, b in zip(got, rest, strict=True):
@@ -407,7 +414,10 @@ def test_fit_goes_on_with_a_history_and_shows_how_far_it_is(capsys: pytest.Captu
 
 
 def test_an_interrupt_ends_fit_and_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the same call goes on to the bits of an unbroken run."""
     net, data = toy()
+    unbroken = copy.deepcopy(net)
+    fit(unbroken, data, RSO(cycles=1, batch_size=8), progress=False)
 
     def interrupted(*arguments: object, **options: object) -> object:
         yield from itertools.islice(train(*arguments, **options), 50)
@@ -417,6 +427,10 @@ def test_an_interrupt_ends_fit_and_keeps_what_is_done(monkeypatch: pytest.Monkey
     with pytest.warns(UserWarning, match="stopped before the end"):
         history = fit(net, data, RSO(cycles=1, batch_size=8), progress=False)
     assert [row.layer for row in history.rows] == ["head.linear.weight", "head.linear.bias"]
+    monkeypatch.undo()
+    fit(net, data, RSO(cycles=1, batch_size=8), history, progress=False)
+    assert len(history.cycles.rows) == 1
+    assert same(weights(net), weights(unbroken))
 
 
 def test_a_batch_that_is_larger_than_the_training_part() -> None:

@@ -129,7 +129,8 @@ def test_a_change_counts_from_the_next_step(data: Data, change: dict[str, object
 
     net = small_net()
     expected = steps(train(net, data, SETTINGS, steps=True), 10)
-    expected += steps(train(net, data, replace(SETTINGS, **change), steps=True, skip=10), 12)
+    begun = [step.losses for step in expected]
+    expected += steps(train(net, data, replace(SETTINGS, **change), steps=True, begun=begun), 12)
     assert [step.at for step in seen] == [(0, 0, k) for k in range(1, 23)]
     assert all(map(same, seen, expected))
     unchanged = steps(train(small_net(), data, SETTINGS, steps=True), 22)
@@ -143,9 +144,21 @@ def test_a_change_loses_no_report(data: Data, at: int) -> None:
     taken(run, at)
     run.change(batch_size=32)
     finish(run)
-    rows = [(row.cycle, row.layer) for row in run.history.rows]
-    assert rows == [(row.cycle, row.layer) for row in train(small_net(), data, SETTINGS)]
+    rows = [(row.cycle, row.layer, row.steps) for row in run.history.rows]
+    assert rows == [(row.cycle, row.layer, row.steps) for row in train(small_net(), data, SETTINGS)]
     assert run.steps == 224
+
+
+def test_a_change_waits_for_the_end_of_a_merged_sweep(data: Data) -> None:
+    """Its steps have not seen each other, so it cannot be cut."""
+    run = LiveRun(small_net, data, replace(SETTINGS, strategy="layer"))
+    taken(run, 35)  # five steps of the second sweep
+    run.change(strategy="sequential")
+    finish(run)
+    rows = list(train(small_net(), data, replace(SETTINGS, strategy="layer")))
+    assert [row.steps for row in run.history.rows] == [row.steps for row in rows]
+    assert [row.kept for row in run.history.rows[:2]] == [row.kept for row in rows[:2]]
+    assert [row.kept for row in run.history.rows[2:]] != [row.kept for row in rows[2:]]
 
 
 def test_a_change_of_direction_begins_the_cycle_anew(data: Data) -> None:
