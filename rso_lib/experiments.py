@@ -13,7 +13,7 @@ from tqdm import tqdm
 from . import models
 from .data import Data, Split
 from .engine import CHUNK
-from .history import History
+from .history import NAN, History
 from .models import Net
 from .plots import BLACK, BLUE, CANDIDATES, GREY, ORANGE, VERMILION, Picture, blank, style
 from .proposals import SCHEDULES, generator, sigma
@@ -170,8 +170,8 @@ def sequential(
 
 
 def standard_error(values: Tensor) -> float:
-    """Of the mean of independent values [n]."""
-    return float(values.std() / len(values) ** 0.5)
+    """Of the mean of independent values [n]; NaN for one."""
+    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else NAN
 
 
 # Settings against each other

@@ -133,7 +133,7 @@ def scores(histories: Sequence[History]) -> dict[str, float]:
     peeking = [100 * max(row.test_accuracy for row in history.cycles.rows) for history in histories]
     return {
         "final": float(final.mean()),
-        "error": standard_error(final) if len(final) > 1 else math.nan,
+        "error": standard_error(final),
         "at_best_validation": sum(chosen) / len(chosen),
         "peeking": sum(peeking) / len(peeking),
     }
@@ -228,7 +228,7 @@ def table_2(histories: Mapping[str, Sequence[History]]) -> "pandas.DataFrame":
                     "level": level,
                     "steps": at[0].cycle * at[0].steps,
                     "accuracy": float(accuracy.mean()),
-                    "error": standard_error(accuracy) if len(accuracy) > 1 else math.nan,
+                    "error": standard_error(accuracy),
                     "paper": PAPER_2[level][k],
                 }
             )

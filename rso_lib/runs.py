@@ -99,7 +99,7 @@ def start(
         "val_size": val_size,
         **settings.to_dict(),
     }
-    about = {"format": FORMAT, "settings": _plain(asked), "data": _facts(data), "machines": []}
+    about = {"format": FORMAT, "settings": _plain(asked), "data": facts(data), "machines": []}
     fresh = _build(about)
     folder = Path(folder)
     if world.rank:
@@ -287,7 +287,7 @@ def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     return "\n".join(f"  {name} is {there.get(name)!r} there, not {asked.get(name)!r}" for name in names)
 
 
-def _facts(data: Data) -> dict[str, Any]:
+def facts(data: Data) -> dict[str, Any]:
     """What tells one set of images from another; nothing that rounding on another machine could change."""
     sizes = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
     mean = [round(float(value), 4) for value in data.mean]

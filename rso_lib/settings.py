@@ -1,7 +1,7 @@
 """Every choice that the paper makes, in one place, checked once."""
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -97,8 +97,20 @@ class RSO:
         return DISTRIBUTIONS[self.distribution] if isinstance(self.distribution, str) else self.distribution
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values; a callable is given by its name."""
-        return {k: getattr(v, "__name__", repr(v)) if callable(v) else v for k, v in asdict(self).items()}
+        """The settings as plain values; a callable of yours is given by where it is defined."""
+        names = {
+            "schedule": name_of(self.schedule, SCHEDULES),
+            "distribution": name_of(self.distribution, DISTRIBUTIONS),
+        }
+        return {**asdict(self), **names}
+
+
+def name_of(choice: Any, known: Mapping[str, Any]) -> str:
+    """The name of a choice that may be a callable: its own, that among the known ones, or where it is defined."""
+    if isinstance(choice, str):
+        return choice
+    where = f"{choice.__module__}.{choice.__qualname__}" if hasattr(choice, "__qualname__") else repr(choice)
+    return next((name for name, other in known.items() if other is choice), where)
 
 
 def check_whole(name: str, value: object, least: int) -> None:

@@ -136,12 +136,14 @@ def baseline(
     Raises ValueError where the folder holds runs with other settings, and as `train` and `runs.build` do.
     """
     folder, options = Path(folder), dict(net_options or {})
-    asked = {"dataset": data.name, "net": net, **({"net_options": options} if options else {}), **asdict(settings)}
+    about_net = {"net": net, **({"net_options": options} if options else {})}
+    asked = {"dataset": data.name, "data": runs.facts(data), **about_net, **asdict(settings)}
     about = folder / "settings.json"
     if about.exists() and json.loads(about.read_text()) != asked:
         raise ValueError(f"{folder} holds runs of SGD with other settings than {asked}; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    about.write_text(json.dumps(asked, indent=2) + "\n")
+    with replacing(about) as part:
+        part.write_text(json.dumps(asked, indent=2) + "\n")
     return [_history(folder / f"{k}.csv", net, data, replace(settings, seed=k), options) for k in range(seeds)]
 
 

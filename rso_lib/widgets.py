@@ -33,10 +33,10 @@ WIDTH, DPI = 640, 150
 """Of pictures: CSS pixels, and dots for an inch of 100 of them."""
 TILES = (WIDTH, 180)
 """Size of the picture of a layer's weights."""
+GAP = 6
+"""Pixels between two channels in that picture; 1 where there are many."""
 STILL_SECONDS = 6
 """What a live run trains before its picture is taken, with RSO_STATIC."""
-GAP = 6
-"""Pixels between two channels in it."""
 FACTORS = {"1/8": 1 / 8, "1/4": 1 / 4, "1/2": 1 / 2, "1": 1.0, "2": 2.0, "4": 4.0}
 """Of σ."""
 LIGHT = {"w": "#D9D9D9", "w + Δ": "#A6D8F5", "w − Δ": "#FFBE8A"}
@@ -454,16 +454,21 @@ def layer(run: LiveRun) -> tuple[bytes, str]:
     tiles = tiles_of(run.net, run.net.get_parameter(name).detach().cpu()).numpy()
     outputs, inputs, height, width = tiles.shape
     largest = float(np.abs(tiles).max()) or 1.0
-    scale = max(1, min((TILES[0] // outputs - GAP) // width, (TILES[1] // inputs - GAP) // height, 40))
+    room = TILES[0] // outputs - width, TILES[1] // inputs - height
+    gap = GAP if min(room) >= GAP else 1
+    scale = max(1, min((TILES[0] // outputs - gap) // width, (TILES[1] // inputs - gap) // height, 40))
     colours = matplotlib.colormaps["PuOr"](0.5 + tiles / (2 * largest), bytes=True)[..., :3]
-    canvas = np.full((inputs, height * scale + GAP, outputs, width * scale + GAP, 3), 255, np.uint8)
-    canvas[:, GAP:, :, GAP:] = colours.repeat(scale, 2).repeat(scale, 3).transpose(1, 2, 0, 3, 4)
+    canvas = np.full((inputs, height * scale + gap, outputs, width * scale + gap, 3), 255, np.uint8)
+    canvas[:, gap:, :, gap:] = colours.repeat(scale, 2).repeat(scale, 3).transpose(1, 2, 0, 3, 4)
+    drawn = Image.fromarray(canvas.reshape(inputs * canvas.shape[1], outputs * canvas.shape[3], 3))
+    shrink = min(1.0, TILES[0] / drawn.width, TILES[1] / drawn.height)
     picture = Image.new("RGB", TILES, "white")
-    picture.paste(Image.fromarray(canvas.reshape(inputs * canvas.shape[1], outputs * canvas.shape[3], 3)))
+    picture.paste(drawn.resize((int(shrink * drawn.width), int(shrink * drawn.height))) if shrink < 1 else drawn)
     text = f"{name}: {inputs} × {outputs} pictures, from −{largest:.2f} (orange) to {largest:.2f} (purple)."
     if run.last and run.last.index is not None:
         o, i, y, x = np.unravel_index(run.last.index, tiles.shape)
-        frame(picture, int(o * canvas.shape[3] + GAP + x * scale), int(i * canvas.shape[1] + GAP + y * scale), scale)
+        left, top = o * canvas.shape[3] + gap + x * scale, i * canvas.shape[1] + gap + y * scale
+        frame(picture, int(shrink * left), int(shrink * top), max(1, int(shrink * scale)))
         text += f" Weight {run.last.index:,} is framed."
     return encode(picture), text
 

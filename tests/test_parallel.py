@@ -149,7 +149,7 @@ def test_strategies_need_a_net_of_blocks_and_whole_sweeps() -> None:
 def test_processes_that_have_not_said_what_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
     net, shape = narrow("flat")
     monkeypatch.setattr(world, "size", 2)
-    with pytest.raises(ValueError, match='call parallel.share with split="batch"'):
+    with pytest.raises(ValueError, match="sequential steps wait for each other: call"):
         next(train(net, images(26, shape), RSO(cycles=1, batch_size=8)))
 
 

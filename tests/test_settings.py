@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, asdict
 from typing import Any
 
 import pytest
@@ -13,18 +13,20 @@ from rso_lib.settings import RSO
 
 
 def test_defaults_are_the_papers() -> None:
-    assert RSO() == RSO(
-        cycles=50,
-        batch_size=5000,
-        schedule="linear",
-        distribution="gaussian",
-        level="weight",
-        order="output",
-        direction="backward",
-        strategy="sequential",
-        weight_decay=0.0,
-        seed=0,
-    )
+    assert asdict(RSO()) == {
+        "cycles": 50,
+        "batch_size": 5000,
+        "first_batch": None,
+        "schedule": "linear",
+        "distribution": "gaussian",
+        "level": "weight",
+        "order": "output",
+        "direction": "backward",
+        "strategy": "sequential",
+        "weight_decay": 0.0,
+        "seed": 0,
+        "cache": "full",
+    }
 
 
 def test_settings_are_given_by_name_and_stay_as_they_are() -> None:
@@ -128,6 +130,11 @@ def test_plain_values_make_the_same_settings_again() -> None:
     settings = RSO(cycles=3, level="layer", weight_decay=1e-4, distribution="template")
     assert RSO(**json.loads(json.dumps(settings.to_dict()))) == settings
     assert RSO(schedule=linear).to_dict()["schedule"] == "linear"
+
+    def step(cycle: int, cycles: int) -> float:
+        return 1.0
+
+    assert RSO(schedule=step).to_dict()["schedule"].endswith("<locals>.step")  # not the built-in one
 
 
 def test_a_growing_batch_grows_by_the_same_factor() -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from rso_lib import RSO, Data, History, load, plots, train
 from rso_lib import live as live_module
 from rso_lib.live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
-from rso_lib.models import Block, Head, Net
+from rso_lib.models import Block, Head, Net, cifar_net, two_conv
 from rso_lib.proposals import linear
 from rso_lib.sgd import SGD
 from rso_lib.train import Step
@@ -354,6 +354,29 @@ def test_the_visited_weight_is_framed(data: Data) -> None:
         expected = matplotlib.colormaps["PuOr"](0.5 + value / 2, bytes=True)[:3]
         assert inside.tolist() == list(expected)
         assert f"Weight {index} is framed" in text
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: two_conv(), "head.linear.weight"),
+        (lambda: cifar_net(10), "block9.conv.weight"),
+        (lambda: Net([Block(1, 90), Block(90, 120)], Head(120, 10, pool="max"), seed=0), "block2.conv.weight"),
+    ],
+    ids=["flat maps", "32 channels", "more than fit"],
+)
+def test_the_last_weight_of_many_is_in_the_picture(data: Data, make: Callable[[], Net], name: str) -> None:
+    run = LiveRun(small_net, data, SETTINGS)
+    run.net = make()
+    run.last = Step(
+        at=None,
+        layer=name,
+        index=run.net.get_parameter(name).numel() - 1,
+        delta=torch.zeros(()),
+        losses=torch.zeros(3),
+    )
+    rows, columns = np.nonzero((np.asarray(Image.open(io.BytesIO(layer(run)[0]))) == 0).all(2))
+    assert len(set(rows)) > 2 and len(set(columns)) > 2
 
 
 def test_bar(data: Data) -> None:
