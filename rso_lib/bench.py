@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import memory, models
+from . import kernels, memory, models
 from .engine import BlockSearch, HeadSearch, cached_input, channels_last, folds, stages
 from .models import Flow, Head, Net, calibrate
 from .proposals import sigma
@@ -218,9 +218,8 @@ def machine(device: torch.device) -> str:
 
 def cpu_name() -> str:
     """The processor's name where the system tells, with the widest vector instructions torch uses."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})"
+    [name, *_] = kernels.cpu_info("model name") or [platform.processor()]
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def table(timings: list[Timing], steps: list[dict[str, int]], rate: float, cycle: dict[str, float]) -> Iterator[str]:

@@ -11,7 +11,8 @@ the next layer, which is linear, sees one changed input channel. A step on a sli
 3. the rest of the net, once for each candidate, with the statistics of the batch.
 
 The searched layer's input is computed once for every slice that is visited (the paper's cache, section 4.7),
-with the batch-norm statistics of `models.calibrate`.
+with the batch-norm statistics of `models.calibrate`. `BlockSearch` is all this; `NeuronSearch` and `LayerSearch` are
+the same where steps do not see each other, `HeadSearch` is for the final layer, `JointSearch` for many weights at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -172,10 +172,14 @@ def _compiled() -> Path:
 
 def _processor() -> str:
     """What the compiled code depends on: a home folder may be shared by several machines."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return f"{platform.system()}{platform.machine()}{platform.processor()}{flags}"
+    return f"{platform.system()}{platform.machine()}{platform.processor()}{cpu_info('flags', 'Features')[:1]}"
+
+
+def cpu_info(*keys: str) -> list[str]:
+    """What Linux says of each processor under some keys; nothing elsewhere."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [line.partition(":")[2].strip() for line in lines if line.startswith(keys)]
 
 
 def _as_c(value: Tensor | float | int | None) -> object:

@@ -21,7 +21,7 @@ from .history import History, Report
 from .models import calibrate, count_weights
 from .reference import choose
 from .settings import check_choice
-from .train import Step, evaluate, sweeps, train
+from .train import Step, evaluate, steps_in, sweeps, train
 
 NETS = ("one_conv", "two_conv", "mnist_net", "cifar_net")
 READY, RUNNING, PAUSED, STOPPED, FINISHED, FAILED = "ready", "running", "paused", "stopped", "finished", "failed"
@@ -213,8 +213,7 @@ class LiveRun:
         """Whether all steps of a sweep are done, but its report is still to come."""
         if self.last is None:
             return False
-        names = sweeps(self.net, self.settings)[self.last.at.sweep].names
-        return len(self.begun) == sum(self.net.get_parameter(name).numel() for name in names)
+        return len(self.begun) == steps_in(self.net, sweeps(self.net, self.settings)[self.last.at.sweep])
 
     def advance(self) -> None:
         """The next item of the run: a step or a report."""

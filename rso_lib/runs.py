@@ -325,9 +325,7 @@ def machine(device: str | torch.device = "cpu") -> dict[str, Any]:
 
 
 def _processor() -> str:
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = kernels.cpu_info("model name")
     return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()
 
 

@@ -97,7 +97,7 @@ class RSO:
         return DISTRIBUTIONS[self.distribution] if isinstance(self.distribution, str) else self.distribution
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values; a callable of yours is given by where it is defined."""
+        """The settings as plain values; a callable is given by its name."""
         names = {
             "schedule": name_of(self.schedule, SCHEDULES),
             "distribution": name_of(self.distribution, DISTRIBUTIONS),
@@ -106,11 +106,11 @@ class RSO:
 
 
 def name_of(choice: Any, known: Mapping[str, Any]) -> str:
-    """The name of a choice that may be a callable: its own, that among the known ones, or where it is defined."""
+    """The name of a choice that may be a callable; with where it is defined, if a known one is called so too."""
     if isinstance(choice, str):
         return choice
-    where = f"{choice.__module__}.{choice.__qualname__}" if hasattr(choice, "__qualname__") else repr(choice)
-    return next((name for name, other in known.items() if other is choice), where)
+    name = getattr(choice, "__name__", repr(choice))
+    return f"{choice.__module__}.{choice.__qualname__}" if known.get(name, choice) is not choice else name
 
 
 def check_whole(name: str, value: object, least: int) -> None:

@@ -23,11 +23,10 @@ from . import runs
 from .data import Data, load
 from .engine import channels_last
 from .history import NAN, History, Report
-from .models import calibrate
 from .proposals import generator
 from .runs import replacing
 from .settings import check_choice, check_whole
-from .train import evaluate
+from .train import scores
 
 if TYPE_CHECKING:
     import pandas
@@ -224,10 +223,6 @@ def _epoch(net: nn.Module, optimiser: torch.optim.Optimizer, data: Data, setting
 
 def _report(net: nn.Module, data: Data, settings: SGD, epoch: int, steps: int) -> Report:
     """The row of an epoch."""
-    calibrate(net, data.train.images)
-    scores: dict[str, Any] = {}
-    for part in ("train", "val", "test"):
-        scores[f"{part}_loss"], scores[f"{part}_accuracy"] = evaluate(net, getattr(data, part))
     return Report(
         cycle=(epoch + 1) * steps,
         layer="",
@@ -238,7 +233,7 @@ def _report(net: nn.Module, data: Data, settings: SGD, epoch: int, steps: int) -
         minus=0,
         evaluations=steps,
         image_forwards=3 * steps * settings.batch_size,
-        **scores,
+        **scores(net, data),
     )
 
 

@@ -186,8 +186,8 @@ def with_bar(
             bar.update(steps() - bar.n)  # those of all processes
             bar.set_description(f"cycle {item.cycle}/{settings.cycles} {item.layer}", refresh=False)
             if item.is_cycle:
-                scores = {"val": item.val_accuracy, "test": item.test_accuracy}
-                bar.set_postfix({part: f"{score:.4f}" for part, score in scores.items() if not math.isnan(score)})
+                shown = {"val": item.val_accuracy, "test": item.test_accuracy}
+                bar.set_postfix({part: f"{score:.4f}" for part, score in shown.items() if not math.isnan(score)})
             yield item
 
 
@@ -203,6 +203,15 @@ def evaluate(net: nn.Module, split: Split) -> tuple[float, float]:
     if world.size > 1:
         loss, right = world.add(torch.tensor(sums, dtype=torch.float64)).tolist()
     return loss / len(split), right / len(split)
+
+
+def scores(net: nn.Module, data: Data) -> dict[str, Any]:
+    """Loss and accuracy of all parts of the data, as in `Report`, with batch norm calibrated on the training part."""
+    calibrate(net, data.train.images)
+    found = {}
+    for part in ("train", "val", "test"):
+        found[f"{part}_loss"], found[f"{part}_accuracy"] = evaluate(net, getattr(data, part))
+    return found
 
 
 def _sums(net: nn.Module, split: Split, part: slice) -> tuple[float, float]:
@@ -229,7 +238,7 @@ def _reports(
         rows = [row for row in rows if row.cycle == cycle + 1]
         search = None
         for k in range(len(rows), len(plan)):
-            before = sum(_steps_in(net, sweep) for sweep in plan[:k] if sweep.position == plan[k].position)
+            before = sum(steps_in(net, sweep) for sweep in plan[:k] if sweep.position == plan[k].position)
             if search is None or plan[k].position != plan[k - 1].position:
                 search = None  # its caches go before those of the next layer come
                 memory.release()
@@ -256,7 +265,8 @@ def _place_in_block(name: str) -> int:
     return WITHIN_A_BLOCK.index(inner) if inner in WITHIN_A_BLOCK else 0
 
 
-def _steps_in(net: nn.Module, sweep: Sweep) -> int:
+def steps_in(net: nn.Module, sweep: Sweep) -> int:
+    """Visits of a sweep."""
     return sum(net.get_parameter(name).numel() for name in sweep.names)
 
 
@@ -379,16 +389,12 @@ def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, outco
 def _cycle_report(net: nn.Module, data: Data, settings: RSO, rows: list[Report]) -> Report:
     steps = sum(row.steps for row in rows)
     wins = [sum(getattr(row, name) for row in rows) for name in ("kept", "plus", "minus")]
-    calibrate(net, data.train.images)
-    scores: dict[str, Any] = {}
-    for part in ("train", "val", "test"):
-        scores[f"{part}_loss"], scores[f"{part}_accuracy"] = evaluate(net, getattr(data, part))
     return Report(
         cycle=rows[0].cycle,
         layer="",
         sigma=sum(row.sigma * row.steps for row in rows) / steps,
         **_counts(wins, settings.batch(rows[0].cycle - 1)),
-        **scores,
+        **scores(net, data),
         bytes_sent=sum(row.bytes_sent for row in rows) + world.take_sent(),
     )
 

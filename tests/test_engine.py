@@ -150,7 +150,7 @@ def test_real_nets_between_two_output_channels(kind: str) -> None:
 @pytest.mark.parametrize("name", ["neurons_smallest", "layers"])
 @pytest.mark.parametrize("kind", ["mnist_net", "depth 10"])
 def test_real_nets_where_steps_do_not_see_each_other(kind: str, name: str, loops: str) -> None:
-    """From the beginning of each sweep, over the end of batch norm's."""
+    """From the beginning of each sweep, over the end of batch norm's of 16 channels."""
     net, settings = stirred(REAL[kind]()), settings_of(name)
     data = images(20, (3, 5, 4) if "depth" in kind else (1, 8, 8))
     for sweep in range(len(plan(net, settings))):

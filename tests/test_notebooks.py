@@ -21,6 +21,8 @@ NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 TEACHING = ("01", "02", "03", "04", "06", "07")
 SMALL = {"cycles": 2, "batch_size": 128}
 """Parameters of a short run, for a notebook that has no presets."""
+FEW = {"processes": "1", "tries": 8}
+"""What makes the presets shorter still."""
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -64,6 +66,7 @@ def test_runs_with_other_parameters_and_the_solutions(path: Path, tmp_path: Path
     parameters = tagged(notebook, "parameters")
     names = assigned(notebook.cells[parameters[0]].source) if parameters else []
     given = {"preset": "smoke"} if "preset" in names else {name: SMALL[name] for name in SMALL if name in names}
+    given |= {name: FEW[name] for name in FEW if name in names}
     if "out" in names:
         given["out"] = str(tmp_path / "out")
     demo.execute(tmp_path / "solved.ipynb", tmp_path / "done.ipynb", given)
