@@ -227,9 +227,8 @@ def advance_one(cut: BlockStage, following: Stage, z: Preactivation, skip: Tenso
         if "norm.running_mean" in cut.w:
             z = calibrated(cut.w, z.z)
         scale, shift = cut.w["norm.weight"], cut.w["norm.bias"]
-        return compiled.norm_conv(
-            z, scale, shift, norm.eps, cut.block.relu, following.taps, following.stride, base
-        ), behind
+        relu, taps, stride = cut.block.relu, following.taps, following.stride
+        return compiled.norm_conv(z, scale, shift, norm.eps, relu, taps, stride, base), behind
     flow = cut.finish(z, skip)
     return Preactivation(following.receive(flow)), flow.skip
 
@@ -299,12 +298,15 @@ class BlockSearch:
 
     def begin(self, turn: int) -> None:
         """Start a sweep, or go on within it, at this turn, with nothing kept for any slice."""
-        self.before = self.w
+        self.begin_from(self.w)
+
+    def begin_from(self, before: Weights) -> None:
+        """The same, where a step sees the block as it is in `before`."""
+        self.before, self.cut = before, BlockStage(self.block, before)
         self.forget()
 
     def forget(self) -> None:
         """Keep nothing for any slice."""
-        self.cut = BlockStage(self.block, self.before)
         self.responses: dict[int, Preactivation] = {}
         self.skips: dict[int, Tensor | None] = {}
         self.seen: dict[int, Weights] = {}
@@ -451,9 +453,8 @@ class NeuronSearch(BlockSearch):
 
     def begin(self, turn: int) -> None:
         """As in `BlockSearch`. The other rows are seen as they are now; each row takes the slices by itself."""
-        self.before = copied(self.w)
         self.turns = dict.fromkeys(range(self.block.conv.out_channels), turn)
-        self.forget()
+        self.begin_from(copied(self.w))
 
     def slice_of(self, row: int, turn: int) -> int:
         """The next one of this row."""
@@ -481,8 +482,7 @@ class LayerSearch(BlockSearch):
 
     def begin(self, turn: int) -> None:
         """As in `BlockSearch`. All weights are seen as they are now."""
-        self.before = copied(self.w)
-        self.forget()
+        self.begin_from(copied(self.w))
 
     def losses(self, s: int, name: str, row: int, j: int, candidates: Tensor) -> Tensor:
         """As in `BlockSearch`."""

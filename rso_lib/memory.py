@@ -42,10 +42,8 @@ def release() -> None:
 def available(device: torch.device) -> int:
     """Free bytes of the device's memory."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
-            device
-        )  # freed, for torch's next tensors
-        return torch.cuda.mem_get_info(device)[0] + kept
+        freed = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch has it for its next
+        return torch.cuda.mem_get_info(device)[0] + freed
     import psutil
 
     return psutil.virtual_memory().available

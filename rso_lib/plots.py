@@ -97,14 +97,19 @@ class Picture(Figure):
 
     def png(self) -> bytes:
         """The picture as a PNG file, which holds `alt` as its description; 256 colours make it small."""
+        about, buffer = PngInfo(), io.BytesIO()
+        about.add_itxt("Description", self.alt)
+        self.image().quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            buffer, "PNG", pnginfo=about
+        )
+        return buffer.getvalue()
+
+    def image(self) -> Image.Image:
+        """The picture in RGB."""
         canvas = FigureCanvasAgg(self)
         with style():
             canvas.draw()
-        image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        about, buffer = PngInfo(), io.BytesIO()
-        about.add_itxt("Description", self.alt)
-        image.quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(buffer, "PNG", pnginfo=about)
-        return buffer.getvalue()
+        return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
     def save(self, path: str | Path) -> None:
         """Write the PNG file."""

@@ -317,8 +317,9 @@ def _walk(
     if isinstance(search, engine.LayerSearch):
         turns.sort(key=lambda t: (before + t) % len(search.labels))  # those on a slice follow each other
     name = sweep.layer.split(".", 1)[1] if isinstance(net, Net) else sweep.layer
+    indices = visits.tolist()
     for t in turns:
-        index = int(visits[t])
+        index = indices[t]
         if settings.strategy == "sequential" and settings.weight_decay:
             flat[index] *= 1 - settings.weight_decay
         losses.append(search.step(name, index, deltas[t], before + t))

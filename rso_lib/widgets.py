@@ -138,7 +138,7 @@ class Explorer(Panel):
     def answer(self, change: object = None) -> None:
         """Draw for the values that the controls have now."""
         picture = self.draw(**{name: control.value for name, control in self.controls.items()})
-        self.screen.draw(render(picture), picture.alt)
+        self.screen.draw(encode(picture.image()), picture.alt)
         self.text.say(picture.alt)
 
 
@@ -486,16 +486,8 @@ def line(run: LiveRun, x: str, y: str) -> tuple[list[float], list[float]]:
     return [getattr(score, x) for score in curve], [getattr(score, y) for score in curve]
 
 
-def render(figure: Figure) -> bytes:
-    """A figure as a PNG, in less time than its own file takes."""
-    canvas = FigureCanvasAgg(figure)
-    with style():
-        canvas.draw()
-    return encode(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
-
-
 def encode(image: Image.Image) -> bytes:
-    """A PNG, in little time."""
+    """A PNG, in less time than the file of a picture takes."""
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return file.getvalue()
