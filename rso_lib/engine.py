@@ -106,9 +106,9 @@ def normalise(block: Block, w: Weights, z: Preactivation) -> Tensor:
 def batch_norm(norm: nn.BatchNorm2d, w: Weights, name: str, z: Preactivation) -> Tensor:
     """Each channel by itself, with the statistics in w if they are there, else with those of the batch."""
     scale, shift, mean, var = (w.get(f"{name}.{part}") for part in ("weight", "bias", "running_mean", "running_var"))
-    if mean is None and world.splits_batch:
-        [z] = share_moments([z]) if z.moments is None else [z]
-        assert z.moments is not None
+    if mean is None and world.splits_batch and z.moments is None:
+        [z] = share_moments([z])
+    if mean is None and z.moments is not None:
         mean, square = z.moments / z.count
         mean, var = mean.to(z.z), (square - mean.square()).clamp(min=0).to(z.z)
     return F.batch_norm(z.z, mean, var, scale, shift, training=mean is None, eps=norm.eps)
@@ -290,6 +290,7 @@ class BlockSearch:
         )
         self.cache = cache
         self.few = max(1, self.block.conv.out_channels // 4)  # measured: a changed row costs a quarter of `respond`
+        self.geometry = {"stride": 2, "padding": 0} if folds(self.block) else {"stride": 1, "padding": 1}
         prepare = box if folds(self.block) else channels_last
         images, before = batches.slices(batches.images), stages(net.blocks[:position], calibrated=True)
         self.inputs = OnDemand(lambda s: cached_input(before, images[s], prepare, half=cache == "half"))
@@ -336,7 +337,7 @@ class BlockSearch:
         self.visited.append(row)
         are = changed or [row]
         w = self.rows([(self.seen[s], changed), (self.w, [*are, row, row])], name, j, candidates[1:])
-        normed = self.normed(s, w, [*changed, *are, row, row])
+        normed = self.normed(s, w, [*changed, *are, row, row], j)
         x = self.enter(normed)
         if changed:
             self.refresh(s, changed, x, normed)
@@ -350,7 +351,7 @@ class BlockSearch:
         rows = [*sorted(set(self.visited[-len(self.labels) :]) - {row}), row]
         if s in self.responses and len(rows) <= self.few:
             return rows
-        self.respond(s, self.linear(s, self.before))
+        self.respond(s, self.linear(s))
         self.remember(s)
         return []
 
@@ -373,23 +374,32 @@ class BlockSearch:
         else:
             [(self.responses[s], self.skips[s])] = advance(self.cut, self.next, [(Preactivation(z), skip)])
 
-    def linear(self, s: int, w: Weights, rows: Sequence[int] | None = None) -> Tensor:
-        """What the block's batch norm receives on slice s [batch, len(w), H, W]; w may be of some rows."""
-        stride, padding = (2, 0) if folds(self.block) else (1, 1)
-        kernel, flow = w["conv.weight"], self.inputs[s]
-        x = flow.x.to(kernel.dtype)
-        compiled = kernels.covering(x, x.shape[1]) if rows and len(rows) < x.shape[1] // 2 else None
-        if compiled:
-            z = compiled.rows_conv(x, kernel, stride, padding)
-        else:
-            z = F.conv2d(x, channels_last(kernel), stride=stride, padding=padding)
-        if self.block.closes:
-            z = z + bridge(self.block, w, flow.skip, rows)
-        return z
+    def linear(self, s: int) -> Tensor:
+        """What the block's batch norm receives on slice s: [batch, C, H, W]."""
+        flow, kernel = self.inputs[s], self.before["conv.weight"]
+        z = F.conv2d(flow.x.to(kernel.dtype), channels_last(kernel), **self.geometry)
+        return z + bridge(self.block, self.before, flow.skip) if self.block.closes else z
 
-    def normed(self, s: int, w: Weights, rows: Sequence[int]) -> Tensor:
-        """Batch norm's output [batch, len(rows), H, W] on slice s for rows with the weights w."""
-        return normalise(self.block, w, Preactivation(self.linear(s, w, rows).contiguous()))
+    def linear_rows(self, s: int, w: Weights, rows: Sequence[int], j: int) -> Preactivation:
+        """The same for rows with the weights w, [batch, len(rows), H, W], contiguous; the last two are tried.
+
+        They differ from the row before them in weight j of the convolution, or not in the convolution.
+        """
+        flow, kernel = self.inputs[s], w["conv.weight"]
+        x = flow.x.to(kernel.dtype)
+        compiled = kernels.covering(x, x.shape[1]) if len(rows) < x.shape[1] // 2 else None
+        if compiled:
+            tap = j % kernel[0].numel()  # any will do where the convolution is not tried
+            *_, kept, plus, minus = kernel.flatten(1)[:, tap]
+            moves = torch.stack([plus - kept, minus - kept])
+            z = compiled.rows_conv(x, kernel[:-2], moves=moves, j=tap, **self.geometry)
+        else:
+            z = Preactivation(F.conv2d(x, channels_last(kernel), **self.geometry).contiguous())
+        return Preactivation((z.z + bridge(self.block, w, flow.skip, rows)).contiguous()) if self.block.closes else z
+
+    def normed(self, s: int, w: Weights, rows: Sequence[int], j: int) -> Tensor:
+        """Batch norm's output [batch, len(rows), H, W] on slice s; arguments as in `linear_rows`."""
+        return normalise(self.block, w, self.linear_rows(s, w, rows, j))
 
     def enter(self, normed: Tensor) -> Tensor:
         """What the next layer receives as input, given batch norm's output."""
@@ -397,8 +407,9 @@ class BlockSearch:
 
     def scores(self, s: int, candidates: Iterable[Candidate]) -> Tensor:
         """The losses on slice s of what the next layer may receive."""
-        losses = [cross_entropy(z, self.labels[s]) for z in outputs(self.stages, candidates)]
-        return world.mean(torch.stack(losses), len(self.labels[s]))
+        labels, logits = self.labels[s], torch.stack(list(outputs(self.stages, candidates))).double()
+        losses = F.cross_entropy(logits.transpose(1, 2), labels.expand(len(logits), -1), reduction="none").mean(1)
+        return world.mean(losses, len(labels))
 
     def kept(self, s: int) -> Candidate:
         """What the next layer receives with the weights as they were kept."""
@@ -466,9 +477,9 @@ class NeuronSearch(BlockSearch):
         if self.cache == "input":
             self.forget()
         if s not in self.responses:
-            self.respond(s, self.linear(s, self.before))
+            self.respond(s, self.linear(s))
         w = self.rows([(self.before, [row]), (self.w, [row] * 3)], name, j, candidates)
-        normed = self.normed(s, w, [row] * 4)
+        normed = self.normed(s, w, [row] * 4, j)
         return self.scores(s, self.moved(s, row, self.enter(normed), normed, tried=3))
 
 
@@ -493,14 +504,14 @@ class LayerSearch(BlockSearch):
             change = (candidates - candidates[0])[:, None, None] * self.tap(j)
             normed = normalise(self.block, w, Preactivation(self.z[:, [row]] + change))
         else:
-            normed = self.normed(s, w, [row] * 3)
+            normed = self.normed(s, w, [row] * 3, j)
         moved = self.scores(s, self.moved(s, row, self.enter(normed), normed, tried=2))
         return torch.cat([self.loss, moved])
 
     def turn_to(self, s: int) -> None:
         """Keep what concerns slice s, and nothing else."""
         self.forget()
-        z = self.linear(s, self.before)
+        z = self.linear(s)
         x = self.inputs[s].x.to(z.dtype)
         self.z, self.planes = z.contiguous(), (x if folds(self.block) else F.pad(x, (1, 1, 1, 1))).contiguous()
         self.respond(s, z)

@@ -36,28 +36,27 @@ template <class T, int CO> struct Moments {
         sum[v] += z;
         squares[v] += z * z;
     }
+
+    void add_to(double* total) const {
+        for (int c = 0; c < CO; c++) {
+            total[c] += sum[c / LANES<T>][c % LANES<T>];
+            total[CO + c] += squares[c / LANES<T>][c % LANES<T>];
+        }
+    }
 };
 
-// Over all images: `image` adds those of one of them. totals is [2, CO].
-template <class T, int CO, class Image> void all_images(int images, double* totals, int threads, Image image) {
-    std::vector<double> parts(threads * 2 * CO);  // added in the threads' order, so that equal runs give equal bits
+// Over all images: `image(n, total)` adds the moments [2, channels] of one of them. totals is [2, channels].
+template <class Image> void all_images(int images, int channels, double* totals, int threads, Image image) {
+    std::vector<double> parts(threads * 2 * channels);  // added in the threads' order, so that equal runs give equal bits
 #pragma omp parallel num_threads(threads)
     {
-        double* part = parts.data() + omp_get_thread_num() * 2 * CO;
-        double total[2 * CO] = {};
+        std::vector<double> total(2 * channels);
 #pragma omp for schedule(static)
-        for (int n = 0; n < images; n++) {
-            Moments<T, CO> m;
-            image(n, m);
-            for (int c = 0; c < CO; c++) {
-                total[c] += m.sum[c / LANES<T>][c % LANES<T>];
-                total[CO + c] += m.squares[c / LANES<T>][c % LANES<T>];
-            }
-        }
-        std::copy(total, total + 2 * CO, part);
+        for (int n = 0; n < images; n++) image(n, total.data());
+        std::copy(total.begin(), total.end(), parts.begin() + omp_get_thread_num() * total.size());
     }
-    std::fill(totals, totals + 2 * CO, 0.0);
-    for (size_t k = 0; k < parts.size(); k++) totals[k % (2 * CO)] += parts[k];
+    std::fill(totals, totals + 2 * channels, 0.0);
+    for (size_t k = 0; k < parts.size(); k++) totals[k % (2 * channels)] += parts[k];
 }
 
 // R × P output pixels of a 3×3 convolution with stride S; u has its border, base may be null.
@@ -125,37 +124,60 @@ void convolve(const T* u, int pitch, const T* kernel, const T* base, T* out, int
     if (width - x == 1) columns<T, CI, CO, S, 1>(u, pitch, kernel, base, out, height, width, x, m);
 }
 
+// Zeroed memory for each thread, aligned like a vector: loads that cross a cache line cost twice.
+template <class T> class Scratch {
+    int64_t room;
+    std::vector<T> all;
+
+  public:
+    Scratch(int threads, int64_t size) : room((size + LANES<T> - 1) / LANES<T> * LANES<T>), all((threads + 1) * room) {}
+
+    T* own() {
+        const uintptr_t first = (uintptr_t)all.data();
+        return (T*)((first + VECTOR_BYTES - 1) / VECTOR_BYTES * VECTOR_BYTES) + omp_get_thread_num() * room;
+    }
+};
+
+// The mean of every 2×2 window of an image with its border [height + 2, width + 2, CI], of which `fill` writes the rows
+// one after the other: a 3×3 convolution and the 2×2 average pooling after it are a 3×3 convolution of these means
+// with stride 2. `row` and `pairs` are room for one row, `pairs` with zeros in it.
+template <class T, int CI, class Fill>
+void box(T* means, T* row, T* pairs, int height, int width, Fill fill) {
+    const int pitch = (width + 1) * CI;
+    std::fill(pairs, pairs + pitch, T(0));
+    for (int y = 0; y <= height; y++, means += pitch) {
+        if (y < height) fill(y, row + CI);
+        else std::fill(row, row + pitch + CI, T(0));
+#pragma omp simd
+        for (int k = 0; k < pitch; k++) {
+            const T pair = row[k] + row[k + CI];
+            means[k] = T(0.25) * (pairs[k] + pair);
+            pairs[k] = pair;
+        }
+    }
+}
+
 struct Shape {
     int images, height, width;  // of the input
 };
 
-// The mean of every 2×2 window of u [height + 1, width + 1, CI]: a 3×3 convolution and the 2×2 average pooling
-// after it are a 3×3 convolution of these means with stride 2.
-template <class T, int CI> void box(const T* u, T* out, int height, int width) {
-    const int pitch = (width + 1) * CI;
-    for (int y = 0; y < height; y++, u += pitch, out += width * CI)
-        for (int k = 0; k < width * CI; k++)
-            out[k] = T(0.25) * ((u[k] + u[k + CI]) + (u[k + pitch] + u[k + pitch + CI]));
-}
-
-// The convolution of all images: `fill` writes one into a border of zeros; S = 2 pools the result.
+// The convolution of all images: `fill` writes the rows of one into a border of zeros; S = 2 pools the result.
 template <class T, int CI, int CO, int S, class Fill>
 void convolve_all(Shape shape, const T* kernel, const T* base, T* out, double* moments, int threads, Fill fill) {
     const int height = shape.height / S, width = shape.width / S;
     const int pitch = (shape.width + 2) * CI;
     const int64_t size = int64_t(height) * width * CO;
-    const int64_t room = (shape.height + 2) * pitch;
-    std::vector<T> padded(threads * room), boxed(S == 2 ? threads * room : 0);
-    all_images<T, CO>(shape.images, moments, threads, [&](int n, Moments<T, CO>& m) {
-        T* u = padded.data() + omp_get_thread_num() * room;
-        for (int y = 0; y < shape.height; y++) fill(n, y, u + (y + 1) * pitch + CI);
-        if (S == 2) {
-            T* means = boxed.data() + omp_get_thread_num() * room;
-            box<T, CI>(u, means, shape.height + 1, shape.width + 1);
-            u = means;
-        }
+    Scratch<T> padded(threads, (shape.height + 2) * pitch), pairs(S == 2 ? threads : 0, pitch), rows(S == 2 ? threads : 0, pitch);
+    all_images(shape.images, CO, moments, threads, [&](int n, double* total) {
+        Moments<T, CO> m;
+        T* u = padded.own();
+        if (S == 2)
+            box<T, CI>(u, rows.own(), pairs.own(), shape.height, shape.width, [&](int y, T* row) { fill(n, y, row); });
+        else
+            for (int y = 0; y < shape.height; y++) fill(n, y, u + (y + 1) * pitch + CI);
         convolve<T, CI, CO, S>(u, S == 2 ? pitch - CI : pitch, kernel, base ? base + n * size : nullptr,
                                out + n * size, height, width, m);
+        m.add_to(total);
     });
 }
 
@@ -166,31 +188,47 @@ void add_channel(const T* base, const T* plane, const T* kernel, T* out, double*
     });
 }
 
+// Batch norm, as a · z + b, and ReLU.
+template <class T, int C> struct Norm {
+    Vec<T> a[C / LANES<T>], b[C / LANES<T>];
+    bool relu;
+
+    Norm(const double* moments, double count, const T* scale, const T* shift, double eps, bool relu) : relu(relu) {
+        for (int c = 0; c < C; c++) {
+            const double mean = moments[c] / count, variance = std::max(moments[C + c] / count - mean * mean, 0.0);
+            const T factor = scale[c] / std::sqrt(variance + eps);
+            a[c / LANES<T>][c % LANES<T>] = factor;
+            b[c / LANES<T>][c % LANES<T>] = shift[c] - mean * factor;
+        }
+    }
+
+    void operator()(const T* z, int pixels, T* out) const {
+        for (; pixels; pixels--, z += C, out += C)
+            for (int v = 0; v < C / LANES<T>; v++) {
+                const Vec<T> value = a[v] * *(const Vec<T>*)(z + v * LANES<T>) + b[v];
+                *(Vec<T>*)(out + v * LANES<T>) = relu ? (value < 0 ? Vec<T>{} : value) : value;  // NaN stays NaN
+            }
+    }
+};
+
 template <class T, int CI, int CO, int S>
 void norm_conv(const T* z, const double* in, double count, const T* scale, const T* shift, double eps, bool relu,
                const T* kernel, const T* base, T* out, double* moments, Shape shape, int threads) {
-    T a[CI], b[CI];
-    for (int c = 0; c < CI; c++) {
-        const double mean = in[c] / count, variance = std::max(in[CI + c] / count - mean * mean, 0.0);
-        a[c] = scale[c] / std::sqrt(variance + eps);
-        b[c] = shift[c] - mean * a[c];
-    }
-    convolve_all<T, CI, CO, S>(shape, kernel, base, out, moments, threads, [=, &a, &b](int n, int y, T* row) {
-        const T* from = z + (int64_t(n) * shape.height + y) * shape.width * CI;
-        for (int x = 0; x < shape.width; x++)
-            for (int c = 0; c < CI; c++) {
-                const T value = a[c] * from[x * CI + c] + b[c];
-                row[x * CI + c] = relu && value < 0 ? T(0) : value;  // NaN stays NaN
-            }
+    const Norm<T, CI> norm(in, count, scale, shift, eps, relu);
+    const int row = shape.width * CI;
+    convolve_all<T, CI, CO, S>(shape, kernel, base, out, moments, threads, [=](int n, int y, T* to) {
+        norm(z + (int64_t(n) * shape.height + y) * row, shape.width, to);
     });
 }
 
 template <class T, int CO> void moments(const T* z, double* sums, Shape shape, int threads) {
     const int pixels = shape.height * shape.width;
-    all_images<T, CO>(shape.images, sums, threads, [=](int n, Moments<T, CO>& m) {
+    all_images(shape.images, CO, sums, threads, [=](int n, double* total) {
+        Moments<T, CO> m;
         const T* image = z + int64_t(n) * pixels * CO;
         for (int k = 0; k < pixels; k++)
             for (int v = 0; v < CO / LANES<T>; v++) m.add(v, *(const Vec<T>*)(image + k * CO + v * LANES<T>));
+        m.add_to(total);
     });
 }
 
@@ -248,35 +286,48 @@ void row_image(const T* u, int pitch, int stride, const T* kernel, T* out, int h
 // Pixels of a 3×3 convolution's output along one side.
 inline int outputs(int size, int stride, int pad) { return size + 2 * pad < 3 ? 0 : (size + 2 * pad - 3) / stride + 1; }
 
-// x [N, H, W, CI] and kernel [rows, 3, 3, CI] to out [N, rows, H', W'], with a border of `pad` zeros around x.
+// x [N, H, W, CI] and kernel [rows, 3, 3, CI] to out [N, rows + moved, H', W'], with a border of `pad` zeros around x.
+// The moved rows are the last one with another weight at one place: moves[k] more at taps[place].
 template <class T, int CI>
-void rows_conv(const T* x, const T* kernel, T* out, Shape shape, int rows, int stride, int pad, int threads) {
+void rows_conv(const T* x, const T* kernel, int rows, const T* moves, int moved, int place, T* out, double* moments,
+               Shape shape, int stride, int pad, int threads) {
     const int height = outputs(shape.height, stride, pad), width = outputs(shape.width, stride, pad);
-    const int pitch = (shape.width + 2 * pad) * CI;
+    const int pitch = (shape.width + 2 * pad) * CI, plane = height * width, all = rows + moved;
     const int64_t size = int64_t(shape.height) * shape.width * CI;
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<T> padded(pad ? (shape.height + 2) * pitch : 0);
-#pragma omp for schedule(static)
-        for (int n = 0; n < shape.images; n++) {
-            const T* u = x + n * size;
-            if (pad) {
-                for (int y = 0; y < shape.height; y++)
-                    std::memcpy(padded.data() + (y + 1) * pitch + CI, u + y * shape.width * CI,
-                                shape.width * CI * sizeof(T));
-                u = padded.data();
-            }
-            T* to = out + int64_t(n) * rows * height * width;
-            for (int r = 0; r < rows; r += 4) {
-                const T* taps = kernel + r * 9 * CI;
-                T* plane = to + r * height * width;
-                if (rows - r == 1) row_image<T, CI, 1>(u, pitch, stride, taps, plane, height, width);
-                else if (rows - r == 2) row_image<T, CI, 2>(u, pitch, stride, taps, plane, height, width);
-                else if (rows - r == 3) row_image<T, CI, 3>(u, pitch, stride, taps, plane, height, width);
-                else row_image<T, CI, 4>(u, pitch, stride, taps, plane, height, width);
-            }
+    const int corner = place / (3 * CI) * pitch + place % (3 * CI);
+    Scratch<T> padded(pad ? threads : 0, (shape.height + 2) * pitch);
+    all_images(shape.images, all, moments, threads, [&](int n, double* total) {
+        const T* u = x + n * size;
+        if (pad) {
+            T* inner = padded.own() + pitch + CI;
+            for (int y = 0; y < shape.height; y++)
+                std::memcpy(inner + y * pitch, u + y * shape.width * CI, shape.width * CI * sizeof(T));
+            u = padded.own();
         }
-    }
+        T* to = out + int64_t(n) * all * plane;
+        for (int r = 0; r < rows; r += 4) {
+            const T* taps = kernel + r * 9 * CI;
+            if (rows - r == 1) row_image<T, CI, 1>(u, pitch, stride, taps, to + r * plane, height, width);
+            else if (rows - r == 2) row_image<T, CI, 2>(u, pitch, stride, taps, to + r * plane, height, width);
+            else if (rows - r == 3) row_image<T, CI, 3>(u, pitch, stride, taps, to + r * plane, height, width);
+            else row_image<T, CI, 4>(u, pitch, stride, taps, to + r * plane, height, width);
+        }
+        const T* last = to + (rows - 1) * plane;
+        for (int y = 0, p = 0; y < height; y++)
+            for (int x = 0; x < width; x++, p++)
+                for (int k = 0; k < moved; k++)
+                    to[(rows + k) * plane + p] = last[p] + moves[k] * u[corner + (y * pitch + x * CI) * stride];
+        for (int r = 0; r < all; r++) {
+            T sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum, squares)
+            for (int p = 0; p < plane; p++) {
+                sum += to[r * plane + p];
+                squares += to[r * plane + p] * to[r * plane + p];
+            }
+            total[r] += sum;
+            total[all + r] += squares;
+        }
+    });
 }
 
 // The stride is 1, or 2 with pooling; channels are 16 or 32. Returns 0 where the sizes are others.
@@ -291,11 +342,12 @@ void rows_conv(const T* x, const T* kernel, T* out, Shape shape, int rows, int s
         if (channels == 32) { moments<T, 32>(z, sums, shape, threads); return 1; } \
         return 0; \
     } \
-    extern "C" int rows_conv_##NAME(const T* x, const T* kernel, T* out, int images, int height, int width, int ci, \
-                                    int rows, int stride, int pad, int threads) { \
+    extern "C" int rows_conv_##NAME(const T* x, const T* kernel, int rows, const T* moves, int moved, int place, T* out, \
+                                    double* moments, int images, int height, int width, int ci, int stride, int pad, \
+                                    int threads) { \
         const Shape shape{images, height, width}; \
-        if (ci == 16) { rows_conv<T, 16>(x, kernel, out, shape, rows, stride, pad, threads); return 1; } \
-        if (ci == 32) { rows_conv<T, 32>(x, kernel, out, shape, rows, stride, pad, threads); return 1; } \
+        if (ci == 16) { rows_conv<T, 16>(x, kernel, rows, moves, moved, place, out, moments, shape, stride, pad, threads); return 1; } \
+        if (ci == 32) { rows_conv<T, 32>(x, kernel, rows, moves, moved, place, out, moments, shape, stride, pad, threads); return 1; } \
         return 0; \
     } \
     extern "C" int add_channel_##NAME(const T* base, const T* plane, const T* kernel, T* out, double* moments, \

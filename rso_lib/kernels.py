@@ -25,7 +25,7 @@ CHANNELS = (16, 32)
 
 
 class Preactivation:
-    """A linear map's output z [N, C, H, W], channels last.
+    """A linear map's output z [N, C, H, W].
 
     moments  its sums and sums of squares [2, C], float64, if they are known
     count    of the values in each of these sums: N × H × W, or more where other processes have added theirs
@@ -50,17 +50,28 @@ class Kernels:
         self._call("moments", z, out, images, height, width, channels)
         return out
 
-    def rows_conv(self, x: Tensor, kernel: Tensor, stride: int, padding: int) -> Tensor:
-        """A 3×3 convolution of x [N, CI, H, W], channels last, to few channels [N, rows, H', W'], contiguous.
+    def rows_conv(
+        self, x: Tensor, kernel: Tensor, stride: int, padding: int, moves: Tensor | None = None, j: int = 0
+    ) -> Preactivation:
+        """A 3×3 convolution of x [N, CI, H, W], channels last, to few channels [N, rows + moved, H', W'], contiguous.
 
         kernel  [rows, CI, 3, 3]
+        moves   [moved]: as many channels more are the last row with weight j (of its CI × 9) so much larger
         """
         images, inputs, height, width = x.shape
+        moves = kernel.new_empty(0) if moves is None else moves
+        rows, moved = len(kernel), len(moves)
         size = [(side + 2 * padding - 3) // stride + 1 for side in (height, width)]
-        out = torch.empty((images, len(kernel), *size), dtype=x.dtype)
+        out = torch.empty((images, rows + moved, *size), dtype=x.dtype)
+        moments = torch.empty(2, rows + moved, dtype=torch.float64)
         taps = kernel.permute(0, 2, 3, 1).contiguous()
-        self._call("rows_conv", x, taps, out, images, height, width, inputs, len(kernel), stride, padding)
-        return out
+        place = j % 9 * inputs + j // 9
+        self._call(
+            "rows_conv",
+            *(x, taps, rows, moves, moved, place, out, moments),
+            *(images, height, width, inputs, stride, padding),
+        )
+        return Preactivation(out, moments)
 
     def add_channel(
         self, base: Tensor, plane: Tensor, taps: Tensor, stride: int, out: Tensor | None = None
@@ -115,7 +126,7 @@ class Kernels:
         dtype = next(a.dtype for a in arguments if isinstance(a, Tensor))
         function = getattr(self.library, f"{name}_{str(dtype).removeprefix('torch.')}")
         if not function(*map(_as_c, arguments), torch.get_num_threads()):
-            raise ValueError(f"{name} is not compiled for these sizes: {arguments[-4:]}")
+            raise ValueError(f"{name} is not compiled for these sizes: {arguments[-6:]}")
 
 
 def sums(z: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ class Head(nn.Module):
         """[N, C, H, W] → [N, features]"""
         if self.pool == "flatten":
             return x.flatten(1)
-        return x.amax((2, 3)) if self.pool == "max" else x.mean((2, 3))
+        return F.adaptive_max_pool2d(x, 1).flatten(1) if self.pool == "max" else x.mean((2, 3))
 
 
 class Net(nn.Sequential):

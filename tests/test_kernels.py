@@ -84,9 +84,25 @@ def test_rows_conv(compiled: Kernels, channels: int, stride: int, padding: int, 
     for rows, (height, width) in product((1, 2, 3, 4, 6), sizes(3 - 2 * padding)):
         x = last(torch.randn(3, channels, height, width, dtype=dtype))
         kernel = torch.randn(rows, channels, 3, 3, dtype=dtype) / 10
-        z = compiled.rows_conv(x, kernel, stride, padding)
-        assert z.is_contiguous()
-        close(z, F.conv2d(x.double(), kernel.double(), stride=stride, padding=padding))
+        made = compiled.rows_conv(x, kernel, stride, padding)
+        assert made.z.is_contiguous()
+        check(made, F.conv2d(x.double(), kernel.double(), stride=stride, padding=padding))
+
+
+@dtypes
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 0)])
+@pytest.mark.parametrize("channels", kernels.CHANNELS)
+def test_rows_of_which_the_last_is_moved(
+    compiled: Kernels, channels: int, stride: int, padding: int, dtype: torch.dtype
+) -> None:
+    x = last(torch.randn(3, channels, 7, 9, dtype=dtype))
+    kernel = torch.randn(2, channels, 3, 3, dtype=dtype) / 10
+    moves = torch.tensor([0.5, -0.25], dtype=dtype)
+    for j in range(9 * channels):
+        moved = kernel[[0, 1, 1, 1]].clone()
+        moved[2:].flatten(1)[:, j] += moves
+        made = compiled.rows_conv(x, kernel, stride, padding, moves, j)
+        check(made, F.conv2d(x.double(), moved.double(), stride=stride, padding=padding))
 
 
 @dtypes
@@ -198,7 +214,9 @@ def test_images_too_small_for_the_kernel(compiled: Kernels, dtype: torch.dtype) 
     assert (
         compiled.add_channel(nothing, one[:, :1].contiguous(), taps[:, :, 0].contiguous(), 2).z.shape == nothing.shape
     )
-    assert compiled.rows_conv(F.pad(one, (0, 1, 0, 1)), torch.ones(2, 16, 3, 3, dtype=dtype), 2, 0).numel() == 0
+    kernel, moves = torch.ones(2, 16, 3, 3, dtype=dtype), torch.ones(2, dtype=dtype)
+    made = compiled.rows_conv(F.pad(one, (0, 1, 0, 1)), kernel, 2, 0, moves, 143)
+    assert made.z.shape == (3, 4, 0, 0) and made.moments is not None and not made.moments.any()
 
 
 def test_equal_runs_give_equal_bits_on_many_threads(compiled: Kernels) -> None:
