@@ -24,7 +24,8 @@ demo: $(STAMP)
 	$(BIN) -m rso_lib.demo
 
 test: $(STAMP)
-	$(BIN) -m pytest
+	$(BIN) -m pytest -m "not alone" --numprocesses=2 --dist=loadgroup
+	$(BIN) -m pytest -m alone
 
 lab: $(STAMP)
 	$(BIN) -m jupyterlab $(AS_ROOT) --LabApp.news_url=None --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb

@@ -26,7 +26,10 @@ SHORT = {"cycles": 2, "seeds": 2, "tried": 10, "out": '"out"'}
 SLIDER, PAUSE = 250.0, 200.0
 """Limits in milliseconds: from a key to a new picture while idle, and from a click until nothing runs any more."""
 
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no chromium: install it, or let CHROMIUM name one")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(find_chromium() is None, reason="no chromium: install it, or let CHROMIUM name one"),
+]
 
 
 @pytest.fixture(scope="module")

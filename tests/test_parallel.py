@@ -27,6 +27,8 @@ from rso_lib.reference import Batches
 from rso_lib.settings import RSO
 from rso_lib.train import Step, _owners, train
 
+pytestmark = pytest.mark.xdist_group("parallel")  # the runs behind these tests are made once
+
 STEPS = 200
 """Of a run that splits batches, which costs some messages for each."""
 
