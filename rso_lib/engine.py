@@ -16,6 +16,7 @@ the same where steps do not see each other, `HeadSearch` is for the final layer,
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from itertools import chain, pairwise
 from typing import NamedTuple, TypeVar, cast
 
@@ -74,9 +75,34 @@ def fold(kernel: Tensor) -> Tensor:
     return F.conv2d(planes, mean, padding=1).view(*kernel.shape[:2], 4, 4)
 
 
-def box(x: Tensor) -> Tensor:
-    """The mean of every 2×2 window, over the border too: [N, C, H, W] → [N, C, H + 1, W + 1]."""
-    return F.avg_pool2d(x, 2, stride=1, padding=1)
+# The searched block's input is cached as planes, so that a weight of a row is multiplied with one plane, shifted.
+
+
+def planes(x: Tensor, folded: bool) -> Tensor:
+    """[N, C, H, W] → what the convolution reads, contiguous: x with its border, [N, C, H + 2, W + 2].
+
+    With the pooling folded in, the means of all 2×2 windows of that instead, in one plane for even and odd lines and
+    columns each, [N, 4C, ...], where a stride of 2 is one of 1.
+    """
+    if not folded:
+        return F.pad(x, (1, 1, 1, 1)).contiguous()
+    means = F.avg_pool2d(x, 2, stride=1, padding=1)
+    height, width = means.shape[2:]
+    return F.pixel_unshuffle(F.pad(means, (0, width % 2, 0, height % 2)), 2).contiguous()
+
+
+def plane_kernel(kernel: Tensor, folded: bool) -> Tensor:
+    """[O, C, 3, 3] → the kernel for `planes`: itself, or [O, 4C, 2, 2]."""
+    return F.pixel_unshuffle(F.pad(kernel, (0, 1, 0, 1)), 2) if folded else kernel
+
+
+@cache
+def shifts(channels: int, height: int, width: int, folded: bool) -> Tensor:
+    """Which value of an image's planes [..., height, width] each weight of a row meets first: [channels × 9], int64."""
+    c, y, x = torch.meshgrid(torch.arange(channels), torch.arange(3), torch.arange(3), indexing="ij")
+    if folded:
+        c, y, x = 4 * c + 2 * (y % 2) + x % 2, y // 2, x // 2
+    return ((c * height + y) * width + x).flatten()
 
 
 # What follows a block's linear map, for all of its rows or some: w holds the weights of these rows.
@@ -106,7 +132,7 @@ def normalise(block: Block, w: Weights, z: Preactivation) -> Tensor:
 def batch_norm(norm: nn.BatchNorm2d, w: Weights, name: str, z: Preactivation) -> Tensor:
     """Each channel by itself, with the statistics in w if they are there, else with those of the batch."""
     scale, shift, mean, var = (w.get(f"{name}.{part}") for part in ("weight", "bias", "running_mean", "running_var"))
-    if mean is None and world.splits_batch and z.moments is None:
+    if mean is None and world.splits_batch and z.count == z.z.numel() // z.z.shape[1]:  # of this process alone
         [z] = share_moments([z])
     if mean is None and z.moments is not None:
         mean, square = z.moments / z.count
@@ -274,7 +300,7 @@ def cached_input(
 def _room(part: Tensor, images: int, half: bool) -> Tensor:
     """Uninitialised memory for `images` rows like those of a part."""
     dtype = torch.float16 if half else part.dtype
-    layout = torch.channels_last if part.dim() == 4 else torch.contiguous_format
+    layout = torch.contiguous_format if part.is_contiguous() else torch.channels_last
     return torch.empty((images, *part.shape[1:]), dtype=dtype, device=part.device, memory_format=layout)
 
 
@@ -290,8 +316,8 @@ class BlockSearch:
         )
         self.cache = cache
         self.few = max(1, self.block.conv.out_channels // 4)  # measured: a changed row costs a quarter of `respond`
-        self.geometry = {"stride": 2, "padding": 0} if folds(self.block) else {"stride": 1, "padding": 1}
-        prepare = box if folds(self.block) else channels_last
+        self.folded = folded = folds(self.block)
+        prepare = lambda x: planes(x, folded)  # noqa: E731  # not self, which would keep itself alive
         images, before = batches.slices(batches.images), stages(net.blocks[:position], calibrated=True)
         self.inputs = OnDemand(lambda s: cached_input(before, images[s], prepare, half=cache == "half"))
         self.labels = batches.slices(batches.labels)
@@ -377,7 +403,8 @@ class BlockSearch:
     def linear(self, s: int) -> Tensor:
         """What the block's batch norm receives on slice s: [batch, C, H, W]."""
         flow, kernel = self.inputs[s], self.before["conv.weight"]
-        z = F.conv2d(flow.x.to(kernel.dtype), channels_last(kernel), **self.geometry)
+        x, kernel = flow.x.to(kernel.dtype), plane_kernel(kernel, self.folded)
+        z = F.conv2d(channels_last(x), channels_last(kernel))
         return z + bridge(self.block, self.before, flow.skip) if self.block.closes else z
 
     def linear_rows(self, s: int, w: Weights, rows: Sequence[int], j: int) -> Preactivation:
@@ -387,15 +414,23 @@ class BlockSearch:
         """
         flow, kernel = self.inputs[s], w["conv.weight"]
         x = flow.x.to(kernel.dtype)
-        compiled = kernels.covering(x, x.shape[1]) if len(rows) < x.shape[1] // 2 else None
-        if compiled:
-            tap = j % kernel[0].numel()  # any will do where the convolution is not tried
-            *_, kept, plus, minus = kernel.flatten(1)[:, tap]
-            moves = torch.stack([plus - kept, minus - kept])
-            z = compiled.rows_conv(x, kernel[:-2], moves=moves, j=tap, **self.geometry)
+        if compiled := kernels.for_tensor(x):
+            weights, tap = kernel.flatten(1), j % kernel[0].numel()  # any tap will do if the convolution is not tried
+            moves = weights[-2:, tap] - weights[-3, tap]
+            z = compiled.rows_conv(x, weights[:-2], self.shifts(x), self.size(x), moves, tap)
         else:
-            z = Preactivation(F.conv2d(x, channels_last(kernel), **self.geometry).contiguous())
+            z = Preactivation(F.conv2d(x, plane_kernel(kernel, self.folded)).contiguous())
         return Preactivation((z.z + bridge(self.block, w, flow.skip, rows)).contiguous()) if self.block.closes else z
+
+    def shifts(self, x: Tensor) -> Tensor:
+        """`shifts` of the weights of a row in planes x."""
+        _, channels, height, width = x.shape
+        return shifts(channels // 4 if self.folded else channels, height, width, self.folded)
+
+    def size(self, x: Tensor) -> tuple[int, int]:
+        """Height and width of what the convolution makes of planes x."""
+        less = 1 if self.folded else 2
+        return x.shape[2] - less, x.shape[3] - less
 
     def normed(self, s: int, w: Weights, rows: Sequence[int], j: int) -> Tensor:
         """Batch norm's output [batch, len(rows), H, W] on slice s; arguments as in `linear_rows`."""
@@ -419,15 +454,20 @@ class BlockSearch:
         """The same with a row as it is tried: the last channels of x and of batch norm's output. The one before these
         is the row as it was kept."""
         first = x.shape[1] - tried
+        opened = self.opened(normed) if self.block.opens else None
         for k in range(first, x.shape[1]):
-            yield self.candidate(s, row, x[:, k, None] - x[:, first - 1, None], normed[:, k, None])
+            change = x[:, k, None] - x[:, first - 1, None]
+            yield self.candidate(s, row, change, None if opened is None else opened[:, k] - opened[:, first - 1])
 
-    def candidate(self, s: int, row: int, change: Tensor, normed: Tensor) -> Candidate:
-        """The same with a change of the next layer's input in one row, and that row of batch norm's output."""
+    def candidate(self, s: int, row: int, change: Tensor, of_skip: Tensor | None) -> Candidate:
+        """The same with a change of one row of the next layer's input, and of the skip that the block opens.
+
+        As changes, so that what changes nothing has the same loss to the last bit: a tie keeps w.
+        """
         skip = self.skips[s]
-        if self.block.opens and skip is not None:
+        if of_skip is not None and skip is not None:
             skip = skip.clone()
-            skip[:, [row]] = self.opened(normed)
+            skip[:, row] += of_skip
         return self.joining(self.add_channel(self.responses[s], change, row), skip)
 
     def joining(self, z: Preactivation, skip: Tensor | None) -> Candidate:
@@ -512,17 +552,17 @@ class LayerSearch(BlockSearch):
         """Keep what concerns slice s, and nothing else."""
         self.forget()
         z = self.linear(s)
-        x = self.inputs[s].x.to(z.dtype)
-        self.z, self.planes = z.contiguous(), (x if folds(self.block) else F.pad(x, (1, 1, 1, 1))).contiguous()
+        self.z, self.planes = z.contiguous(), self.inputs[s].x.to(z.dtype)
         self.respond(s, z)
         self.loss = self.scores(s, [self.kept(s)])
 
     def tap(self, j: int) -> Tensor:
         """What weight j of a row of the convolution is multiplied with: [batch, 1, H, W]."""
-        channel, ky, kx = j // 9, j // 3 % 3, j % 3
-        stride = 2 if folds(self.block) else 1
-        height, width = (stride * side for side in self.z.shape[2:])
-        return self.planes[:, channel : channel + 1, ky : ky + height : stride, kx : kx + width : stride]
+        _, _, height, width = self.planes.shape
+        channel, pixel = divmod(int(self.shifts(self.planes)[j]), height * width)
+        y, x = divmod(pixel, width)
+        rows, columns = self.size(self.planes)
+        return self.planes[:, channel : channel + 1, y : y + rows, x : x + columns]
 
 
 BLOCK_SEARCHES = {"sequential": BlockSearch, "neuron": NeuronSearch, "layer": LayerSearch}

@@ -1,6 +1,9 @@
-// The inner loops of a step on a CPU, for images in channels-last layout and batch norm's blocks.
+// The inner loops of a step on a CPU.
 //
-//   rows_conv     a few output channels of a 3×3 convolution
+//   rows_conv     a few output channels of a convolution, from planes
+//
+// and for images in channels-last layout and batch norm's blocks:
+//
 //   add_channel   base + the convolution of one input channel
 //   norm_conv     batch norm with the statistics that follow from given moments, ReLU, and the next block's convolution
 //   moments       the per-channel sum and sum of squares, which batch norm needs
@@ -232,97 +235,74 @@ template <class T, int CO> void moments(const T* z, double* sums, Shape shape, i
     });
 }
 
-// The sum of the lanes of a vector of B bytes, by halves.
-template <class T, int B, class V> inline T lane_sum(const V& v) {
-    if constexpr (B > 16) {
-        typedef T Half __attribute__((vector_size(B / 2)));
-        union {
-            V whole;
-            Half half[2];
-        } u = {v};
-        return lane_sum<T, B / 2>(u.half[0] + u.half[1]);
-    } else if constexpr (B / sizeof(T) == 4)
-        return (v[0] + v[2]) + (v[1] + v[3]);
-    else
-        return v[0] + v[1];
-}
+// Rows of a convolution without a border, which reads planes: each tap is a plane, shifted. All output pixels of an
+// image are one stretch of lanes, with what lies between the lines of the output computed too and then left out.
+struct Rows {
+    const int64_t* shifts;  // of each tap
+    int taps, rows, moved, place;
+    int height, width, pitch;  // of the output, and how far its lines are apart in a plane
 
-// P pixels of R output channels of a 3×3 convolution; here a lane is an input channel, since there are many
-// of them and few rows. u is padded; a row of the kernel [3, 3, CI] and a plane of `out` follow each other.
-template <class T, int CI, int R, int P>
-inline void row_pixels(const T* u, int pitch, int stride, const T* kernel, T* out, int plane) {
-    Vec<T> acc[R][P] = {};
-    for (int ky = 0; ky < 3; ky++)
-        for (int k = 0; k < 3 * CI; k += LANES<T>) {  // the taps of a row lie side by side in u
-            Vec<T> x[P];
+    int reach() const { return (height - 1) * pitch + width; }
+};
+
+// R rows [R, taps] of one image by vectors of L values, four of them at a time; the last ones overlap the ones before.
+template <class T, int L, int R> void row_lanes(const Rows& rows, const T* x, const T* weights, T* out, int size) {
+    using Lanes __attribute__((vector_size(L * sizeof(T)), aligned(sizeof(T)), may_alias)) = T;
+    const int vectors = (rows.reach() + L - 1) / L;
+    for (int v = 0; v < vectors; v += 4) {
+        int at[4];
+        for (int k = 0; k < 4; k++) at[k] = std::min((v + k) * L, rows.reach() - L);
+        Lanes acc[R][4] = {};
+        for (int t = 0; t < rows.taps; t++) {
+            Lanes u[4];
 #pragma GCC unroll 4
-            for (int p = 0; p < P; p++) x[p] = *(const Vec<T>*)(u + ky * pitch + p * stride * CI + k);
+            for (int k = 0; k < 4; k++) u[k] = *(const Lanes*)(x + rows.shifts[t] + at[k]);
 #pragma GCC unroll 4
-            for (int r = 0; r < R; r++) {
-                const Vec<T> w = *(const Vec<T>*)(kernel + (r * 3 + ky) * 3 * CI + k);
+            for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-                for (int p = 0; p < P; p++) acc[r][p] += x[p] * w;
-            }
+                for (int k = 0; k < 4; k++) acc[r][k] += weights[r * rows.taps + t] * u[k];
         }
-#pragma GCC unroll 4
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int p = 0; p < P; p++) out[r * plane + p] = lane_sum<T, VECTOR_BYTES>(acc[r][p]);
-}
-
-template <class T, int CI, int R>
-void row_image(const T* u, int pitch, int stride, const T* kernel, T* out, int height, int width) {
-    for (int y = 0; y < height; y++) {
-        int x = 0;
-        for (; x + 4 <= width; x += 4)
-            row_pixels<T, CI, R, 4>(u + y * stride * pitch + x * stride * CI, pitch, stride, kernel,
-                                    out + y * width + x, height * width);
-        for (; x < width; x++)
-            row_pixels<T, CI, R, 1>(u + y * stride * pitch + x * stride * CI, pitch, stride, kernel,
-                                    out + y * width + x, height * width);
+        for (int r = 0; r < R; r++)
+            for (int k = 0; k < 4; k++) *(Lanes*)(out + r * size + at[k]) = acc[r][k];
     }
 }
 
-// Pixels of a 3×3 convolution's output along one side.
-inline int outputs(int size, int stride, int pad) { return size + 2 * pad < 3 ? 0 : (size + 2 * pad - 3) / stride + 1; }
+template <class T, int L> void row_image(const Rows& rows, const T* x, const T* weights, T* out, int size) {
+    if constexpr (L > 1)
+        if (rows.reach() < L) return row_image<T, L / 2>(rows, x, weights, out, size);
+    for (int r = 0; r < rows.rows; r += 4, weights += 4 * rows.taps, out += 4 * size) {
+        if (rows.rows - r == 1) row_lanes<T, L, 1>(rows, x, weights, out, size);
+        else if (rows.rows - r == 2) row_lanes<T, L, 2>(rows, x, weights, out, size);
+        else if (rows.rows - r == 3) row_lanes<T, L, 3>(rows, x, weights, out, size);
+        else row_lanes<T, L, 4>(rows, x, weights, out, size);
+    }
+}
 
-// x [N, H, W, CI] and kernel [rows, 3, 3, CI] to out [N, rows + moved, H', W'], with a border of `pad` zeros around x.
-// The moved rows are the last one with another weight at one place: moves[k] more at taps[place].
-template <class T, int CI>
-void rows_conv(const T* x, const T* kernel, int rows, const T* moves, int moved, int place, T* out, double* moments,
-               Shape shape, int stride, int pad, int threads) {
-    const int height = outputs(shape.height, stride, pad), width = outputs(shape.width, stride, pad);
-    const int pitch = (shape.width + 2 * pad) * CI, plane = height * width, all = rows + moved;
-    const int64_t size = int64_t(shape.height) * shape.width * CI;
-    const int corner = place / (3 * CI) * pitch + place % (3 * CI);
-    Scratch<T> padded(pad ? threads : 0, (shape.height + 2) * pitch);
-    all_images(shape.images, all, moments, threads, [&](int n, double* total) {
-        const T* u = x + n * size;
-        if (pad) {
-            T* inner = padded.own() + pitch + CI;
-            for (int y = 0; y < shape.height; y++)
-                std::memcpy(inner + y * pitch, u + y * shape.width * CI, shape.width * CI * sizeof(T));
-            u = padded.own();
-        }
+// x [N, size] and weights [rows, taps] to out [N, rows + moved, height, width] and its moments. The moved rows are the
+// last one with moves[k] more at the tap `place`.
+template <class T>
+void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights, const T* moves, T* out,
+                   double* moments, int images, int threads) {
+    const int all = rows.rows + rows.moved, plane = rows.height * rows.width, reach = std::max(rows.reach(), 0);
+    Scratch<T> stretches(threads, int64_t(all) * reach);
+    all_images(images, all, moments, plane ? threads : 1, [&](int n, double* total) {
+        if (!plane) return;
+        const T* image = x + n * size;
+        T* stretch = stretches.own();
+        row_image<T, LANES<T>>(rows, image, weights, stretch, reach);
+        const T *last = stretch + (rows.rows - 1) * reach, *moving = image + rows.shifts[rows.place];
+        for (int k = 0; k < rows.moved; k++)
+#pragma omp simd
+            for (int q = 0; q < reach; q++) stretch[(rows.rows + k) * reach + q] = last[q] + moves[k] * moving[q];
         T* to = out + int64_t(n) * all * plane;
-        for (int r = 0; r < rows; r += 4) {
-            const T* taps = kernel + r * 9 * CI;
-            if (rows - r == 1) row_image<T, CI, 1>(u, pitch, stride, taps, to + r * plane, height, width);
-            else if (rows - r == 2) row_image<T, CI, 2>(u, pitch, stride, taps, to + r * plane, height, width);
-            else if (rows - r == 3) row_image<T, CI, 3>(u, pitch, stride, taps, to + r * plane, height, width);
-            else row_image<T, CI, 4>(u, pitch, stride, taps, to + r * plane, height, width);
-        }
-        const T* last = to + (rows - 1) * plane;
-        for (int y = 0, p = 0; y < height; y++)
-            for (int x = 0; x < width; x++, p++)
-                for (int k = 0; k < moved; k++)
-                    to[(rows + k) * plane + p] = last[p] + moves[k] * u[corner + (y * pitch + x * CI) * stride];
-        for (int r = 0; r < all; r++) {
+        for (int r = 0; r < all; r++, to += plane) {
+            for (int y = 0; y < rows.height; y++)
+                std::copy_n(stretch + r * reach + y * rows.pitch, rows.width, to + y * rows.width);
             T sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum, squares)
             for (int p = 0; p < plane; p++) {
-                sum += to[r * plane + p];
-                squares += to[r * plane + p] * to[r * plane + p];
+                sum += to[p];
+                squares += to[p] * to[p];
             }
             total[r] += sum;
             total[all + r] += squares;
@@ -342,13 +322,12 @@ void rows_conv(const T* x, const T* kernel, int rows, const T* moves, int moved,
         if (channels == 32) { moments<T, 32>(z, sums, shape, threads); return 1; } \
         return 0; \
     } \
-    extern "C" int rows_conv_##NAME(const T* x, const T* kernel, int rows, const T* moves, int moved, int place, T* out, \
-                                    double* moments, int images, int height, int width, int ci, int stride, int pad, \
-                                    int threads) { \
-        const Shape shape{images, height, width}; \
-        if (ci == 16) { rows_conv<T, 16>(x, kernel, rows, moves, moved, place, out, moments, shape, stride, pad, threads); return 1; } \
-        if (ci == 32) { rows_conv<T, 32>(x, kernel, rows, moves, moved, place, out, moments, shape, stride, pad, threads); return 1; } \
-        return 0; \
+    extern "C" int rows_conv_##NAME(const T* x, const int64_t* shifts, const T* weights, const T* moves, T* out, \
+                                    double* moments, int taps, int rows, int moved, int place, int images, int size, \
+                                    int height, int width, int pitch, int threads) { \
+        const Rows them{shifts, taps, rows, moved, place, height, width, pitch}; \
+        convolve_rows<T>(them, x, size, weights, moves, out, moments, images, threads); \
+        return 1; \
     } \
     extern "C" int add_channel_##NAME(const T* base, const T* plane, const T* kernel, T* out, double* moments, \
                                       int images, int height, int width, int co, int stride, int threads) { \

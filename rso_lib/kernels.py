@@ -51,25 +51,30 @@ class Kernels:
         return out
 
     def rows_conv(
-        self, x: Tensor, kernel: Tensor, stride: int, padding: int, moves: Tensor | None = None, j: int = 0
+        self,
+        x: Tensor,
+        weights: Tensor,
+        shifts: Tensor,
+        size: tuple[int, int],
+        moves: Tensor | None = None,
+        j: int = 0,
     ) -> Preactivation:
-        """A 3×3 convolution of x [N, CI, H, W], channels last, to few channels [N, rows + moved, H', W'], contiguous.
+        """Some output channels of a convolution without a border: [N, rows + moved, *size], contiguous.
 
-        kernel  [rows, CI, 3, 3]
-        moves   [moved]: as many channels more are the last row with weight j (of its CI × 9) so much larger
+        x        [N, C, H, W], contiguous
+        weights  [rows, taps]
+        shifts   [taps], int64: which value of an image of x a tap meets at the first pixel of the output
+        size     height and width of the output
+        moves    [moved]: as many channels more are the last row with tap j so much larger
         """
-        images, inputs, height, width = x.shape
-        moves = kernel.new_empty(0) if moves is None else moves
-        rows, moved = len(kernel), len(moves)
-        size = [(side + 2 * padding - 3) // stride + 1 for side in (height, width)]
+        moves = weights.new_empty(0) if moves is None else moves
+        images, (rows, taps), moved = len(x), weights.shape, len(moves)
         out = torch.empty((images, rows + moved, *size), dtype=x.dtype)
         moments = torch.empty(2, rows + moved, dtype=torch.float64)
-        taps = kernel.permute(0, 2, 3, 1).contiguous()
-        place = j % 9 * inputs + j // 9
         self._call(
             "rows_conv",
-            *(x, taps, rows, moves, moved, place, out, moments),
-            *(images, height, width, inputs, stride, padding),
+            *(x, shifts, weights, moves, out, moments, taps, rows, moved, j),
+            *(images, x[0].numel(), *size, x.shape[3]),
         )
         return Preactivation(out, moments)
 
@@ -136,16 +141,15 @@ def sums(z: Tensor) -> Tensor:
     return torch.stack([sum(part.sum(0) for part in parts), sum(part.square().sum(0) for part in parts)])
 
 
+def for_tensor(x: Tensor) -> Kernels | None:
+    """The compiled kernels, if there are any for the device and type of x."""
+    return load() if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) else None
+
+
 def covering(z: Tensor, outputs: int) -> Kernels | None:
-    """The compiled kernels, if there are any and their sizes cover a convolution of z to so many channels."""
-    covered = (
-        z.device.type == "cpu"
-        and z.dtype in (torch.float32, torch.float64)
-        and z.shape[1] in CHANNELS
-        and outputs in CHANNELS
-        and z.shape[1] <= outputs
-    )
-    return load() if covered else None
+    """The same, if their sizes cover a convolution of z to so many channels."""
+    covered = z.shape[1] in CHANNELS and outputs in CHANNELS and z.shape[1] <= outputs
+    return for_tensor(z) if covered else None
 
 
 @cache

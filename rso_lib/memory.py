@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from .data import Data
-from .engine import box, channels_last, folds, stage
+from .engine import channels_last, folds, planes, stage
 from .models import Flow, Net
 from .parallel import world
 from .settings import CACHES, RSO
@@ -78,7 +78,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     flow, most, largest = Flow(channels_last(image)), 0, image.numel()
     for block, following in zip(net.blocks, net.layers[1:], strict=True):
         behind = block(flow)
-        x = box(flow.x) if folds(block) else flow.x
+        x = planes(flow.x, folds(block))
         kept = [x] if flow.skip is None else [x, flow.skip]
         cut = stage(following)
         entered = cut.enter(behind.x)

@@ -17,7 +17,7 @@ from oracle import images, stirred
 from torch import Tensor, nn
 
 from rso_lib import kernels, models
-from rso_lib.engine import BlockSearch
+from rso_lib.engine import BlockSearch, planes, shifts
 from rso_lib.kernels import Kernels, Preactivation
 from rso_lib.models import calibrate
 from rso_lib.reference import Batches
@@ -78,31 +78,34 @@ def convolve(x: Tensor, taps: Tensor, stride: int) -> Tensor:
 
 
 @dtypes
-@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 0)])
-@pytest.mark.parametrize("channels", kernels.CHANNELS)
-def test_rows_conv(compiled: Kernels, channels: int, stride: int, padding: int, dtype: torch.dtype) -> None:
-    for rows, (height, width) in product((1, 2, 3, 4, 6), sizes(3 - 2 * padding)):
-        x = last(torch.randn(3, channels, height, width, dtype=dtype))
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("channels", [1, 3, 16])
+def test_rows_conv(compiled: Kernels, channels: int, folded: bool, dtype: torch.dtype) -> None:
+    for rows, size in product((1, 2, 3, 4, 6), sizes(1 + folded)):
+        x = last(torch.randn(3, channels, *size, dtype=dtype))
         kernel = torch.randn(rows, channels, 3, 3, dtype=dtype) / 10
-        made = compiled.rows_conv(x, kernel, stride, padding)
-        assert made.z.is_contiguous()
-        check(made, F.conv2d(x.double(), kernel.double(), stride=stride, padding=padding))
+        check(by_rows(compiled, x, kernel, folded), convolve(x, kernel.permute(2, 3, 1, 0), 1 + folded))
+
+
+def by_rows(compiled: Kernels, x: Tensor, kernel: Tensor, folded: bool, *moved: Any) -> Preactivation:
+    entered = planes(x, folded)
+    where = shifts(x.shape[1], *entered.shape[2:], folded)
+    size = x.shape[2] // (1 + folded), x.shape[3] // (1 + folded)
+    made = compiled.rows_conv(entered, kernel.flatten(1), where, size, *moved)
+    assert made.z.is_contiguous()
+    return made
 
 
 @dtypes
-@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 0)])
-@pytest.mark.parametrize("channels", kernels.CHANNELS)
-def test_rows_of_which_the_last_is_moved(
-    compiled: Kernels, channels: int, stride: int, padding: int, dtype: torch.dtype
-) -> None:
-    x = last(torch.randn(3, channels, 7, 9, dtype=dtype))
-    kernel = torch.randn(2, channels, 3, 3, dtype=dtype) / 10
+@pytest.mark.parametrize("folded", [False, True])
+def test_rows_of_which_the_last_is_moved(compiled: Kernels, folded: bool, dtype: torch.dtype) -> None:
     moves = torch.tensor([0.5, -0.25], dtype=dtype)
-    for j in range(9 * channels):
-        moved = kernel[[0, 1, 1, 1]].clone()
-        moved[2:].flatten(1)[:, j] += moves
-        made = compiled.rows_conv(x, kernel, stride, padding, moves, j)
-        check(made, F.conv2d(x.double(), moved.double(), stride=stride, padding=padding))
+    for size in ((7, 9), (14, 14), (3, 3)):
+        x, kernel = torch.randn(3, 4, *size, dtype=dtype), torch.randn(2, 4, 3, 3, dtype=dtype) / 10
+        for j in range(36):
+            moved = kernel[[0, 1, 1, 1]].clone()
+            moved[2:].flatten(1)[:, j] += moves
+            check(by_rows(compiled, x, kernel, folded, moves, j), convolve(x, moved.permute(2, 3, 1, 0), 1 + folded))
 
 
 @dtypes
@@ -215,7 +218,7 @@ def test_images_too_small_for_the_kernel(compiled: Kernels, dtype: torch.dtype) 
         compiled.add_channel(nothing, one[:, :1].contiguous(), taps[:, :, 0].contiguous(), 2).z.shape == nothing.shape
     )
     kernel, moves = torch.ones(2, 16, 3, 3, dtype=dtype), torch.ones(2, dtype=dtype)
-    made = compiled.rows_conv(F.pad(one, (0, 1, 0, 1)), kernel, 2, 0, moves, 143)
+    made = by_rows(compiled, one, kernel, True, moves, 143)
     assert made.z.shape == (3, 4, 0, 0) and made.moments is not None and not made.moments.any()
 
 
@@ -240,8 +243,9 @@ def test_which_sizes_are_compiled(compiled: Kernels) -> None:
     assert not kernels.covering(x.repeat(1, 2, 1, 1), 16)
     assert not kernels.covering(x[:, :8], 16) and not kernels.covering(x, 10)
     assert not kernels.covering(x.half(), 16) and not kernels.covering(x.to("meta"), 16)
-    with pytest.raises(ValueError, match="rows_conv is not compiled for these sizes"):
-        compiled.rows_conv(x[:, :8], torch.zeros(1, 8, 3, 3), 1, 1)
+    assert kernels.for_tensor(x[:, :8]) and not kernels.for_tensor(x.half()) and not kernels.for_tensor(x.to("meta"))
+    with pytest.raises(ValueError, match="add_channel is not compiled for these sizes"):
+        compiled.add_channel(last(x[:, :8]), x[:, :1].contiguous(), torch.zeros(3, 3, 8), 1)
 
 
 # The engine on top of them
@@ -280,7 +284,7 @@ def test_the_engine_decides_the_same_without_them(
         losses = [search.step("conv.weight", first + k, delta, k) for k, delta in enumerate(deltas)]
         results[way] = torch.stack(losses), weight
         calls[way] = calls.total()
-    used = {"rows_conv"} if position == 5 else {"add_channel"} if position == 0 else {"rows_conv", "add_channel"}
+    used = {"rows_conv"} if position == 5 else {"rows_conv", "add_channel"}
     assert used <= set(calls) and ("norm_conv" in calls) == (position < 5)
     assert calls["torch"] == 2 * calls["compiled"], "the second way calls no compiled function"
     torch.testing.assert_close(results["compiled"][0], results["torch"][0], rtol=0, atol=1e-12)
