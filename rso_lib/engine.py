@@ -87,8 +87,12 @@ def planes(x: Tensor, folded: bool) -> Tensor:
     if not folded:
         return F.pad(x, (1, 1, 1, 1)).contiguous()
     means = F.avg_pool2d(x, 2, stride=1, padding=1)
-    height, width = means.shape[2:]
-    return F.pixel_unshuffle(F.pad(means, (0, width % 2, 0, height % 2)), 2).contiguous()
+    images, channels, height, width = means.shape
+    means = F.pad(means, (0, width % 2, 0, height % 2))
+    apart = means.new_empty(images, channels, 4, (height + 1) // 2, (width + 1) // 2)
+    for k in range(4):
+        apart[:, :, k] = means[:, :, k // 2 :: 2, k % 2 :: 2]
+    return apart.flatten(1, 2)
 
 
 def plane_kernel(kernel: Tensor, folded: bool) -> Tensor:
@@ -377,7 +381,7 @@ class BlockSearch:
         rows = [*sorted(set(self.visited[-len(self.labels) :]) - {row}), row]
         if s in self.responses and len(rows) <= self.few:
             return rows
-        self.respond(s, self.linear(s))
+        self.respond(s, self.linear(s, self.before))
         self.remember(s)
         return []
 
@@ -391,33 +395,30 @@ class BlockSearch:
         w[name].view(len(w[name]), -1)[-len(tried) :, j] = tried
         return w
 
-    def respond(self, s: int, z: Tensor) -> None:
+    def respond(self, s: int, z: Preactivation) -> None:
         """Keep for slice s the next layer's response where the block's batch norm receives z, and the skip behind."""
-        skip = self.inputs[s].skip
+        z, skip = Preactivation(channels_last(z.z), z.moments), self.inputs[s].skip
         if self.joined:
-            flow = self.cut.finish(Preactivation(z), skip)
+            flow = self.cut.finish(z, skip)
             self.responses[s], self.skips[s] = Preactivation(self.joined.response(flow.x)), flow.skip
         else:
-            [(self.responses[s], self.skips[s])] = advance(self.cut, self.next, [(Preactivation(z), skip)])
+            [(self.responses[s], self.skips[s])] = advance(self.cut, self.next, [(z, skip)])
 
-    def linear(self, s: int) -> Tensor:
-        """What the block's batch norm receives on slice s: [batch, C, H, W]."""
-        flow, kernel = self.inputs[s], self.before["conv.weight"]
-        x, kernel = flow.x.to(kernel.dtype), plane_kernel(kernel, self.folded)
-        z = F.conv2d(channels_last(x), channels_last(kernel))
-        return z + bridge(self.block, self.before, flow.skip) if self.block.closes else z
+    def linear(self, s: int, w: Weights, rows: Sequence[int] | None = None, j: int | None = None) -> Preactivation:
+        """What the block's batch norm receives on slice s, contiguous: [batch, len(w), H, W].
 
-    def linear_rows(self, s: int, w: Weights, rows: Sequence[int], j: int) -> Preactivation:
-        """The same for rows with the weights w, [batch, len(rows), H, W], contiguous; the last two are tried.
-
-        They differ from the row before them in weight j of the convolution, or not in the convolution.
+        rows  that the weights w are of, unless it is all
+        j     given where the last two rows are tried: these differ from the row before them in weight j of the
+              convolution, or not in the convolution
         """
         flow, kernel = self.inputs[s], w["conv.weight"]
         x = flow.x.to(kernel.dtype)
         if compiled := kernels.for_tensor(x):
-            weights, tap = kernel.flatten(1), j % kernel[0].numel()  # any tap will do if the convolution is not tried
-            moves = weights[-2:, tap] - weights[-3, tap]
-            z = compiled.rows_conv(x, weights[:-2], self.shifts(x), self.size(x), moves, tap)
+            weights, moves, tap = kernel.flatten(1), None, 0
+            if j is not None:
+                tap = j % kernel[0].numel()  # any will do where the convolution is not tried
+                weights, moves = weights[:-2], weights[-2:, tap] - weights[-3, tap]
+            z = compiled.rows_conv(x, weights, self.shifts(x), self.size(x), moves, tap)
         else:
             z = Preactivation(F.conv2d(x, plane_kernel(kernel, self.folded)).contiguous())
         return Preactivation((z.z + bridge(self.block, w, flow.skip, rows)).contiguous()) if self.block.closes else z
@@ -433,8 +434,8 @@ class BlockSearch:
         return x.shape[2] - less, x.shape[3] - less
 
     def normed(self, s: int, w: Weights, rows: Sequence[int], j: int) -> Tensor:
-        """Batch norm's output [batch, len(rows), H, W] on slice s; arguments as in `linear_rows`."""
-        return normalise(self.block, w, self.linear_rows(s, w, rows, j))
+        """Batch norm's output [batch, len(rows), H, W] on slice s; arguments as in `linear`."""
+        return normalise(self.block, w, self.linear(s, w, rows, j))
 
     def enter(self, normed: Tensor) -> Tensor:
         """What the next layer receives as input, given batch norm's output."""
@@ -517,7 +518,7 @@ class NeuronSearch(BlockSearch):
         if self.cache == "input":
             self.forget()
         if s not in self.responses:
-            self.respond(s, self.linear(s))
+            self.respond(s, self.linear(s, self.before))
         w = self.rows([(self.before, [row]), (self.w, [row] * 3)], name, j, candidates)
         normed = self.normed(s, w, [row] * 4, j)
         return self.scores(s, self.moved(s, row, self.enter(normed), normed, tried=3))
@@ -551,8 +552,8 @@ class LayerSearch(BlockSearch):
     def turn_to(self, s: int) -> None:
         """Keep what concerns slice s, and nothing else."""
         self.forget()
-        z = self.linear(s)
-        self.z, self.planes = z.contiguous(), self.inputs[s].x.to(z.dtype)
+        z = self.linear(s, self.before)
+        self.z, self.planes = z.z, self.inputs[s].x.to(z.z.dtype)
         self.respond(s, z)
         self.loss = self.scores(s, [self.kept(s)])
 
