@@ -48,7 +48,8 @@ NETS: dict[str, Callable[..., Net]] = {
 FORMAT = "rso_lib run 1"
 
 Settings = dict[str, Any]
-"""What decides about a run, as plain values: the fields of `RSO`, dataset, net, net_options, data_seed, val_size."""
+"""What decides about a run, as plain values: the fields of `RSO`, and `WHAT`."""
+WHAT = ("dataset", "net", "net_options", "data_seed", "val_size")
 
 
 class Run(NamedTuple):
@@ -58,6 +59,17 @@ class Run(NamedTuple):
     settings: Settings
     net: Net
     history: History
+
+    @property
+    def rso(self) -> RSO:
+        """The settings of the search."""
+        return RSO(**{name: value for name, value in self.settings.items() if name not in WHAT})
+
+    def data(self, root: str | Path | None = None, device: str | torch.device = "cpu") -> Data:
+        """The images of the run, as `load` gives them."""
+        return images.load(
+            self.settings["dataset"], root, device, self.settings["data_seed"], self.settings["val_size"]
+        )
 
     @property
     def finished(self) -> bool:
@@ -132,7 +144,7 @@ def resume(
 ) -> Run:
     """Take up the run in a folder with its own settings. Arguments and errors as in `start`."""
     stored = settings_of(folder)
-    place = {name: stored.pop(name) for name in ("dataset", "net", "net_options", "data_seed", "val_size")}
+    place = {name: stored.pop(name) for name in WHAT}
     return start(folder, **place, settings=RSO(**stored), root=root, device=device, progress=progress)
 
 

@@ -11,6 +11,7 @@ LEVELS = ("weight", "layer", "network")
 DIRECTIONS = ("backward", "forward")
 STRATEGIES = ("sequential", "neuron", "layer")
 CACHES = ("full", "half", "input")
+PRECISIONS = ("float32", "tf32")
 JOINT_SIGMA = 0.1
 """Factor of σ when a whole layer or network is perturbed at once (section 4.2)."""
 
@@ -42,6 +43,8 @@ class RSO:
     cache          what the engine keeps for every slice: "full", all that saves work; "half", with the
                    searched layer's input in float16; "input", that input only. Less memory, slower steps;
                    "half" rounds, so that close decisions can differ
+    precision      of products on a CUDA device: "float32", or "tf32", faster, with factors rounded to 10 bits, so that
+                   close decisions can differ (`rso_lib.precision` counts them)
 
     Raises ValueError or TypeError, naming the argument and the remedy.
     """
@@ -58,6 +61,7 @@ class RSO:
     weight_decay: float = 0.0
     seed: int = 0
     cache: str = "full"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         check_whole("cycles", self.cycles, least=1)
@@ -74,6 +78,7 @@ class RSO:
         check_choice("direction", self.direction, DIRECTIONS)
         check_choice("strategy", self.strategy, STRATEGIES)
         check_choice("cache", self.cache, CACHES)
+        check_choice("precision", self.precision, PRECISIONS)
         if self.strategy != "sequential" and self.level != "weight":
             raise ValueError(f'strategy={self.strategy!r} needs level="weight", not {self.level!r}')
         if isinstance(self.weight_decay, bool) or not isinstance(self.weight_decay, (int, float)):

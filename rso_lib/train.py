@@ -17,6 +17,7 @@ from .data import Data, Split
 from .history import NAN, History, Report
 from .models import Head, Net, calibrate
 from .parallel import world
+from .precision import arithmetic
 from .proposals import ORDERS, generator, sigma
 from .reference import Batches
 from .settings import RSO
@@ -131,7 +132,8 @@ def train(
     reports = _reports(net, data, settings, rows, begun)
     while True:
         began = time.perf_counter()
-        item = next(reports, None)
+        with arithmetic(settings.precision):
+            item = next(reports, None)
         seconds += time.perf_counter() - began
         if item is None:
             return

@@ -1,0 +1,118 @@
+"""How exact the arithmetic is, and how many decisions that changes: `python -m rso_lib.precision RUNFOLDER`.
+
+A decision is which of w, w + Δ and w − Δ has the lowest loss. Some weights of every tensor are visited as in the run's
+next cycle. Every visit is scored twice, with the same weights, images and Δ: in float64, whose choice is kept, and as a
+run would score it.
+"""
+
+import argparse
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from . import engine
+from .data import Data
+from .models import Head, Net, calibrate
+from .proposals import generator, sigma
+from .reference import Batches, choose
+from .settings import RSO
+
+CPU: dict[str, dict[str, Any]] = {"float32": {}, 'float32, cache="half"': {"cache": "half"}}
+CUDA = CPU | {"tf32": {"precision": "tf32"}}
+"""What is measured, by device: settings that change the arithmetic."""
+
+
+@contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """Let a CUDA device round the factors of a product to 10 bits ("tf32"), or not ("float32").
+
+    Left alone, PyTorch rounds those of convolutions. Nothing changes on a CPU.
+    """
+    convolutions, matrices = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(matrices)
+
+
+class Decisions(NamedTuple):
+    """Of the visits of one tensor: how many, and at how many of them float64 chose something else."""
+
+    tensor: str
+    visits: int
+    differ: int
+
+
+@torch.no_grad()
+def compare(
+    net: Net, data: Data, settings: RSO, cycle: int, visits: int = 100, slices: int = 10
+) -> Iterator[Decisions]:
+    """Visit up to so many weights of every tensor of a net in a cycle (from 0) of some settings.
+
+    The net stays as it is. `slices` batches of the training part are used in turn.
+    """
+    rng = generator(settings.seed, cycle)
+    for position, (layer, module) in enumerate(net.named_children()):
+        tried = _search(net, position, data, settings, slices)
+        exact = _search(copy.deepcopy(net).double(), position, data, replace(settings, cache="full"), slices)
+        turn = 0
+        for name, weight in module.named_parameters():
+            indices = torch.randperm(weight.numel(), generator=rng)[:visits].tolist()
+            deltas = settings.draw()((len(indices),), rng) * sigma(weight) * settings.sigma_factor(cycle)
+            exact.begin(turn)
+            tried.begin(turn)
+            differ = 0
+            for index, delta in zip(indices, deltas.to(weight), strict=True):
+                with arithmetic(settings.precision):
+                    chosen = choose(tried.step(name, index, delta, turn))
+                differ += int(chosen != choose(exact.step(name, index, delta.double(), turn)))
+                tried.w[name].copy_(exact.w[name])
+                turn += 1
+            yield Decisions(f"{layer}.{name}", len(indices), differ)
+
+
+def _search(net: Net, position: int, data: Data, settings: RSO, slices: int) -> engine.BlockSearch | engine.HeadSearch:
+    """The search of a copy of the net, on the first images of the training part in the net's type."""
+    net = copy.deepcopy(net)
+    images = data.train.images[: slices * settings.batch_size].to(next(net.parameters()))
+    batches = Batches(images, data.train.labels[: len(images)], settings.batch_size)
+    with arithmetic(settings.precision):
+        calibrate(net, images)
+        net.eval()
+        if isinstance(net.layers[position], Head):
+            return engine.HeadSearch(net, position, batches)
+        return engine.BlockSearch(net, position, batches, settings.cache)
+
+
+def main() -> None:
+    from tqdm import tqdm
+
+    from . import runs
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="of a run: its net as it stands, its images, batch and σ")
+    parser.add_argument("--visits", type=int, default=100, help="of every tensor (100)")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--data-root", help="folder of the downloaded image sets")
+    options = parser.parse_args()
+    run = runs.load(options.folder)
+    data, net = run.data(options.data_root, options.device), run.net.to(options.device)
+    print("| arithmetic | decisions | other than in float64 | share |\n|---|---:|---:|---:|")
+    for label, changed in (CUDA if options.device.type == "cuda" else CPU).items():
+        settings = replace(run.rso, **changed)
+        cycle = min(len(run.history.cycles.rows), settings.cycles - 1)
+        found = compare(net, data, settings, cycle, options.visits)
+        rows = list(tqdm(found, total=len(list(net.parameters())), unit="tensor", desc=label))
+        visits, differ = sum(row.visits for row in rows), sum(row.differ for row in rows)
+        print(f"| {label} | {visits:,} | {differ} | {differ / visits:.2%} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""What float32 and TF32 are, and the count of decisions that rounding changes."""
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from rso_lib import engine, load, models, precision, runs
+from rso_lib.precision import CPU, CUDA, Decisions, arithmetic, compare
+from rso_lib.settings import RSO
+from rso_lib.train import train
+
+
+def flags() -> tuple[bool, bool]:
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize(("name", "rounds"), [("float32", False), ("tf32", True)])
+def test_a_run_has_its_own_arithmetic_and_leaves_that_of_others(
+    name: str, rounds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, within = flags(), []
+    step = engine.HeadSearch.step
+
+    def watched(*arguments):
+        within.append(flags())
+        return step(*arguments)
+
+    monkeypatch.setattr(engine.HeadSearch, "step", watched)
+    data = load("digits")
+    settings = RSO(cycles=1, batch_size=100, precision=name)
+    for _ in islice(train(models.one_conv(data.shape), data, settings, steps=True), 3):
+        assert flags() == before
+    assert within == [(rounds, rounds)] * 3
+    with pytest.raises(KeyError), arithmetic(name):
+        raise KeyError
+    assert flags() == before
+
+
+def test_every_decision_is_compared() -> None:
+    """In float64 none differs; of each tensor as many are visited as asked for, or all."""
+    data, net = load("digits"), models.two_conv((1, 8, 8))
+    before = [weight.clone() for weight in net.parameters()]
+    rows = list(compare(net.double(), data, RSO(batch_size=100), 3, visits=12, slices=2))
+    names = [name for name, _ in net.named_parameters()]
+    assert rows == [Decisions(name, min(12, net.get_parameter(name).numel()), 0) for name in names]
+    assert all(torch.equal(a.double(), b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", [models.two_conv, models.mnist_net])
+def test_what_differs_is_counted(kind: Callable[..., models.Net], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses in coarse steps tie, and a tie keeps w: at these visits float64 chooses otherwise."""
+    net = kind((1, 8, 8))
+    for search in (engine.BlockSearch, engine.HeadSearch):
+        step = search.step
+
+        def coarse(self, name, index, delta, turn, step=step):
+            weight = self.w[name].view(-1)
+            kept = weight[index].clone()
+            losses = step(self, name, index, delta, turn)
+            if weight.dtype == torch.float64:
+                return losses
+            losses = (losses * 10).round()
+            weight[index] = torch.stack([kept, kept + delta, kept - delta])[losses.argmin()]
+            return losses
+
+        monkeypatch.setattr(search, "step", coarse)
+    differ = sum(row.differ for row in compare(net, load("digits"), RSO(batch_size=300), 0, visits=20, slices=2))
+    visits = sum(min(20, weight.numel()) for weight in net.parameters())
+    assert 0.5 * visits < differ <= visits
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = RSO(cycles=1, batch_size=300)
+    runs.start(tmp_path / "run", dataset="digits", net="one_conv", settings=settings, progress=False)
+    monkeypatch.setattr("sys.argv", ["precision", str(tmp_path / "run"), "--visits", "5"])
+    precision.main()
+    head, _, *lines = capsys.readouterr().out.splitlines()
+    assert head == "| arithmetic | decisions | other than in float64 | share |"
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines] == list(CPU) and set(CPU) < set(CUDA)
+    visits = sum(min(5, weight.numel()) for weight in models.one_conv((1, 8, 8)).parameters())
+    assert all(line.split(" | ")[1] == str(visits) for line in lines)
