@@ -70,9 +70,9 @@ def folds(block: Block) -> bool:
 
 def fold(kernel: Tensor) -> Tensor:
     """[O, I, 3, 3] → the [O, I, 4, 4] kernel that with stride 2 convolves and pools."""
-    planes = kernel.reshape(-1, 1, 3, 3)
-    mean = planes.new_full((1, 1, 2, 2), 0.25)
-    return F.conv2d(planes, mean, padding=1).view(*kernel.shape[:2], 4, 4)
+    single = kernel.reshape(-1, 1, 3, 3)
+    mean = single.new_full((1, 1, 2, 2), 0.25)
+    return F.conv2d(single, mean, padding=1).view(*kernel.shape[:2], 4, 4)
 
 
 # The searched block's input is cached as planes, so that a weight of a row is multiplied with one plane, shifted.

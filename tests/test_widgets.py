@@ -252,7 +252,7 @@ def test_a_new_run_pauses_the_others(data: Data) -> None:
 
 
 def test_racing_runs_get_the_same_time(data: Data) -> None:
-    small, large = (LiveRun("one_conv", data, RSO(batch_size=size, cycles=50)) for size in (32, 1024))
+    small, large = (LiveRun("two_conv", data, RSO(batch_size=size, cycles=50)) for size in (32, 1024))
     small.start()
     large.start()
     assert small.wait(lambda run: run.seconds + large.seconds > 3)
