@@ -118,7 +118,7 @@ def test_a_watched_run_is_the_unwatched_run(data: Data, monkeypatch: pytest.Monk
         {"schedule": scaled("linear", 4.0)},
         {"weight_decay": 0.1},
     ],
-    ids=str,
+    ids=lambda change: next(iter(change)),
 )
 def test_a_change_counts_from_the_next_step(data: Data, change: dict[str, object]) -> None:
     """By hand: a generator that is left after 10 of 30 steps, and another one that is opened there."""
