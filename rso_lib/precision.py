@@ -60,7 +60,7 @@ def compare(
     """
     rng = generator(settings.seed, cycle)
     for position, (layer, module) in enumerate(net.named_children()):
-        tried = _search(net, position, data, settings, slices)
+        tried = _search(copy.deepcopy(net), position, data, settings, slices)
         exact = _search(copy.deepcopy(net).double(), position, data, replace(settings, cache="full"), slices)
         turn = 0
         for name, weight in module.named_parameters():
@@ -79,8 +79,7 @@ def compare(
 
 
 def _search(net: Net, position: int, data: Data, settings: RSO, slices: int) -> engine.BlockSearch | engine.HeadSearch:
-    """The search of a copy of the net, on the first images of the training part in the net's type."""
-    net = copy.deepcopy(net)
+    """The search of the net, on the first images of the training part in the net's type."""
     images = data.train.images[: slices * settings.batch_size].to(next(net.parameters()))
     batches = Batches(images, data.train.labels[: len(images)], settings.batch_size)
     with arithmetic(settings.precision):

@@ -63,7 +63,7 @@ class Run(NamedTuple):
     @property
     def rso(self) -> RSO:
         """The settings of the search."""
-        return RSO(**{name: value for name, value in self.settings.items() if name not in WHAT})
+        return _rso(self.settings)
 
     def data(self, root: str | Path | None = None, device: str | torch.device = "cpu") -> Data:
         """The images of the run, as `load` gives them."""
@@ -144,8 +144,12 @@ def resume(
 ) -> Run:
     """Take up the run in a folder with its own settings. Arguments and errors as in `start`."""
     stored = settings_of(folder)
-    place = {name: stored.pop(name) for name in WHAT}
-    return start(folder, **place, settings=RSO(**stored), root=root, device=device, progress=progress)
+    what = {name: stored[name] for name in WHAT}
+    return start(folder, **what, settings=_rso(stored), root=root, device=device, progress=progress)
+
+
+def _rso(settings: Settings) -> RSO:
+    return RSO(**{name: value for name, value in settings.items() if name not in WHAT})
 
 
 def settings_of(folder: str | Path) -> Settings:
