@@ -24,8 +24,8 @@ class RSO:
     batch_size     images that score the three candidates of a step
     first_batch    images in the first cycle, where the batch grows by the same factor from cycle to cycle, up to
                    batch_size; None for batch_size throughout, as in the paper
-    schedule       factor of σ by cycle: "linear" (to 1/10), "constant", "cosine", "step",
-                   or a callable (cycle from 0, cycles) → factor
+    schedule       factor of σ by cycle: "linear" (to 1/10), "released" (the authors' code, which ends above that),
+                   "constant", "cosine", "step", or a callable (cycle from 0, cycles) → factor
     distribution   of Δ: "gaussian" N(0, σ), "uniform" on (−2σ, 2σ), "template" of −σ, 0, σ,
                    or a callable (shape, generator) → tensor in units of σ
     level          what a step perturbs: "weight", "layer" or "network"; σ/10 for the last two (section 4.2).

@@ -15,6 +15,7 @@ from rso_lib.proposals import (
     gaussian,
     generator,
     linear,
+    released,
     shuffled,
     sigma,
     step,
@@ -27,7 +28,7 @@ SAMPLES = 200_000
 
 def test_names() -> None:
     assert list(DISTRIBUTIONS) == ["gaussian", "uniform", "template"]
-    assert list(SCHEDULES) == ["linear", "constant", "cosine", "step"]
+    assert list(SCHEDULES) == ["linear", "released", "constant", "cosine", "step"]
     assert list(ORDERS) == ["output", "input", "shuffled"]
 
 
@@ -110,6 +111,11 @@ def test_linear_goes_to_a_tenth_in_the_last_cycle() -> None:
     assert linear(49, 50) == pytest.approx(0.1)
 
 
+def test_released_would_come_to_a_tenth_one_cycle_after_the_last() -> None:
+    """As read in the authors' code: 0.1 + 0.9 (C − c) / C for c = 0 … C − 1."""
+    assert [released(c, 5) for c in range(5)] == pytest.approx([0.1 + 0.9 * (5 - c) / 5 for c in range(5)])
+
+
 def test_cosine() -> None:
     assert [cosine(c, 5) for c in range(5)] == pytest.approx(
         [1, 0.55 + 0.45 * math.sqrt(0.5), 0.55, 0.55 - 0.45 * math.sqrt(0.5), 0.1]
@@ -130,7 +136,7 @@ def test_a_single_cycle_has_the_whole_sigma(name: str) -> None:
 def test_schedules_never_rise(name: str) -> None:
     factors = [SCHEDULES[name](c, 17) for c in range(17)]
     assert factors == sorted(factors, reverse=True)
-    assert factors[-1] == pytest.approx(1.0 if name == "constant" else 0.1)
+    assert factors[-1] == pytest.approx({"constant": 1.0, "released": 0.1 + 0.9 / 17}.get(name, 0.1))
 
 
 # Orders: a tensor of 2 outputs, 3 inputs and 2 taps has the flat indices 6·output + 2·input + tap

@@ -63,9 +63,13 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"schedule": "liner"},
         ValueError,
-        "schedule must be one of linear, constant, cosine, step or a callable, not 'liner'; did you mean 'linear'?",
+        "schedule must be one of linear, released, constant, cosine, step or a callable, not 'liner'; did you mean 'linear'?",
     ),
-    ({"schedule": 0.1}, ValueError, "schedule must be one of linear, constant, cosine, step or a callable, not 0.1"),
+    (
+        {"schedule": 0.1},
+        ValueError,
+        "schedule must be one of linear, released, constant, cosine, step or a callable, not 0.1",
+    ),
     (
         {"distribution": "normal"},
         ValueError,
