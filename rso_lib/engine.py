@@ -100,13 +100,16 @@ def plane_kernel(kernel: Tensor, folded: bool) -> Tensor:
     return F.pixel_unshuffle(F.pad(kernel, (0, 1, 0, 1)), 2) if folded else kernel
 
 
+def place(j: int, folded: bool) -> tuple[int, int, int]:
+    """Plane, line and column of the value that weight j of a row meets first."""
+    channel, (y, x) = j // 9, divmod(j % 9, 3)
+    return (4 * channel + 2 * (y % 2) + x % 2, y // 2, x // 2) if folded else (channel, y, x)
+
+
 @cache
-def shifts(channels: int, height: int, width: int, folded: bool) -> Tensor:
-    """Which value of an image's planes [..., height, width] each weight of a row meets first: [channels × 9], int64."""
-    c, y, x = torch.meshgrid(torch.arange(channels), torch.arange(3), torch.arange(3), indexing="ij")
-    if folded:
-        c, y, x = 4 * c + 2 * (y % 2) + x % 2, y // 2, x // 2
-    return ((c * height + y) * width + x).flatten()
+def shifts(weights: int, height: int, width: int, folded: bool) -> Tensor:
+    """The same for each weight of a row, as which value of an image's planes [..., height, width]: int64."""
+    return torch.tensor([(c * height + y) * width + x for c, y, x in (place(j, folded) for j in range(weights))])
 
 
 # What follows a block's linear map, for all of its rows or some: w holds the weights of these rows.
@@ -120,7 +123,7 @@ def bridge(block: Block, w: Weights, skip: Tensor | None, rows: Sequence[int] | 
         z = F.conv2d(skip, w["shortcut.0.weight"])
         skip = batch_norm(cast(nn.BatchNorm2d, block.shortcut[1]), w, "shortcut.1", Preactivation(z))
     elif rows is not None:
-        skip = skip[:, rows]
+        skip = torch.stack([skip[:, row] for row in rows], 1)
     return pool2(skip, block.pool) if folds(block) else skip
 
 
@@ -165,9 +168,9 @@ class BlockStage:
         z = self.response(flow.x)
         return z + bridge(self.block, self.w, flow.skip) if self.block.closes else z
 
-    def response(self, x: Tensor, channels: Sequence[int] | None = None) -> Tensor:
+    def response(self, x: Tensor, channels: slice = slice(None)) -> Tensor:
         """The linear map of x [N, C, H, W], or the part of it that is due to some input channels."""
-        kernel = self.kernel if channels is None else channels_last(self.kernel[:, channels])
+        kernel = channels_last(self.kernel[:, channels])
         return F.conv2d(channels_last(x), kernel, stride=self.stride, padding=1)
 
     def finish(self, z: Preactivation, skip: Tensor | None) -> Flow:
@@ -188,11 +191,10 @@ class HeadStage:
     def receive(self, flow: Flow) -> Tensor:
         return self.response(self.enter(flow.x))
 
-    def response(self, x: Tensor, channels: Sequence[int] | None = None) -> Tensor:
+    def response(self, x: Tensor, channels: slice = slice(None)) -> Tensor:
         kernel = self.w["linear.weight"]
-        if channels is not None:
-            kernel = kernel.view(len(kernel), -1, x[0, 0].numel())[:, channels].flatten(1)
-        return x.flatten(1) @ kernel.T
+        kernel = kernel.view(len(kernel), -1, x[0, 0].numel())[:, channels]
+        return x.flatten(1) @ kernel.flatten(1).T
 
     def finish(self, z: Preactivation, skip: Tensor | None) -> Flow:
         return Flow(z.z if self.head.linear.bias is None else z.z + self.w["linear.bias"])
@@ -391,7 +393,7 @@ class BlockSearch:
 
     def rows(self, parts: Sequence[tuple[Weights, Sequence[int]]], name: str, j: int, tried: Tensor) -> Weights:
         """Rows out of some states of the block, put together; in the last ones weight j takes the tried values."""
-        w = {key: torch.cat([weights[key][rows] for weights, rows in parts]) for key in self.w}
+        w = {key: torch.stack([weights[key][row] for weights, rows in parts for row in rows]) for key in self.w}
         w[name].view(len(w[name]), -1)[-len(tried) :, j] = tried
         return w
 
@@ -418,15 +420,11 @@ class BlockSearch:
             if j is not None:
                 tap = j % kernel[0].numel()  # any will do where the convolution is not tried
                 weights, moves = weights[:-2], weights[-2:, tap] - weights[-3, tap]
-            z = compiled.rows_conv(x, weights, self.shifts(x), self.size(x), moves, tap)
+            where = shifts(weights.shape[1], *x.shape[2:], self.folded)
+            z = compiled.rows_conv(x, weights, where, self.size(x), moves, tap)
         else:
             z = Preactivation(F.conv2d(x, plane_kernel(kernel, self.folded)).contiguous())
         return Preactivation((z.z + bridge(self.block, w, flow.skip, rows)).contiguous()) if self.block.closes else z
-
-    def shifts(self, x: Tensor) -> Tensor:
-        """`shifts` of the weights of a row in planes x."""
-        _, channels, height, width = x.shape
-        return shifts(channels // 4 if self.folded else channels, height, width, self.folded)
 
     def size(self, x: Tensor) -> tuple[int, int]:
         """Height and width of what the convolution makes of planes x."""
@@ -479,12 +477,13 @@ class BlockSearch:
     def refresh(self, s: int, rows: Sequence[int], x: Tensor, normed: Tensor) -> None:
         """Bring slice s up to date in these rows, given them as they were and as they are."""
         were, are = x[:, : len(rows)], x[:, len(rows) : 2 * len(rows)]
+        skip, normed = self.skips[s], normed[:, len(rows) : 2 * len(rows)]
+        opened = self.opened(normed) if self.block.opens else None
         for k, row in enumerate(rows):
             change = are[:, k, None] - were[:, k, None]
             self.responses[s] = self.add_channel(self.responses[s], change, row, in_place=True)
-        skip = self.skips[s]
-        if self.block.opens and skip is not None:
-            skip[:, rows] = self.opened(normed[:, len(rows) : 2 * len(rows)])
+            if opened is not None and skip is not None:
+                skip[:, row] = opened[:, k]
         self.remember(s)
 
     def opened(self, normed: Tensor) -> Tensor:
@@ -496,7 +495,7 @@ class BlockSearch:
         if isinstance(self.next, BlockStage) and (compiled := kernels.covering(z.z, z.z.shape[1])):
             taps = self.next.taps[:, :, row].contiguous()
             return compiled.add_channel(z.z, change, taps, self.next.stride, z.z if in_place else None)
-        response = self.next.response(change, [row])
+        response = self.next.response(change, slice(row, row + 1))
         return Preactivation(z.z.add_(response) if in_place else response.add_(z.z))
 
 
@@ -543,7 +542,7 @@ class LayerSearch(BlockSearch):
         w = self.rows([(self.before, [row] * 3)], name, j, candidates)
         if name == "conv.weight":
             change = (candidates - candidates[0])[:, None, None] * self.tap(j)
-            normed = normalise(self.block, w, Preactivation(self.z[:, [row]] + change))
+            normed = normalise(self.block, w, Preactivation(self.z[:, row : row + 1] + change))
         else:
             normed = self.normed(s, w, [row] * 3, j)
         moved = self.scores(s, self.moved(s, row, self.enter(normed), normed, tried=2))
@@ -559,9 +558,7 @@ class LayerSearch(BlockSearch):
 
     def tap(self, j: int) -> Tensor:
         """What weight j of a row of the convolution is multiplied with: [batch, 1, H, W]."""
-        _, _, height, width = self.planes.shape
-        channel, pixel = divmod(int(self.shifts(self.planes)[j]), height * width)
-        y, x = divmod(pixel, width)
+        channel, y, x = place(j, self.folded)
         rows, columns = self.size(self.planes)
         return self.planes[:, channel : channel + 1, y : y + rows, x : x + columns]
 

@@ -89,7 +89,7 @@ def test_rows_conv(compiled: Kernels, channels: int, folded: bool, dtype: torch.
 
 def by_rows(compiled: Kernels, x: Tensor, kernel: Tensor, folded: bool, *moved: Any) -> Preactivation:
     entered = planes(x, folded)
-    where = shifts(x.shape[1], *entered.shape[2:], folded)
+    where = shifts(kernel[0].numel(), *entered.shape[2:], folded)
     size = x.shape[2] // (1 + folded), x.shape[3] // (1 + folded)
     made = compiled.rows_conv(entered, kernel.flatten(1), where, size, *moved)
     assert made.z.is_contiguous()

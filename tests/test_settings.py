@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rso_lib.proposals import gaussian, linear
+from rso_lib.proposals import SCHEDULES, gaussian, linear
 from rso_lib.settings import RSO
 
 
@@ -63,12 +63,12 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"schedule": "liner"},
         ValueError,
-        "schedule must be one of linear, released, constant, cosine, step or a callable, not 'liner'; did you mean 'linear'?",
+        f"schedule must be one of {', '.join(SCHEDULES)} or a callable, not 'liner'; did you mean 'linear'?",
     ),
     (
         {"schedule": 0.1},
         ValueError,
-        "schedule must be one of linear, released, constant, cosine, step or a callable, not 0.1",
+        f"schedule must be one of {', '.join(SCHEDULES)} or a callable, not 0.1",
     ),
     (
         {"distribution": "normal"},

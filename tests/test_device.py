@@ -1,0 +1,97 @@
+"""A step on a GPU, watched without one: torch's fake tensors say on which device each operation would run.
+
+They hold no values, so that whatever a step would read back (and wait for) is an error, and so is an operation that
+mixes devices. What comes out is tested in `test_engine.py`, on the devices that there are.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rso_lib import engine, models
+from rso_lib.models import Head, Net
+from rso_lib.reference import Batches, ModuleSearch, choose
+
+NETS: dict[str, Callable[[], Net]] = {
+    "one_conv": lambda: models.one_conv((1, 8, 8), 3),
+    "mnist_net": lambda: models.mnist_net((1, 8, 8), 3),
+    "mnist_net of the text": lambda: models.mnist_net((1, 8, 8), 3, pool_last=True, head="mean"),
+    "depth 10": lambda: models.cifar_net(10, (3, 8, 8), 3),
+}
+
+
+class Copies(TorchDispatchMode):
+    """Counts the operations whose tensors lie on more than one device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.between_devices = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, made)) if isinstance(leaf, Tensor)]
+        self.between_devices += len({tensor.device.type for tensor in tensors}) > 1
+        return made
+
+
+@pytest.fixture(autouse=True)
+def fake() -> Iterator[None]:
+    with FakeTensorMode(), torch.no_grad():
+        yield
+
+
+def on_cuda(net: Net) -> Net:
+    for module in net.modules():  # `to` cannot exchange the memory of fake parameters
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(weight.detach().to("cuda")))
+        for name, value in module.named_buffers(recurse=False):
+            setattr(module, name, value.to("cuda"))
+    return net.eval()
+
+
+def batches() -> Batches:
+    return Batches(torch.randn(24, 1, 8, 8, device="cuda"), torch.randint(0, 3, (24,), device="cuda"), 6)
+
+
+def searches(net: Net, position: int, on: Batches, cache: str) -> list[engine.BlockSearch | engine.HeadSearch]:
+    if isinstance(net[position], Head):
+        return [engine.HeadSearch(net, position, on)]
+    return [search(net, position, on, cache) for search in engine.BLOCK_SEARCHES.values()]
+
+
+@pytest.mark.parametrize(
+    ("name", "cache"),
+    [("one_conv", "full"), ("mnist_net", "full"), ("mnist_net of the text", "half"), ("depth 10", "input")],
+)
+def test_a_step_stays_on_the_device(name: str, cache: str) -> None:
+    net, on = on_cuda(NETS[name]()), batches()
+    on = on._replace(images=on.images.expand(-1, net[0].conv.in_channels, -1, -1))
+    for position in range(len(net.layers)):
+        for search in searches(net, position, on, cache):
+            for tensor, weight in search.w.items():
+                search.begin(0)
+                first = max(0, weight[0].numel() - 5)  # all four slices, and one again in the next row
+                for t, j in enumerate(range(first, min(first + 6, weight.numel()))):
+                    delta = torch.randn((), device="cuda")
+                    with Copies() as copies:
+                        losses = search.step(tensor, j, delta, t)
+                    assert losses.device.type == "cuda"
+                    if not isinstance(search, engine.HeadSearch):  # which uploads the places of scattered columns
+                        assert copies.between_devices == 0, f"{type(search).__name__}, {position}, {tensor}"
+
+
+def test_reading_a_value_back_is_noticed() -> None:
+    with pytest.raises(DataDependentOutputException):
+        choose(torch.randn(3, device="cuda")).item()
+    net, on = on_cuda(NETS["one_conv"]()), batches()
+    with pytest.raises(DataDependentOutputException):  # the reference takes the winner's number to the host
+        ModuleSearch(net, on).step("block1.conv.weight", 0, torch.randn((), device="cuda"), 0)
+    with Copies() as copies:
+        torch.randn(2, device="cuda")[[1, 0]]
+    assert copies.between_devices == 1
