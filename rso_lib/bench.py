@@ -10,7 +10,8 @@ A cycle is extrapolated from measured steps of every layer: its cached input is 
 visited for the first time, and all further steps cost the median of those measured. With --slices only so
 many are built and visited, which takes less memory and time: the cache's time grows with the images, and the
 weights visited lie as far apart as they would on all slices. Images are random: the time does not depend on
-them. All three run with the same allocator settings (`memory.keep_freed`).
+them. All three run with the same allocator settings (`memory.keep_freed`). --precision tf32 lets a CUDA device
+round the factors of products.
 """
 
 import argparse
@@ -30,8 +31,10 @@ from tqdm import tqdm
 from . import kernels, memory, models
 from .engine import BlockSearch, HeadSearch, cached_input, channels_last, folds, stages
 from .models import Flow, Head, Net, calibrate
+from .precision import arithmetic
 from .proposals import sigma
 from .reference import Batches, cross_entropy
+from .settings import PRECISIONS
 
 SHAPES = {"one_conv": (1, 28, 28), "two_conv": (1, 28, 28), "mnist_net": (1, 28, 28)}
 CIFAR = {f"cifar_net_{depth}": depth for depth in (3, 5, 10)}
@@ -293,9 +296,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds in every layer")
     parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of products on a CUDA device")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    result = bench(options.net, options.batch, options.device, options.images, options.repeats, options.slices)
+    with arithmetic(options.precision):
+        result = bench(options.net, options.batch, options.device, options.images, options.repeats, options.slices)
+    result["precision"] = options.precision
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 

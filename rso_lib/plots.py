@@ -418,7 +418,35 @@ def processes(path: str | Path) -> Picture:
     return picture
 
 
-FIGURES: dict[str, Callable[[Path], Picture]] = {"processes": processes}
+@style()
+def grid(path: str | Path) -> Picture:
+    """A grid search for SGD: after how many steps the target was met, or how near a run came. The CSV of `sgd.grid`."""
+    with open(path, newline="") as file:
+        lines = list(csv.DictReader(file))
+    places = {name: sorted({line[name] for line in lines}, key=float) for name in ("batch_size", "rate")}
+    steps = np.full([len(values) for values in places.values()], math.nan)
+    picture = blank(1.6 + 1.3 * steps.shape[1], 1.2 + 0.5 * steps.shape[0], left=1.1, right=0.5)
+    axes = picture.subplots()
+    says = []
+    for line in lines:
+        y, x = (values.index(line[name]) for name, values in places.items())
+        met = line["updates_to_val_target"]
+        steps[y, x] = float(met or math.nan)
+        reached = f"{float(line['val_accuracy']):.2%}"
+        text = f"{int(float(met)):,} steps" if met else reached
+        axes.text(x, y, text, ha="center", va="center", bbox={"facecolor": "white", "alpha": 0.8, "lw": 0})
+        says.append(f"batch {line['batch_size']}, rate {line['rate']}: {text}")
+    axes.imshow(np.log(steps), aspect="auto", cmap="cividis_r")
+    axes.grid(False)
+    axes.set(xlabel="learning rate", ylabel="images in a step")
+    axes.set_xticks(range(steps.shape[1]), places["rate"])
+    axes.set_yticks(range(steps.shape[0]), places["batch_size"])
+    target = f"{float(lines[0]['target']):.2%}" if lines and lines[0]["target"] else "the target"
+    picture.alt = f"Steps of SGD to {target} on the validation part, or the accuracy at the end. {'; '.join(says)}."
+    return picture
+
+
+FIGURES: dict[str, Callable[[Path], Picture]] = {"processes": processes, "mnist_sgd_grid": grid}
 """How figures/NAME.csv is drawn, where `curves` of its runs is not what is wanted."""
 
 

@@ -14,13 +14,39 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """A run. smoke ends in under a minute anywhere; laptop is meant for an hour on two cores; paper is section 4.1."""
 
+
+def _grid(batch_sizes: str, rates: str, epochs: int, target: float) -> dict[str, Any]:
+    """A search for SGD's settings."""
+    return {"grid_batch_sizes": batch_sizes, "grid_rates": rates, "grid_epochs": epochs, "grid_target": target}
+
+
 _MNIST = {"first_batch": None, "schedule": "linear", "seeds": 1, "rate": 0.5}
 MNIST: dict[str, dict[str, Any]] = {
-    "smoke": {**_MNIST, **PRESETS["smoke"], "order": "both", "seeds": 2, "epochs": 20, "rate": 0.05},
-    "laptop": {**_MNIST, **PRESETS["laptop"], "order": "output", "epochs": 20},
-    "paper": {**_MNIST, **PRESETS["paper"], "order": "both", "epochs": 50},
+    "smoke": {
+        **_MNIST,
+        **PRESETS["smoke"],
+        **_grid("32, 128", "0.01, 0.05, 0.2", epochs=10, target=0.9),
+        "order": "both",
+        "seeds": 2,
+        "epochs": 20,
+        "rate": 0.05,
+    },
+    "laptop": {
+        **_MNIST,
+        **PRESETS["laptop"],
+        **_grid("128, 1000, 5000", "0.02, 0.1, 0.5", epochs=8, target=0.98),
+        "order": "output",
+        "epochs": 20,
+    },
+    "paper": {
+        **_MNIST,
+        **PRESETS["paper"],
+        **_grid("100, 1000, 5000, 20000", "0.01, 0.1, 0.5, 2.0, 5.0", epochs=50, target=0.9912),
+        "order": "both",
+        "epochs": 50,
+    },
 }
-"""Notebook 05. `epochs` and `rate` are those of SGD (sections 4.4 and 4.5)."""
+"""Notebook 05. `epochs` and `rate` are those of SGD (sections 4.4 and 4.5), `grid_…` those of the search for them."""
 
 LEVELS: dict[str, dict[str, Any]] = {
     "smoke": {**PRESETS["smoke"], "batch_size": 256, "seeds": 1, "tries": 30, "epochs": 30},
@@ -47,9 +73,18 @@ PARALLEL: dict[str, dict[str, Any]] = {
 
 _CIFAR = {"weight_decay": 1e-4, "val_size": None, "seeds": 1, "sgd_batch_size": 128, "rate": 0.1}
 CIFAR: dict[str, dict[str, Any]] = {
-    "smoke": {**_CIFAR, "dataset": "digits", "depths": "3", "cycles": 1, "batch_size": 32, "epochs": 3},
+    "smoke": {
+        **_CIFAR,
+        **_grid("32, 128", "0.02, 0.1", epochs=2, target=0.9),
+        "dataset": "digits",
+        "depths": "3",
+        "cycles": 1,
+        "batch_size": 32,
+        "epochs": 3,
+    },
     "laptop": {
         **_CIFAR,
+        **_grid("128, 1000", "0.02, 0.1, 0.5", epochs=2, target=0.4),
         "dataset": "cifar10",
         "depths": "3, 5, 10",
         "cycles": 2,
@@ -57,7 +92,15 @@ CIFAR: dict[str, dict[str, Any]] = {
         "epochs": 18,
         "val_size": 25000,
     },
-    "paper": {**_CIFAR, "dataset": "cifar10", "depths": "3, 5, 10", "cycles": 500, "batch_size": 5000, "epochs": 100},
+    "paper": {
+        **_CIFAR,
+        **_grid("100, 1000, 3000, 20000", "0.01, 0.1, 1.0, 4.0, 5.0", epochs=100, target=0.818),
+        "dataset": "cifar10",
+        "depths": "3, 5, 10",
+        "cycles": 500,
+        "batch_size": 5000,
+        "epochs": 100,
+    },
 }
 """Notebook 08: nets of these depths; SGD trains the deepest. val_size of laptop leaves 25,000 images for training: the
 search of Depth-10 keeps about 0.2 MB for each of them."""

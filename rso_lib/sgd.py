@@ -2,7 +2,11 @@
 
     python -m rso_lib.sgd FOLDER [--dataset digits] [--net one_conv] [--net-options depth=10] [--epochs 50] ...
 
-writes FOLDER/settings.json and FOLDER/SEED.csv, the history. `--help` lists the settings.
+writes FOLDER/settings.json and FOLDER/SEED.csv, the history. With several batch sizes and rates it is a grid search:
+
+    python -m rso_lib.sgd FOLDER --target 0.98 --grid-batch-sizes 128,1000 --grid-rates 0.02,0.1,0.5 ...
+
+writes FOLDER/grid.csv. `--help` lists the settings.
 """
 
 import argparse
@@ -10,10 +14,10 @@ import csv
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +35,7 @@ from .train import scores
 if TYPE_CHECKING:
     import pandas
 
+Number = TypeVar("Number", int, float)
 SCHEDULES = ("step", "constant")
 SHUFFLE = 1
 
@@ -167,36 +172,49 @@ def updates_to(history: History, target: float, part: str = "val") -> int | None
 
 
 def grid(
-    make: Callable[..., nn.Module],
+    path: str | Path,
+    net: str,
     data: Data,
     settings: SGD,
-    path: str | Path,
     *,
     batch_sizes: Sequence[int],
     rates: Sequence[float],
+    net_options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> "pandas.DataFrame":
     """The search of section 4.4: a run for every batch size and rate, a frame with a row for each.
 
-    make   (shape, classes, seed=) → a fresh net, such as `models.mnist_net`
     path   a CSV that is written after every run; runs that it already holds are not repeated
+    net    of `models`, initialised with the seed of the settings
 
-    A row holds net, dataset, the settings, and what `summary` says.
+    A row holds net, data, the settings, and what `summary` says. Raises ValueError where the CSV is another table, and
+    as `train` and `runs.build` do.
     """
     import pandas
     from tqdm import tqdm
 
-    path = Path(path)
+    path, options = Path(path), dict(net_options or {})
     done = _read(path)
     cells = [replace(settings, batch_size=size, rate=rate) for size in batch_sizes for rate in rates]
-    keys = [_words(make.__name__, data.name, *asdict(cell).values()) for cell in cells]
+    about = (net, ",".join(f"{name}={value}" for name, value in options.items()), data.name, len(data.train))
+    keys = [_words(*about, *asdict(cell).values()) for cell in cells]
     for key, cell in tqdm(list(zip(keys, cells, strict=True)), unit="run", disable=not progress):
         if key not in done:
-            net = make(data.shape, len(data.classes), seed=cell.seed).to(data.train.labels.device)
-            done[key] = _words(*summary(fit(net, data, cell, progress=False), cell.target).values())
+            fresh = runs.build(net, data.shape, len(data.classes), cell.seed, **options)
+            history = fit(fresh.to(data.train.labels.device), data, cell, progress=False)
+            done[key] = _words(*summary(history, cell.target).values())
             _write(path, done)
     places = list(done)
     return pandas.read_csv(path).iloc[[places.index(key) for key in keys]].reset_index(drop=True)
+
+
+def numbers(name: str, text: str, kind: type[Number] = int) -> list[Number]:
+    """What a text such as "128, 1000" says. Raises ValueError, naming the argument, where it is something else."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"{name} must be {what} separated by commas, not {text!r}") from None
 
 
 def summary(history: History, target: float | None) -> dict[str, float | None]:
@@ -239,7 +257,7 @@ def _report(net: nn.Module, data: Data, settings: SGD, epoch: int, steps: int) -
 
 # The table of a grid: what is asked → what came out, in words as they stand in the CSV.
 
-ASKED = ("net", "dataset", *(field.name for field in fields(SGD)))
+ASKED = ("net", "net_options", "dataset", "images", *(field.name for field in fields(SGD)))
 CAME_OUT = ("updates", "val_accuracy", "test_accuracy", "updates_to_val_target", "updates_to_test_target", "seconds")
 Words = tuple[str, ...]
 
@@ -274,6 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m rso_lib.sgd", description=__doc__, formatter_class=about)
     parser.add_argument("folder", metavar="FOLDER", help="where settings and history are written")
     parser.add_argument("--dataset", default="digits", help="as in python -m rso_lib")
+    parser.add_argument("--val-size", type=int, metavar="N", help="training images kept for validation, as there")
     parser.add_argument("--net", default="one_conv", choices=runs.NETS)
     options: Any = KINDS["net_options"]
     parser.add_argument("--net-options", type=options, help="such as depth=5,head=mean")
@@ -282,6 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for field in asked:
         kind = float if field.default is None else type(field.default)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    parser.add_argument("--grid-batch-sizes", metavar="N,N", help="a search over these, in FOLDER/grid.csv")
+    parser.add_argument("--grid-rates", metavar="X,X", help="and over these")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of the CPU (default: as torch chooses)")
     given = vars(parser.parse_args(arguments))
@@ -289,13 +310,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(given["threads"])
     try:
         settings = SGD(**{field.name: given[field.name] for field in asked})
-        data = load(given["dataset"], device=given["device"])
-        histories = baseline(given["folder"], given["net"], data, settings, given["seeds"], given["net_options"])
+        data = load(given["dataset"], device=given["device"], val_size=given["val_size"])
+        what = Path(given["folder"]), given["net"], data, settings, given["net_options"]
+        if given["grid_batch_sizes"] or given["grid_rates"]:
+            _search(*what, given["grid_batch_sizes"], given["grid_rates"])
+        else:
+            _train(*what, given["seeds"])
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    for history in histories:
+
+
+def _train(folder: Path, net: str, data: Data, settings: SGD, options: Mapping[str, Any] | None, seeds: int) -> None:
+    for history in baseline(folder, net, data, settings, seeds, options):
         row = history.last
         print(f"test accuracy {row.test_accuracy:.4f} after {row.cycle:,} updates and {row.seconds:.0f} seconds")
+
+
+def _search(
+    folder: Path, net: str, data: Data, settings: SGD, options: Mapping[str, Any] | None, batches: str, rates: str
+) -> None:
+    sizes = numbers("grid_batch_sizes", batches or str(settings.batch_size))
+    tried = numbers("grid_rates", rates or str(settings.rate), float)
+    path = folder / "grid.csv"
+    table = grid(path, net, data, settings, batch_sizes=sizes, rates=tried, net_options=options)
+    print(table[["batch_size", "rate", *CAME_OUT]].to_string(index=False))
 
 
 if __name__ == "__main__":

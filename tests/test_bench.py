@@ -182,6 +182,16 @@ def report(
     return json.loads(file.read_text()), capsys.readouterr().out
 
 
+def test_float32_is_not_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CUDA device PyTorch would round the factors of convolutions."""
+    rounds: list[bool] = []
+    monkeypatch.setattr(bench, "bench", lambda *_: rounds.append(torch.backends.cudnn.allow_tf32) or {})
+    for options in ([], ["--precision", "tf32"]):
+        monkeypatch.setattr(sys, "argv", ["bench", *options])
+        bench.main()
+    assert rounds == [False, True]
+
+
 def test_the_report_follows_from_its_medians(report: tuple[dict[str, Any], str]) -> None:
     """A cycle as it can be recomputed from the layers in the file."""
     made, _ = report

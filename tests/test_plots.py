@@ -277,6 +277,22 @@ def test_redraw_draws_every_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert described["table"] == "1 images: 7."
 
 
+@pytest.mark.parametrize("met", ["120", ""])
+def test_grid(tmp_path: Path, met: str) -> None:
+    """Rows are batch sizes and columns are rates, both in the order of their values."""
+    cells = [(1000, 0.5, "", 0.25), (128, 2.0, met, 0.875), (128, 0.5, "", 0.5)]
+    lines = [f"{size},{rate},0.8,{steps},{accuracy}" for size, rate, steps, accuracy in cells]
+    path = tmp_path / "grid.csv"
+    path.write_text("\n".join(["batch_size,rate,target,updates_to_val_target,val_accuracy", *lines, ""]))
+    picture = plots.grid(path)
+    [axes] = picture.axes
+    shown = {text.get_position(): text.get_text() for text in axes.texts}
+    assert shown == {(0, 1): "25.00%", (1, 0): "120 steps" if met else "87.50%", (0, 0): "50.00%"}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["128", "1000"]
+    assert "Steps of SGD to 80.00%" in picture.alt and "batch 1000, rate 0.5: 25.00%" in picture.alt
+    picture.save(tmp_path / "grid.png")
+
+
 def test_the_committed_pictures_come_from_their_tables(project: Path, tmp_path: Path) -> None:
     tables = sorted((project / "figures").glob("*.csv"))
     for table in tables:

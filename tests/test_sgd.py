@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 import torch
 import torch.nn.functional as F
@@ -164,33 +165,44 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SGD]]:
 def test_a_grid_goes_on_where_it_was_stopped(digits: Data, tmp_path: Path, fits: list[SGD]) -> None:
     path = tmp_path / "figures" / "grid.csv"
     arguments = {"batch_sizes": [100, 400], "rates": [0.1, 0.4], "progress": False}
-    settings = replace(QUICK, target=0.5)
+    settings = replace(QUICK, target=0.3)
     with pytest.raises(KeyboardInterrupt):
-        sgd.grid(small, digits, settings, path, **arguments)
+        sgd.grid(path, "one_conv", digits, settings, **arguments)
     assert len(path.read_text().splitlines()) == 3
-    frame = sgd.grid(small, digits, settings, path, **arguments)
+    frame = sgd.grid(path, "one_conv", digits, settings, **arguments)
     cells = [(100, 0.1), (100, 0.4), (400, 0.1), (400, 0.4)]
     assert [(cell.batch_size, cell.rate) for cell in fits] == [*cells[:3], *cells[2:]]
     assert list(zip(frame["batch_size"], frame["rate"], strict=True)) == cells
-    assert set(frame["net"]) == {"small"} and set(frame["target"]) == {0.5}
+    assert set(frame["net"]) == {"one_conv"} and set(frame["target"]) == {0.3}
 
-    history = sgd.fit(small(), digits, fits[1], progress=False)
+    history = sgd.fit(models.one_conv((1, 8, 8)), digits, fits[1], progress=False)
     row = frame.iloc[1]
     assert (row["updates"], row["test_accuracy"]) == (history.last.cycle, history.last.test_accuracy)
     assert row["updates_to_val_target"] == history.last.cycle  # it stopped there
-    reached = [r.cycle for r in history.rows if r.test_accuracy >= 0.5]
+    reached = [r.cycle for r in history.rows if r.test_accuracy >= 0.3]
     assert [u for u in [row["updates_to_test_target"]] if not math.isnan(u)] == reached[:1]
 
-    sgd.grid(small, digits, replace(settings, seed=1), path, batch_sizes=[400], rates=[0.4], progress=False)
+    sgd.grid(path, "one_conv", digits, replace(settings, seed=1), batch_sizes=[400], rates=[0.4], progress=False)
     assert fits[-1].seed == 1
     assert len(path.read_text().splitlines()) == 6
+
+
+def test_a_grid_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    what = "--epochs 1 --warmup 0 --target 0.1 --grid-batch-sizes 100,400 --rate 0.2 --val-size 200 --threads 1"
+    sgd.main([str(tmp_path), *what.split()])
+    table = pandas.read_csv(tmp_path / "grid.csv")
+    assert list(zip(table.batch_size, table.rate, table.images, strict=True)) == [(100, 0.2, 1237), (400, 0.2, 1237)]
+    assert f"{table.test_accuracy[0]:.6f}" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        sgd.main([str(tmp_path), "--grid-rates", "0.1, fast"])
+    assert "grid_rates must be numbers separated by commas, not '0.1, fast'" in capsys.readouterr().err
 
 
 def test_a_grid_leaves_a_foreign_table_alone(digits: Data, tmp_path: Path) -> None:
     path = tmp_path / "grid.csv"
     path.write_text("batch_size,rate\n100,0.1\n")
     with pytest.raises(ValueError, match=r"grid.csv is not the table of a grid search"):
-        sgd.grid(small, digits, QUICK, path, batch_sizes=[100], rates=[0.1], progress=False)
+        sgd.grid(path, "one_conv", digits, QUICK, batch_sizes=[100], rates=[0.1], progress=False)
     assert path.read_text() == "batch_size,rate\n100,0.1\n"
 
 
