@@ -18,6 +18,8 @@ from rso_lib import engine, models
 from rso_lib.models import Head, Net
 from rso_lib.reference import Batches, ModuleSearch, choose
 
+pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="this torch was built without CUDA")
+
 NETS: dict[str, Callable[[], Net]] = {
     "one_conv": lambda: models.one_conv((1, 8, 8), 3),
     "mnist_net": lambda: models.mnist_net((1, 8, 8), 3),
