@@ -58,6 +58,7 @@ MNIST = {
     "mnist_paper_inverted": "python -m rso_lib runs/mnist_paper_inverted --preset paper --order input --device cuda",
     "mnist_sgd": "python -m rso_lib.sgd runs/mnist_sgd --dataset mnist --net mnist_net --epochs 15 --batch-size 128 "
     "--rate 0.1 --warmup 1",
+    "mnist_sgd_warmup": "python -m rso_lib.sgd runs/mnist_sgd_warmup --dataset mnist --net mnist_net --epochs 50",
 }
 _CIFAR = "--net cifar_net --net-options depth"
 _JPEG = "--dataset folder:cifar10-jpeg " + _CIFAR
