@@ -126,8 +126,10 @@ def _dashed(word: str) -> str:
 
 def _options(text: str) -> dict[str, Any]:
     """depth=5,head=mean → {"depth": 5, "head": "mean"}"""
-    pairs = [pair.partition("=")[::2] for pair in text.split(",")]
-    return {name.strip(): _literal(value.strip()) for name, value in pairs}
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(equals for _, equals, _ in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} must be names with values, such as depth=5,head=mean")
+    return {name.strip(): _literal(value.strip()) for name, _, value in pairs}
 
 
 _SPLIT = "of the work over the processes that torchrun starts: batch or weights (default: weights, where the \
@@ -138,7 +140,7 @@ KINDS = {"net_options": _options, "val_size": int, "first_batch": int}
 
 def _literal(text: str) -> Any:
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
     except (ValueError, SyntaxError):
         return text
 

@@ -164,6 +164,7 @@ def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int
     first = [clock(partial(visit, turn), device) for turn in range(tried)]
     x = channels_last(batches.images[: batches.size])
     behind = cached_input(stages(net.blocks[:position], calibrated=True), x, channels_last)
+    behind = behind._replace(x=channels_last(behind.x))  # grey images have two layouts, and convolutions ask for one
     labels = batches.labels[: batches.size]
     whole = lambda: cross_entropy(net(x), labels)  # noqa: E731
     tail = lambda: cross_entropy(run(net, position, behind), labels)  # noqa: E731

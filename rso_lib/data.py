@@ -124,8 +124,8 @@ def home() -> Path:
 
 def _check_device(device: str | torch.device) -> None:
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(0, device=device, dtype=torch.float64)  # losses are summed in it
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used here: {reason}; device='cpu' always can") from error
 

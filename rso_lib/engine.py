@@ -242,9 +242,8 @@ def advance(cut: BlockStage, following: Stage, group: Sequence[Candidate]) -> li
 def share_moments(parts: Sequence[Preactivation]) -> list[Preactivation]:
     """The same with the moments of the whole batch, from those of the parts that the processes have."""
     own = torch.stack([sums(part.z) if part.moments is None else part.moments.to(part.z.device) for part in parts])
-    total = world.add(torch.cat([own.flatten(), own.new_tensor([parts[0].count])]))
-    moments = total[:-1].view_as(own)
-    return [Preactivation(part.z, its, float(total[-1])) for part, its in zip(parts, moments, strict=True)]
+    moments, larger = world.add(own), world.batch / len(parts[0].z)
+    return [Preactivation(part.z, its, part.count * larger) for part, its in zip(parts, moments, strict=True)]
 
 
 def advance_one(cut: BlockStage, following: Stage, z: Preactivation, skip: Tensor | None) -> Candidate:

@@ -98,7 +98,7 @@ class History:
 
     def save(self, path: str | Path) -> None:
         """Write a CSV with one line per row; floats are written so that they read back exactly."""
-        with open(path, "w", newline="") as file:
+        with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(vars(row) for row in self.rows)
@@ -106,7 +106,7 @@ class History:
     @classmethod
     def load(cls, path: str | Path) -> "History":
         """Read what `save` wrote. Raises ValueError, naming the file, where the columns are others."""
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             lines = csv.DictReader(file)
             if lines.fieldnames != COLUMNS:
                 raise ValueError(f"{path} is not a history: its columns are {lines.fieldnames}, not {COLUMNS}")

@@ -1,4 +1,4 @@
-"""The CPU's inner loops (kernels.cpp), compiled on first use where there is a C++ compiler.
+"""The CPU's inner loops (kernels.cpp), compiled on first use where there is a C++ compiler with OpenMP (Apple's has none).
 
 Without one, or with the environment variable RSO_KERNELS=0, `load` gives None and the engine uses torch
 throughout: the same steps, two to three times slower.
@@ -171,7 +171,8 @@ def _compiled() -> Path:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
     if compiler is None:
         raise OSError("there is no C++ compiler")
-    key = hashlib.sha256(f"{SOURCE.read_text()}{FLAGS}{compiler}{_processor()}".encode()).hexdigest()[:16]
+    source = SOURCE.read_text(encoding="utf-8")
+    key = hashlib.sha256(f"{source}{FLAGS}{compiler}{_processor()}".encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rso_lib"
     target = folder / f"kernels-{key}.so"
     if not target.exists():

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import models, sgd
+from . import runs, sgd
 from .data import Data, Split
 from .history import History, Report
 from .models import calibrate, count_weights
@@ -23,7 +23,6 @@ from .reference import choose
 from .settings import check_choice
 from .train import Step, evaluate, steps_in, sweeps, train
 
-NETS = ("one_conv", "two_conv", "mnist_net", "cifar_net")
 READY, RUNNING, PAUSED, STOPPED, FINISHED, FAILED = "ready", "running", "paused", "stopped", "finished", "failed"
 
 SCORED_IMAGES = 2000
@@ -84,12 +83,13 @@ class LiveRun:
         show: Callable[["LiveRun"], None] = lambda run: None,
     ):
         if isinstance(net, str):
-            check_choice("net", net, NETS)
+            check_choice("net", net, runs.NETS)
         self.make_net, self.data, self.settings, self.show = net, data, settings, show
         self.scored = Split(data.test.images[:SCORED_IMAGES], data.test.labels[:SCORED_IMAGES])
         self.begin()
         for run in self.runs:
             run.pause()
+            run.do(run.rest)
         self.runs.append(self)
         if LiveRun.thread is None:
             LiveRun.thread = Thread(target=work, daemon=True)
@@ -178,8 +178,7 @@ class LiveRun:
     def fresh_net(self) -> nn.Module:
         if not isinstance(self.make_net, str):
             return self.make_net()
-        make = getattr(models, self.make_net)
-        net = make(shape=self.data.shape, classes=len(self.data.classes), seed=self.settings.seed)
+        net = runs.build(self.make_net, self.data.shape, len(self.data.classes), self.settings.seed)
         return net.to(self.data.train.images.device)
 
     def enter(self, state: str) -> None:
@@ -187,8 +186,21 @@ class LiveRun:
         if self.state in (STOPPED, FINISHED):
             return
         self.state, self.error = state, None
+        if state == STOPPED:
+            self.items = None
         if state != RUNNING:
             self.score()
+
+    def rest(self) -> None:
+        """Free what the search keeps, where a sweep can be cut. It is made again when the run goes on."""
+        if self.settings.strategy == "sequential":
+            self.close()
+
+    def close(self, whole: bool = False) -> None:
+        """Close the generator, so that another is opened at the same place, or behind the end of the sweep."""
+        while self.begun and (whole or self.ends_sweep()):
+            self.advance()
+        self.items = None
 
     def visit(self) -> None:
         """One step, whatever reports come before it."""
@@ -198,16 +210,14 @@ class LiveRun:
         self.enter(PAUSED)
 
     def take(self, **changes: Any) -> None:
-        """Close the generator, and have another opened at the same place, or behind a sweep that cannot be cut."""
+        """Close the generator, behind the sweep if it cannot be cut, and go on with other settings."""
         settings = replace(self.settings, **changes)
-        merged = {self.settings.strategy, settings.strategy} != {"sequential"}
-        while self.begun and (merged or self.ends_sweep()):
-            self.advance()
+        self.close(whole={self.settings.strategy, settings.strategy} != {"sequential"})
         if sweeps(self.net, settings) != sweeps(self.net, self.settings):  # the cycle begins anew
             done = len(self.history.cycles.rows)
             self.history.rows[:] = [row for row in self.history.rows if row.cycle <= done]
             self.begun.clear()
-        self.items, self.settings = None, settings
+        self.settings = settings
 
     def ends_sweep(self) -> bool:
         """Whether all steps of a sweep are done, but its report is still to come."""
@@ -289,6 +299,9 @@ class LiveSGD(LiveRun):
     def take(self, **changes: Any) -> None:
         self.settings = replace(self.settings, **changes)
         self.begin()
+
+    def rest(self) -> None:
+        """Nothing is freed: the optimiser is part of the run."""
 
     @property
     def updates(self) -> float:

@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import math
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -40,13 +42,24 @@ def release() -> None:
 
 
 def available(device: torch.device) -> int:
-    """Free bytes of the device's memory."""
+    """Free bytes of the device's memory; of a CPU's, the share of one of the processes that torchrun has started."""
     if device.type == "cuda":
         freed = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch has it for its next
         return torch.cuda.mem_get_info(device)[0] + freed
     import psutil
 
-    return psutil.virtual_memory().available
+    free = min(psutil.virtual_memory().available, _left_to_the_container())
+    return int(free) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _left_to_the_container(group: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes up to the limit that Linux sets to a container, files that it can drop not counted; inf without one."""
+    try:
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no such file, or "max"
+        return math.inf
+    return max(limit - used + int(counts["inactive_file"]), 0)
 
 
 def peak(device: torch.device) -> int:

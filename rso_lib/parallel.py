@@ -25,11 +25,16 @@ SPLITS = ("batch", "weights")
 
 @dataclass
 class World:
-    """The processes of a run and what they share. `sent` counts the bytes that this process has sent."""
+    """The processes of a run and what they share.
+
+    batch   images of a whole batch, where the processes split it
+    sent    bytes that this process has sent
+    """
 
     rank: int = 0
     size: int = 1
     split: str = "weights"
+    batch: int = 0
     sent: int = 0
 
     @property
@@ -67,8 +72,7 @@ class World:
         """The mean losses [k] of the whole batch, given those of this process's images."""
         if not self.splits_batch:
             return losses
-        sums = self.add(torch.cat([losses * images, losses.new_tensor([images])]))
-        return sums[:-1] / sums[-1]
+        return self.add(losses * images) / self.batch
 
     def exchange(self, choices: Tensor, owners: Tensor) -> Tensor:
         """The choices [steps] (0, 1 or 2) of all processes, given those that this one made, and who made which."""
@@ -116,12 +120,16 @@ def join(device: str = "cpu") -> str:
     """Meet the other processes that torchrun has started, if it has. Returns this process's device."""
     if "RANK" not in os.environ:
         return device
-    cuda = torch.device(device).type == "cuda"
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "gloo"
+    if torch.device(device).type == "cuda":
+        place, backend = int(os.environ["LOCAL_RANK"]), "cpu:gloo,cuda:nccl"
+        if place >= torch.cuda.device_count():
+            raise ValueError(f"each process needs a GPU of its own, and this machine has {torch.cuda.device_count()}")
+        torch.cuda.set_device(place)
+        device = f"cuda:{place}"
+    dist.init_process_group(backend)
     world.rank, world.size = dist.get_rank(), dist.get_world_size()
-    return f"cuda:{os.environ['LOCAL_RANK']}" if cuda else device
+    return device
 
 
 def usual_split(strategy: str) -> str:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -33,6 +33,9 @@ from .history import COLUMNS, History, read
 from .models import Head
 from .reference import choose
 from .settings import check_choice
+
+if TYPE_CHECKING:
+    import pandas
 
 FOLDER = Path(__file__).resolve().parents[1] / "figures"
 
@@ -375,7 +378,7 @@ def images(images: Tensor, captions: Sequence[object], *, title: str = "") -> Pi
 
 def save_runs(path: str | Path, runs: Mapping[str, Sequence[History]]) -> None:
     """Write the cycles of labelled runs as one table: the columns of a history behind `run` and `repeat`."""
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, RUN_COLUMNS, lineterminator="\n")
         writer.writeheader()
         for label, histories in runs.items():
@@ -389,7 +392,7 @@ def load_runs(path: str | Path) -> dict[str, list[History]]:
     Raises ValueError, naming the file, where it is neither.
     """
     runs: dict[str, dict[str, History]] = {}
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         lines = csv.DictReader(file)
         if lines.fieldnames != RUN_COLUMNS:
             return {"": [History.load(path)]}
@@ -402,7 +405,7 @@ def load_runs(path: str | Path) -> dict[str, list[History]]:
 @style()
 def processes(path: str | Path) -> Picture:
     """Seconds of a cycle against the number of processes, by strategy: the table of `scaling.table` as a CSV."""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     picture = blank(6, 3.6)
     axes = picture.subplots()
@@ -419,34 +422,36 @@ def processes(path: str | Path) -> Picture:
 
 
 @style()
-def grid(path: str | Path) -> Picture:
-    """A grid search for SGD: after how many steps the target was met, or how near a run came. The CSV of `sgd.grid`."""
-    with open(path, newline="") as file:
-        lines = list(csv.DictReader(file))
-    places = {name: sorted({line[name] for line in lines}, key=float) for name in ("batch_size", "rate")}
-    steps = np.full([len(values) for values in places.values()], math.nan)
+def grid(table: "pandas.DataFrame") -> Picture:
+    """A grid search for SGD: after how many steps the target was met, or how near a run came.
+
+    table  of `sgd.grid`, in which each batch size and rate comes once
+    """
+    sizes, rates = (sorted(set(table[name])) for name in ("batch_size", "rate"))
+    steps = np.full((len(sizes), len(rates)), math.nan)
     picture = blank(1.6 + 1.3 * steps.shape[1], 1.2 + 0.5 * steps.shape[0], left=1.1, right=0.5)
     axes = picture.subplots()
     says = []
-    for line in lines:
-        y, x = (values.index(line[name]) for name, values in places.items())
-        met = line["updates_to_val_target"]
-        steps[y, x] = float(met or math.nan)
-        reached = f"{float(line['val_accuracy']):.2%}"
-        text = f"{int(float(met)):,} steps" if met else reached
+    for row in table.to_dict("records"):
+        y, x = sizes.index(row["batch_size"]), rates.index(row["rate"])
+        steps[y, x] = met = row["updates_to_val_target"]
+        text = f"{row['val_accuracy']:.2%}" if math.isnan(met) else f"{int(met):,} steps"
         axes.text(x, y, text, ha="center", va="center", bbox={"facecolor": "white", "alpha": 0.8, "lw": 0})
-        says.append(f"batch {line['batch_size']}, rate {line['rate']}: {text}")
+        says.append(f"batch {row['batch_size']:,}, rate {row['rate']:g}: {text}")
     axes.imshow(np.log(steps), aspect="auto", cmap="cividis_r")
     axes.grid(False)
     axes.set(xlabel="learning rate", ylabel="images in a step")
-    axes.set_xticks(range(steps.shape[1]), places["rate"])
-    axes.set_yticks(range(steps.shape[0]), places["batch_size"])
-    target = f"{float(lines[0]['target']):.2%}" if lines and lines[0]["target"] else "the target"
+    axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+    axes.set_yticks(range(len(sizes)), [f"{size:,}" for size in sizes])
+    target = "a target" if math.isnan(table.target.iloc[0]) else f"{table.target.iloc[0]:.2%}"
     picture.alt = f"Steps of SGD to {target} on the validation part, or the accuracy at the end. {'; '.join(says)}."
     return picture
 
 
-FIGURES: dict[str, Callable[[Path], Picture]] = {"processes": processes, "mnist_sgd_grid": grid}
+FIGURES: dict[str, Callable[[Path], Picture]] = {
+    "processes": processes,
+    "mnist_sgd_grid": lambda path: grid(_table(path)),
+}
 """How figures/NAME.csv is drawn, where `curves` of its runs is not what is wanted."""
 
 
@@ -458,6 +463,12 @@ def redraw(folder: str | Path = FOLDER) -> list[Path]:
         drawn.append(path.with_suffix(".png"))
         draw(path).save(drawn[-1])
     return drawn
+
+
+def _table(path: Path) -> "pandas.DataFrame":
+    import pandas
+
+    return pandas.read_csv(path)
 
 
 def _parts(runs: Sequence[Sequence[History]]) -> list[str]:

@@ -32,14 +32,15 @@ def arithmetic(precision: str) -> Iterator[None]:
 
     Left alone, PyTorch rounds those of convolutions. Nothing changes on a CPU.
     """
-    convolutions, matrices = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    products = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]  # they are there
+    before = [product.fp32_precision for product in products]
+    for product in products:
+        product.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = convolutions
-        torch.set_float32_matmul_precision(matrices)
+        for product, its in zip(products, before, strict=True):
+            product.fp32_precision = its
 
 
 class Decisions(NamedTuple):

@@ -99,7 +99,7 @@ def start(
 
     An interrupt from the keyboard ends the sitting with a warning: the same call goes on.
     Raises ValueError where the folder holds a run with other settings, a torn or a foreign file (which
-    stay as they are), RuntimeError where another process runs in it, OSError where it cannot be written.
+    stay as they are), RuntimeError where another process runs in it (not noticed on Windows), OSError where it cannot be written.
     """
     options = dict(net_options or {})
     data = world.first(lambda: images.load(dataset, root, device, data_seed, val_size))
@@ -320,7 +320,7 @@ def _note_machine(folder: Path, about: dict[str, Any], device: str | torch.devic
     if not machines or machines[-1] != here:
         about["machines"] = [*machines, here]
         with replacing(folder / "settings.json") as part:
-            part.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+            part.write_text(json.dumps(about, indent=2) + "\n")
 
 
 def machine(device: str | torch.device = "cpu") -> dict[str, Any]:

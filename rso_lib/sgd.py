@@ -269,7 +269,7 @@ def _words(*values: Any) -> Words:
 def _read(path: Path) -> dict[Words, Words]:
     if not path.exists():
         return {}
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         lines = list(map(tuple, csv.reader(file)))
     if lines[:1] != [(*ASKED, *CAME_OUT)]:
         raise ValueError(f"{path} is not the table of a grid search: its columns are not {', '.join(ASKED + CAME_OUT)}")
@@ -278,7 +278,7 @@ def _read(path: Path) -> dict[Words, Words]:
 
 def _write(path: Path, rows: Mapping[Words, Words]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part, open(part, "w", newline="") as file:
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow((*ASKED, *CAME_OUT))
         table.writerows((*asked, *came_out) for asked, came_out in rows.items())
@@ -296,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--net", default="one_conv", choices=runs.NETS)
     options: Any = KINDS["net_options"]
     parser.add_argument("--net-options", type=options, help="such as depth=5,head=mean")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trains N times, with the seeds 0 … N − 1")
+    parser.add_argument("--seeds", type=int, metavar="N", help="trains N times, with the seeds 0 … N − 1 (default: 1)")
     asked = [field for field in fields(SGD) if field.name != "seed"]
     for field in asked:
         kind = float if field.default is None else type(field.default)
@@ -304,19 +304,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--grid-batch-sizes", metavar="N,N", help="a search over these, in FOLDER/grid.csv")
     parser.add_argument("--grid-rates", metavar="X,X", help="and over these")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--data-root", metavar="FOLDER", help="of downloaded images, as there")
     parser.add_argument("--threads", type=int, help="of the CPU (default: as torch chooses)")
     given = vars(parser.parse_args(arguments))
     if given["threads"]:
         torch.set_num_threads(given["threads"])
     try:
         settings = SGD(**{field.name: given[field.name] for field in asked})
-        data = load(given["dataset"], device=given["device"], val_size=given["val_size"])
+        data = load(given["dataset"], given["data_root"], device=given["device"], val_size=given["val_size"])
         what = Path(given["folder"]), given["net"], data, settings, given["net_options"]
-        if given["grid_batch_sizes"] or given["grid_rates"]:
-            _search(*what, given["grid_batch_sizes"], given["grid_rates"])
+        sizes, rates, seeds = (given[name] for name in ("grid_batch_sizes", "grid_rates", "seeds"))
+        if sizes or rates:
+            if seeds:
+                raise ValueError("seeds is for a run: a grid search makes one of each kind, with the seed 0")
+            _search(*what, sizes or str(settings.batch_size), rates or str(settings.rate))
         else:
-            _train(*what, given["seeds"])
-    except (ValueError, OSError) as error:
+            _train(*what, seeds or 1)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 
@@ -329,8 +333,7 @@ def _train(folder: Path, net: str, data: Data, settings: SGD, options: Mapping[s
 def _search(
     folder: Path, net: str, data: Data, settings: SGD, options: Mapping[str, Any] | None, batches: str, rates: str
 ) -> None:
-    sizes = numbers("grid_batch_sizes", batches or str(settings.batch_size))
-    tried = numbers("grid_rates", rates or str(settings.rate), float)
+    sizes, tried = numbers("grid_batch_sizes", batches), numbers("grid_rates", rates, float)
     path = folder / "grid.csv"
     table = grid(path, net, data, settings, batch_sizes=sizes, rates=tried, net_options=options)
     print(table[["batch_size", "rate", *CAME_OUT]].to_string(index=False))

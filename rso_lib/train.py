@@ -151,12 +151,14 @@ def fit(net: nn.Module, data: Data, settings: RSO, history: History | None = Non
     """
     history = History() if history is None else history
     weights = [weight.detach() for weight in net.parameters()]
-    reported = [weight.clone() for weight in weights]
+    reported = len(history.rows), [weight.clone() for weight in weights]
     try:
         for _ in with_bar(train(net, data, settings, history, steps=True), net, settings, history, progress):
-            reported = [weight.clone() for weight in weights]
+            reported = len(history.rows), [weight.clone() for weight in weights]
     except KeyboardInterrupt:
-        for weight, value in zip(weights, reported, strict=True):
+        rows, values = reported
+        del history.rows[rows:]
+        for weight, value in zip(weights, values, strict=True):
             weight.copy_(value)
         warnings.warn("stopped before the end; net and history are as behind the last finished sweep", stacklevel=2)
     return history
@@ -279,6 +281,7 @@ def _search(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int
     order = torch.randperm(len(data.train), generator=generator(settings.seed, cycle, SHUFFLE, position))
     size = settings.batch(cycle)
     if world.splits_batch:
+        world.batch = size
         whole = order[: len(order) // size * size].view(-1, size)[:, world.part(size)]
         order, size = whole.flatten(), whole.shape[1]
     order = order.to(data.train.labels.device)

@@ -184,12 +184,12 @@ def report(
 
 def test_float32_is_not_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CUDA device PyTorch would round the factors of convolutions."""
-    rounds: list[bool] = []
-    monkeypatch.setattr(bench, "bench", lambda *_: rounds.append(torch.backends.cudnn.allow_tf32) or {})
+    products: list[str] = []
+    monkeypatch.setattr(bench, "bench", lambda *_: products.append(torch.backends.cudnn.conv.fp32_precision) or {})
     for options in ([], ["--precision", "tf32"]):
         monkeypatch.setattr(sys, "argv", ["bench", *options])
         bench.main()
-    assert rounds == [False, True]
+    assert products == ["ieee", "tf32"]
 
 
 def test_the_report_follows_from_its_medians(report: tuple[dict[str, Any], str]) -> None:
@@ -241,6 +241,18 @@ def test_the_table_shows_what_the_file_holds(report: tuple[dict[str, Any], str])
         assert f"| {layer['plain']:.2f} | {layer['cached']:.2f} | {layer['engine']:.2f} |" in row
     assert any("a cycle is extrapolated from the measured steps" in line for line in lines)
     assert made["machine"] in printed and "threads" in made["machine"]
+
+
+def test_all_methods_have_the_layout_that_convolutions_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for grey images, whose tensors are contiguous and channels-last at once."""
+    seen: list[tuple[int, ...]] = []
+    monkeypatch.setattr(models.Net, "forward", lambda self, x: seen.append(x.stride()) or torch.zeros(len(x), 10))
+    monkeypatch.setattr(bench, "run", lambda net, k, flow: seen.append(flow.x.stride()) or torch.zeros(len(flow.x), 10))
+    net, shape = bench.build("one_conv")
+    batches = bench.Batches(torch.randn(16, *shape), torch.randint(10, (16,)), 8)
+    with torch.no_grad():
+        bench.measure(net, 0, batches, repeats=1)
+    assert set(seen) == {(784, 1, 28, 1)} and len(seen) == 6
 
 
 def test_measured_times_are_medians(monkeypatch: pytest.MonkeyPatch) -> None:

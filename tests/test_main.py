@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rso_lib import RSO, History, presets, runs
-from rso_lib.__main__ import main
+from rso_lib.__main__ import _options, main
 
 ONCE = ["--dataset", "digits", "--net", "one_conv", "--cycles", "2", "--batch-size", "100"]
 
@@ -115,6 +115,9 @@ def test_options_of_the_net(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
         with pytest.raises(SystemExit):
             call(tmp_path, "--net", "cifar_net", "--net-options", "depth=3,head=mean,pool_last=True")
     assert asked["net_options"] == {"depth": 3, "head": "mean", "pool_last": True}
+    assert _options("pool_last=false, head=max") == {"pool_last": False, "head": "max"}
+    words = fails(capsys, tmp_path, "--net", "mnist_net", "--net-options", "pool_last")
+    assert "'pool_last' must be names with values, such as depth=5,head=mean" in words
     words = fails(capsys, tmp_path, "--net", "mnist_net", "--net-options", "heat=mean")
     assert "did you mean 'head'" in words
 

@@ -1,11 +1,13 @@
 """What a run is said to need against what a process really took; what happens where there is less."""
 
+import math
 import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rso_lib import RSO, load, memory, models, train
 from rso_lib.parallel import world
@@ -57,6 +59,24 @@ before = psutil.Process().memory_info().rss
 search(noise, settings, [0, 3])
 print(memory.peak(torch.device("cpu")) - before, memory.needed(net, noise, settings))
 """
+
+
+def test_what_a_container_leaves(tmp_path: Path) -> None:
+    assert memory._left_to_the_container(tmp_path) == math.inf
+    for name, text in (("current", "700\n"), ("stat", "anon 400\ninactive_file 200\n"), ("max", "max\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert memory._left_to_the_container(tmp_path) == math.inf
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert memory._left_to_the_container(tmp_path) == 500
+    (tmp_path / "memory.max").write_text("300\n")
+    assert memory._left_to_the_container(tmp_path) == 0
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_left_to_the_container", lambda: 900.0)
+    assert memory.available(torch.device("cpu")) == 900
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert memory.available(torch.device("cpu")) == 225
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,14 @@ def test_shares_that_make_no_sense() -> None:
     assert world.split == "weights"
 
 
+def test_each_process_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="each process needs a GPU of its own, and this machine has 1"):
+        parallel.join("cuda")
+
+
 def test_strategies_need_a_net_of_blocks_and_whole_sweeps() -> None:
     net, shape = narrow("flat")
     settings = RSO(cycles=1, batch_size=8, strategy="layer")

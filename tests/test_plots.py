@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas
 import pytest
 import torch
 from IPython.core.formatters import DisplayFormatter
@@ -277,19 +278,17 @@ def test_redraw_draws_every_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert described["table"] == "1 images: 7."
 
 
-@pytest.mark.parametrize("met", ["120", ""])
-def test_grid(tmp_path: Path, met: str) -> None:
+@pytest.mark.parametrize("met", [120, math.nan])
+def test_grid(tmp_path: Path, met: float) -> None:
     """Rows are batch sizes and columns are rates, both in the order of their values."""
-    cells = [(1000, 0.5, "", 0.25), (128, 2.0, met, 0.875), (128, 0.5, "", 0.5)]
-    lines = [f"{size},{rate},0.8,{steps},{accuracy}" for size, rate, steps, accuracy in cells]
-    path = tmp_path / "grid.csv"
-    path.write_text("\n".join(["batch_size,rate,target,updates_to_val_target,val_accuracy", *lines, ""]))
-    picture = plots.grid(path)
+    columns = ["batch_size", "rate", "target", "updates_to_val_target", "val_accuracy"]
+    cells = [(1000, 0.5, 0.8, math.nan, 0.25), (128, 2.0, 0.8, met, 0.875), (128, 0.5, 0.8, math.nan, 0.5)]
+    picture = plots.grid(pandas.DataFrame(cells, columns=columns))
     [axes] = picture.axes
     shown = {text.get_position(): text.get_text() for text in axes.texts}
-    assert shown == {(0, 1): "25.00%", (1, 0): "120 steps" if met else "87.50%", (0, 0): "50.00%"}
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["128", "1000"]
-    assert "Steps of SGD to 80.00%" in picture.alt and "batch 1000, rate 0.5: 25.00%" in picture.alt
+    assert shown == {(0, 1): "25.00%", (1, 0): "120 steps" if met == 120 else "87.50%", (0, 0): "50.00%"}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["128", "1,000"]
+    assert "Steps of SGD to 80.00%" in picture.alt and "batch 1,000, rate 0.5: 25.00%" in picture.alt
     picture.save(tmp_path / "grid.png")
 
 

@@ -13,14 +13,17 @@ from rso_lib.settings import RSO
 from rso_lib.train import train
 
 
-def flags() -> tuple[bool, bool]:
-    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+def flags() -> tuple[str, str]:
+    return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
 
 
-@pytest.mark.parametrize(("name", "rounds"), [("float32", False), ("tf32", True)])
+@pytest.mark.parametrize("found", ["none", "tf32"])
+@pytest.mark.parametrize(("name", "products"), [("float32", "ieee"), ("tf32", "tf32")])
 def test_a_run_has_its_own_arithmetic_and_leaves_that_of_others(
-    name: str, rounds: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, products: str, found: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
+    torch.backends.cuda.matmul.fp32_precision = found
+    request.addfinalizer(lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "none"))
     before, within = flags(), []
     step = engine.HeadSearch.step
 
@@ -33,7 +36,7 @@ def test_a_run_has_its_own_arithmetic_and_leaves_that_of_others(
     settings = RSO(cycles=1, batch_size=100, precision=name)
     for _ in islice(train(models.one_conv(data.shape), data, settings, steps=True), 3):
         assert flags() == before
-    assert within == [(rounds, rounds)] * 3
+    assert within == [(products, products)] * 3
     with pytest.raises(KeyError), arithmetic(name):
         raise KeyError
     assert flags() == before

@@ -433,6 +433,24 @@ def test_an_interrupt_ends_fit_and_keeps_what_is_done(monkeypatch: pytest.Monkey
     assert same(weights(net), weights(unbroken))
 
 
+def test_an_interrupt_between_a_report_and_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the bar is drawn, say: then the report does not count."""
+    net, data = toy()
+    before = weights(net)
+
+    def interrupted(items: object, net: object, settings: object, history: History, progress: bool) -> object:
+        for item in items:
+            if isinstance(item, Report):
+                history.append(item)
+                raise KeyboardInterrupt
+            yield item
+
+    monkeypatch.setitem(fit.__globals__, "with_bar", interrupted)
+    with pytest.warns(UserWarning, match="stopped before the end"):
+        history = fit(net, data, RSO(cycles=1, batch_size=8), progress=False)
+    assert not history.rows or not same(weights(net), before)
+
+
 def test_a_batch_that_is_larger_than_the_training_part() -> None:
     net, data = toy()
     before = weights(net)

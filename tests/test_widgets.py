@@ -251,6 +251,33 @@ def test_a_new_run_pauses_the_others(data: Data) -> None:
     assert (first.state, second.state) == (PAUSED, READY)
 
 
+def test_a_run_that_rests_keeps_no_caches_and_goes_on_the_same(data: Data) -> None:
+    """At every place of the first sweeps, also where all steps of one are done and its report is to come."""
+    for at in (1, 30, 31, 49, 50):
+        run, alone = (LiveRun(small_net, data, SETTINGS) for _ in range(2))
+        taken(run, at)
+        LiveRun(small_net, data, SETTINGS)
+        settle(run)
+        assert run.items is None
+        for each in (run, alone):
+            taken(each, 60 - each.steps)
+        assert run.steps == alone.steps == 60
+        assert torch.equal(weights(run), weights(alone))
+        run.stop()
+        settle(run)
+        assert run.items is None
+
+
+def test_sgd_keeps_its_optimiser_while_another_run_works(data: Data) -> None:
+    run = LiveSGD(small_net, data, SGD(epochs=5, batch_size=100, warmup=1))
+    run.step()
+    settle(run)
+    items = run.items
+    LiveRun(small_net, data, SETTINGS)
+    settle(run)
+    assert run.items is items is not None
+
+
 def test_racing_runs_get_the_same_time(data: Data) -> None:
     small, large = (LiveRun("two_conv", data, RSO(batch_size=size, cycles=50)) for size in (32, 1024))
     small.start()
