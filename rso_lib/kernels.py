@@ -1,7 +1,7 @@
-"""The CPU's inner loops (kernels.cpp), compiled on first use where there is a C++ compiler with OpenMP (Apple's has none).
+"""The CPU's inner loops (kernels.cpp), compiled on first use where there is a C++ compiler with OpenMP.
 
-Without one, or with the environment variable RSO_KERNELS=0, `load` gives None and the engine uses torch
-throughout: the same steps, two to three times slower.
+Without one (Apple's has no OpenMP), or with the environment variable RSO_KERNELS=0, `load` gives None and the engine
+uses torch throughout: the same steps, two to three times slower.
 """
 
 import ctypes

@@ -99,7 +99,8 @@ def start(
 
     An interrupt from the keyboard ends the sitting with a warning: the same call goes on.
     Raises ValueError where the folder holds a run with other settings, a torn or a foreign file (which
-    stay as they are), RuntimeError where another process runs in it (not noticed on Windows), OSError where it cannot be written.
+    stay as they are), RuntimeError where another process runs in it (not noticed on Windows), OSError where it
+    cannot be written.
     """
     options = dict(net_options or {})
     data = world.first(lambda: images.load(dataset, root, device, data_seed, val_size))
