@@ -448,9 +448,17 @@ def grid(table: "pandas.DataFrame") -> Picture:
     return picture
 
 
+def read_grid(path: str | Path) -> Picture:
+    """`grid` of the CSV that `sgd.grid` has written."""
+    import pandas
+
+    return grid(pandas.read_csv(path))
+
+
 FIGURES: dict[str, Callable[[Path], Picture]] = {
     "processes": processes,
-    "mnist_sgd_grid": lambda path: grid(_table(path)),
+    "mnist_sgd_grid": read_grid,
+    "cifar_sgd_grid": read_grid,
 }
 """How figures/NAME.csv is drawn, where `curves` of its runs is not what is wanted."""
 
@@ -463,12 +471,6 @@ def redraw(folder: str | Path = FOLDER) -> list[Path]:
         drawn.append(path.with_suffix(".png"))
         draw(path).save(drawn[-1])
     return drawn
-
-
-def _table(path: Path) -> "pandas.DataFrame":
-    import pandas
-
-    return pandas.read_csv(path)
 
 
 def _parts(runs: Sequence[Sequence[History]]) -> list[str]:
