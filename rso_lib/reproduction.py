@@ -51,6 +51,8 @@ PAPER_3 = {"Depth-3": 56.30, "Depth-5": 68.48, "Depth-10": 81.80, "SGD, Depth-10
 
 MNIST = {
     "mnist_5_cycles": "python -m rso_lib runs/mnist_5_cycles --dataset mnist --net mnist_net --cycles 5",
+    "mnist_5_cycles_released": "python -m rso_lib runs/mnist_5_cycles_released --dataset mnist --net mnist_net "
+    "--cycles 5 --schedule released",
     "mnist_5_cycles_60000": "python -m rso_lib runs/mnist_5_cycles_60000 --dataset mnist --net mnist_net --cycles 5 "
     "--val-size 0",
     "mnist_laptop": "python -m rso_lib runs/mnist_laptop --preset laptop",
