@@ -67,7 +67,8 @@ STYLE: dict[Any, Any] = {
     + cycler(linestyle=["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), "-"]),
     "grid.color": "#DDDDDD",
     "lines.linewidth": 2,
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.8,
     "image.cmap": "cividis",
 }
 AGAINST = {

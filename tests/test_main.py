@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,8 @@ def test_threads(tmp_path: Path) -> None:
 def test_an_interrupt_ends_cleanly_and_the_command_goes_on(tmp_path: Path) -> None:
     arguments = [*ONCE[:-4], "--cycles", "8", "--batch_size", "400"]
     command = [sys.executable, "-m", "rso_lib", str(tmp_path / "a"), *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     while not (tmp_path / "a" / "checkpoint.pt").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
