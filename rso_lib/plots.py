@@ -430,7 +430,7 @@ def grid(table: "pandas.DataFrame") -> Picture:
     """
     sizes, rates = (sorted(set(table[name])) for name in ("batch_size", "rate"))
     steps = np.full((len(sizes), len(rates)), math.nan)
-    picture = blank(1.6 + 1.3 * steps.shape[1], 1.2 + 0.5 * steps.shape[0], left=1.1, right=0.5)
+    picture = blank(1.6 + 1.3 * steps.shape[1], 1.6 + 0.5 * steps.shape[0], left=1.1, right=0.5)
     axes = picture.subplots()
     says = []
     for row in table.to_dict("records"):

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from .proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Distribution, Schedule
 
@@ -12,6 +12,7 @@ DIRECTIONS = ("backward", "forward")
 STRATEGIES = ("sequential", "neuron", "layer")
 CACHES = ("full", "half", "input")
 PRECISIONS = ("float32", "tf32")
+Number = TypeVar("Number", int, float)
 JOINT_SIGMA = 0.1
 """Factor of σ when a whole layer or network is perturbed at once (section 4.2)."""
 
@@ -124,6 +125,18 @@ def check_whole(name: str, value: object, least: int) -> None:
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def numbers(name: str, text: str | float, kind: type[Number] = int) -> list[Number]:
+    """What a text such as "128, 1000" says, or a number alone, as papermill gives it.
+
+    Raises ValueError, naming the argument, where it is something else.
+    """
+    try:
+        return [kind(part) for part in str(text).split(",")]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"{name} must be {what} separated by commas, not {text!r}") from None
 
 
 def check_choice(name: str, value: object, known: Collection[str], callables: bool = False) -> None:

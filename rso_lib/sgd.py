@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -29,13 +29,12 @@ from .engine import channels_last
 from .history import NAN, History, Report
 from .proposals import generator
 from .runs import replacing
-from .settings import check_choice, check_whole
+from .settings import check_choice, check_whole, numbers
 from .train import scores
 
 if TYPE_CHECKING:
     import pandas
 
-Number = TypeVar("Number", int, float)
 SCHEDULES = ("step", "constant")
 SHUFFLE = 1
 
@@ -206,15 +205,6 @@ def grid(
             _write(path, done)
     places = list(done)
     return pandas.read_csv(path).iloc[[places.index(key) for key in keys]].reset_index(drop=True)
-
-
-def numbers(name: str, text: str, kind: type[Number] = int) -> list[Number]:
-    """What a text such as "128, 1000" says. Raises ValueError, naming the argument, where it is something else."""
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
-        raise ValueError(f"{name} must be {what} separated by commas, not {text!r}") from None
 
 
 def summary(history: History, target: float | None) -> dict[str, float | None]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rso_lib.proposals import SCHEDULES, gaussian, linear
-from rso_lib.settings import RSO
+from rso_lib.settings import RSO, numbers
 
 
 def test_defaults_are_the_papers() -> None:
@@ -148,3 +148,11 @@ def test_a_growing_batch_grows_by_the_same_factor() -> None:
     assert [growing.batch(cycle) for cycle in range(3)] == [100, 200, 400]
     assert [RSO(cycles=3, batch_size=400).batch(cycle) for cycle in range(3)] == [400, 400, 400]
     assert RSO(cycles=1, first_batch=100, batch_size=400).batch(0) == 400
+
+
+def test_numbers_out_of_a_text() -> None:
+    assert numbers("depths", "3, 10") == [3, 10]
+    assert numbers("rates", "0.1,2", float) == [0.1, 2.0]
+    assert numbers("processes", 2) == [2]  # what papermill makes of -p processes 2
+    with pytest.raises(ValueError, match="depths must be whole numbers separated by commas, not '3; 5'"):
+        numbers("depths", "3; 5")
