@@ -8,7 +8,8 @@ the next layer, which is linear, sees one changed input channel. A step on a sli
    the searched row twice more, with w + Δ and with w − Δ. Batch norm treats each row by itself, so each
    candidate has its own statistics;
 2. the next layer's response, kept for every slice, and a one-channel convolution of each change;
-3. the rest of the net, once for each candidate, with the statistics of the batch.
+3. the rest of the net for each candidate, with the statistics of the batch. Where batches are small, several
+   candidates go through it as one.
 
 The searched layer's input is computed once for every slice that is visited (the paper's cache, section 4.7),
 with the batch-norm statistics of `models.calibrate`. `BlockSearch` is all this; `NeuronSearch` and `LayerSearch` are
@@ -17,7 +18,7 @@ the same where steps do not see each other, `HeadSearch` is for the final layer,
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from typing import NamedTuple, TypeVar, cast
 
 import torch
@@ -35,6 +36,13 @@ CHUNK = 100
 
 Weights = dict[str, Tensor]
 Made = TypeVar("Made")
+
+
+AT_ONCE, AT_ONCE_ON_A_CPU = 2**26, 2**22
+"""Values of an activation of all candidates that go through the net as one batch. A CPU has them in its cache."""
+
+MANY = 16
+"""Fewer candidates than these go through the net one by one: what is saved is less than the copies cost (measured)."""
 
 
 class OnDemand(dict[int, Made]):
@@ -73,6 +81,16 @@ def fold(kernel: Tensor) -> Tensor:
     single = kernel.reshape(-1, 1, 3, 3)
     mean = single.new_full((1, 1, 2, 2), 0.25)
     return F.conv2d(single, mean, padding=1).view(*kernel.shape[:2], 4, 4)
+
+
+def picked(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some channels of x [N, C, ...]. Places on the host would be uploaded, and the device waited for."""
+    return torch.stack([x[:, row] for row in rows], 1)
+
+
+def channel(flow: Flow, k: int) -> Flow:
+    """Channel k of a flow: [N, 1, H, W], a view."""
+    return Flow(flow.x[:, k, None], None if flow.skip is None else flow.skip[:, k, None])
 
 
 # The searched block's input is cached as planes, so that a weight of a row is multiplied with one plane, shifted.
@@ -115,36 +133,37 @@ def shifts(weights: int, height: int, width: int, folded: bool) -> Tensor:
 # What follows a block's linear map, for all of its rows or some: w holds the weights of these rows.
 
 
-def bridge(block: Block, w: Weights, skip: Tensor | None, rows: Sequence[int] | None = None) -> Tensor:
+def bridge(block: Block, w: Weights, skip: Tensor | None, rows: Sequence[int] | None = None, groups: int = 1) -> Tensor:
     """What the open skip adds to the linear map's output."""
     assert skip is not None, "no block before this one opens a skip"
     skip = skip.to(w["conv.weight"])  # it may be cached in half precision
     if block.shortcut is not None:
         z = F.conv2d(skip, w["shortcut.0.weight"])
-        skip = batch_norm(cast(nn.BatchNorm2d, block.shortcut[1]), w, "shortcut.1", Preactivation(z))
+        skip = batch_norm(cast(nn.BatchNorm2d, block.shortcut[1]), w, "shortcut.1", Preactivation(z, groups=groups))
     elif rows is not None:
-        skip = torch.stack([skip[:, row] for row in rows], 1)
+        skip = picked(skip, rows)
     return pool2(skip, block.pool) if folds(block) else skip
 
 
 def normalise(block: Block, w: Weights, z: Preactivation) -> Tensor:
     """From the linear map's output (and the skip) to batch norm's, or to where the bias is added."""
     if not folds(block) and not block.pool_last and block.pool:
-        z = Preactivation(pool2(z.z, block.pool))
+        z = Preactivation(pool2(z.z, block.pool), groups=z.groups)
     if block.norm is None:  # a bias moves all pixels alike, and so what pooling makes of them
         return z.z + w["conv.bias"][:, None, None]
     return batch_norm(block.norm, w, "norm", z)
 
 
 def batch_norm(norm: nn.BatchNorm2d, w: Weights, name: str, z: Preactivation) -> Tensor:
-    """Each channel by itself, with the statistics in w if they are there, else with those of the batch."""
+    """Each channel of each group by itself: with the statistics in w if they are there, or with those of the batch."""
     scale, shift, mean, var = (w.get(f"{name}.{part}") for part in ("weight", "bias", "running_mean", "running_var"))
-    if mean is None and world.splits_batch and z.count == z.z.numel() // z.z.shape[1]:  # of this process alone
-        [z] = share_moments([z])
-    if mean is None and z.moments is not None:
-        mean, square = z.moments / z.count
-        mean, var = mean.to(z.z), (square - mean.square()).clamp(min=0).to(z.z)
-    return F.batch_norm(z.z, mean, var, scale, shift, training=mean is None, eps=norm.eps)
+    means, variances = [mean] * z.groups, [var] * z.groups
+    if mean is None and (z := share_moments(z)).moments is not None:
+        mean, square = (z.moments / z.count).unbind(1)
+        means, variances = list(mean.to(z.z)), list((square - mean.square()).clamp(min=0).to(z.z))
+    groups = zip(z.z.chunk(z.groups), means, variances, strict=True)
+    normed = [F.batch_norm(x, m, v, scale, shift, training=m is None, eps=norm.eps) for x, m, v in groups]
+    return torch.cat(normed) if len(normed) > 1 else normed[0]
 
 
 class BlockStage:
@@ -163,10 +182,10 @@ class BlockStage:
     def enter(self, x: Tensor) -> Tensor:
         return x
 
-    def receive(self, flow: Flow) -> Tensor:
-        """The linear map's output, with the skip added where the block closes one."""
+    def receive(self, flow: Flow, groups: int = 1) -> Tensor:
+        """The linear map's output for some candidates, with the skip added where the block closes one."""
         z = self.response(flow.x)
-        return z + bridge(self.block, self.w, flow.skip) if self.block.closes else z
+        return z + bridge(self.block, self.w, flow.skip, groups=groups) if self.block.closes else z
 
     def response(self, x: Tensor, channels: slice = slice(None)) -> Tensor:
         """The linear map of x [N, C, H, W], or the part of it that is due to some input channels."""
@@ -188,7 +207,7 @@ class HeadStage:
     def enter(self, x: Tensor) -> Tensor:
         return x if self.head.pool == "flatten" else self.head.features(x)[..., None, None]
 
-    def receive(self, flow: Flow) -> Tensor:
+    def receive(self, flow: Flow, groups: int = 1) -> Tensor:
         return self.response(self.enter(flow.x))
 
     def response(self, x: Tensor, channels: slice = slice(None)) -> Tensor:
@@ -218,56 +237,64 @@ Candidate = tuple[Preactivation, Tensor | None]
 """What a stage receives, and the skip that is open there."""
 
 
-def outputs(cuts: Sequence[Stage], candidates: Iterable[Candidate]) -> Iterator[Tensor]:
-    """The net's output for each candidate for what the first of the stages receives.
-
-    One after the other, which keeps activations in the processor's cache. Where processes share a batch, the
-    candidates go side by side, so that their moments travel together.
-    """
-    for group in [list(candidates)] if world.splits_batch else ([candidate] for candidate in candidates):
+def outputs(cuts: Sequence[Stage], candidates: Iterable[Candidate], at_once: int) -> Iterator[Tensor]:
+    """The net's output for each candidate for what the first of the stages receives, so many of them as one batch."""
+    remaining = iter(candidates)
+    while group := list(islice(remaining, at_once)):
+        z, skip = side_by_side(group)
         for cut, following in pairwise(cuts):
             assert isinstance(cut, BlockStage), "a head is the last stage"
-            group = advance(cut, following, group)
-        yield from (cuts[-1].finish(z, skip).x for z, skip in group)
+            z, skip = advance(cut, following, z, skip)
+        yield from cuts[-1].finish(z, skip).x.chunk(len(group))
 
 
-def advance(cut: BlockStage, following: Stage, group: Sequence[Candidate]) -> list[Candidate]:
-    """From what one stage received to what the next receives, for candidates side by side."""
-    if world.splits_batch and cut.block.norm:
-        shared = share_moments([z for z, _ in group])
-        group = [(z, skip) for z, (_, skip) in zip(shared, group, strict=True)]
-    return [advance_one(cut, following, z, skip) for z, skip in group]
+def side_by_side(candidates: Sequence[Candidate]) -> Candidate:
+    """The candidates as one batch."""
+    if len(candidates) == 1:
+        return candidates[0]
+    moments = joined([z.moments for z, _ in candidates])
+    z = Preactivation(torch.cat([z.z for z, _ in candidates]), moments, len(candidates))
+    return z, joined([skip for _, skip in candidates])
 
 
-def share_moments(parts: Sequence[Preactivation]) -> list[Preactivation]:
-    """The same with the moments of the whole batch, from those of the parts that the processes have."""
-    own = torch.stack([sums(part.z) if part.moments is None else part.moments.to(part.z.device) for part in parts])
-    moments, larger = world.add(own), world.batch / len(parts[0].z)
-    return [Preactivation(part.z, its, part.count * larger) for part, its in zip(parts, moments, strict=True)]
+def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The parts one after the other, if all are there."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if len(there) == len(parts) else None
 
 
-def advance_one(cut: BlockStage, following: Stage, z: Preactivation, skip: Tensor | None) -> Candidate:
-    """The same for one of them; compiled where that covers the two stages."""
+def advance(cut: BlockStage, following: Stage, z: Preactivation, skip: Tensor | None) -> Candidate:
+    """From what one stage received to what the next receives; compiled where that covers the two stages."""
     if (
         (norm := fused_norm(cut.block))
         and isinstance(following, BlockStage)
         and (compiled := kernels.covering(z.z, len(following.kernel)))
     ):
+        z = calibrated(cut.w, z.z) if "norm.running_mean" in cut.w else share_moments(z)
         behind = cut.block.passes(normalise(cut.block, cut.w, z) if cut.block.opens else z.z, skip)
-        base = channels_last(bridge(following.block, following.w, behind)) if following.block.closes else None
-        if "norm.running_mean" in cut.w:
-            z = calibrated(cut.w, z.z)
+        base = None
+        if following.block.closes:
+            base = channels_last(bridge(following.block, following.w, behind, groups=z.groups))
         scale, shift = cut.w["norm.weight"], cut.w["norm.bias"]
         relu, taps, stride = cut.block.relu, following.taps, following.stride
         return compiled.norm_conv(z, scale, shift, norm.eps, relu, taps, stride, base), behind
     flow = cut.finish(z, skip)
-    return Preactivation(following.receive(flow)), flow.skip
+    return Preactivation(following.receive(flow, z.groups), groups=z.groups), flow.skip
+
+
+def share_moments(z: Preactivation) -> Preactivation:
+    """The same with the moments of the whole batch, where processes have a part of it each and have not shared yet."""
+    own = z.z.numel() / (z.z.shape[1] * z.groups)
+    if not world.splits_batch or z.count > own:
+        return z
+    moments = world.add(sums(z.z, z.groups) if z.moments is None else z.moments.to(z.z.device))
+    return Preactivation(z.z, moments, z.groups, z.count * world.batch * z.groups / len(z.z))
 
 
 def calibrated(w: Weights, z: Tensor) -> Preactivation:
     """z with the moments that give batch norm its running statistics."""
     mean, var = w["norm.running_mean"].double(), w["norm.running_var"].double()
-    return Preactivation(z, torch.stack([mean, var + mean.square()]), count=1.0)
+    return Preactivation(z, torch.stack([mean, var + mean.square()])[None], count=1.0)
 
 
 def fused_norm(block: Block) -> nn.BatchNorm2d | None:
@@ -283,7 +310,7 @@ def forward(cuts: Sequence[Stage], images: Tensor) -> Flow:
     z, skip = Preactivation(cuts[0].receive(flow)), flow.skip
     for cut, following in pairwise(cuts):
         assert isinstance(cut, BlockStage), "a head is the last stage"
-        z, skip = advance_one(cut, following, z, skip)
+        z, skip = advance(cut, following, z, skip)
     return cuts[-1].finish(z, skip)
 
 
@@ -319,17 +346,30 @@ class BlockSearch:
         self.joined = (  # the next block, where it closes the skip that this one opens
             self.next if self.block.opens and isinstance(self.next, BlockStage) and self.next.block.closes else None
         )
-        self.cache = cache
+        self.cache, self.taps = cache, self.block.conv.weight[0].numel()
         self.few = max(1, self.block.conv.out_channels // 4)  # measured: a changed row costs a quarter of `respond`
         self.folded = folded = folds(self.block)
         prepare = lambda x: planes(x, folded)  # noqa: E731  # not self, which would keep itself alive
         images, before = batches.slices(batches.images), stages(net.blocks[:position], calibrated=True)
         self.inputs = OnDemand(lambda s: cached_input(before, images[s], prepare, half=cache == "half"))
         self.labels = batches.slices(batches.labels)
-        self.begin(0)
+        self.at_once = self.candidates_at_once(cached_input(before, images[0][:1], prepare).x)
+        self.begin()
 
-    def begin(self, turn: int) -> None:
-        """Start a sweep, or go on within it, at this turn, with nothing kept for any slice."""
+    def candidates_at_once(self, x: Tensor) -> int:
+        """How many candidates go through the net as one batch, given the planes x of an image: one, or at least three.
+
+        Many small ones, because calls cost more than their arithmetic; and where processes share a batch, those of a
+        step, so that their moments travel together.
+        """
+        height, width = self.size(x)
+        images = world.batch if world.splits_batch else len(self.labels[0])
+        values = AT_ONCE_ON_A_CPU if x.device.type == "cpu" else AT_ONCE
+        count = values // (images * self.block.conv.out_channels * height * width)
+        return max(count, 3) if count >= MANY or world.splits_batch else 1
+
+    def begin(self) -> None:
+        """Start a sweep, or go on within it, with nothing kept for any slice."""
         self.begin_from(self.w)
 
     def begin_from(self, before: Weights) -> None:
@@ -352,13 +392,9 @@ class BlockSearch:
         weight = self.w[name].view(-1)
         row, j = divmod(index, weight.numel() // len(self.w[name]))
         candidates = torch.stack([weight[index], weight[index] + delta, weight[index] - delta])
-        losses = self.losses(self.slice_of(row, turn), name, row, j, candidates)
+        losses = self.losses(turn % len(self.labels), name, row, j, candidates)
         weight[index] = candidates.take(choose(losses))
         return losses
-
-    def slice_of(self, row: int, turn: int) -> int:
-        """The slice that scores a step."""
-        return turn % len(self.labels)
 
     def losses(self, s: int, name: str, row: int, j: int, candidates: Tensor) -> Tensor:
         """The losses on slice s where weight j of a row takes the values w, w + Δ and w − Δ."""
@@ -368,11 +404,12 @@ class BlockSearch:
         self.visited.append(row)
         are = changed or [row]
         w = self.rows([(self.seen[s], changed), (self.w, [*are, row, row])], name, j, candidates[1:])
-        normed = self.normed(s, w, [*changed, *are, row, row], j)
-        x = self.enter(normed)
+        like = (len(changed) + len(are) - 1, j % self.taps)
+        behind = self.behind(s, w, [*changed, *are, row, row], [like, like])
         if changed:
-            self.refresh(s, changed, x, normed)
-        return self.scores(s, chain([self.kept(s)], self.moved(s, row, x, normed, tried=2)))
+            self.refresh(s, changed, behind)
+        *_, was, plus, minus = (channel(behind, k) for k in range(behind.x.shape[1]))
+        return self.scores(s, chain([self.kept(s)], self.moved(s, [(row, was, plus), (row, was, minus)])))
 
     def changed(self, s: int, row: int) -> list[int]:
         """The rows with other weights than what is kept for slice s is due to, this one, which may have decayed, last.
@@ -403,44 +440,52 @@ class BlockSearch:
             flow = self.cut.finish(z, skip)
             self.responses[s], self.skips[s] = Preactivation(self.joined.response(flow.x)), flow.skip
         else:
-            [(self.responses[s], self.skips[s])] = advance(self.cut, self.next, [(z, skip)])
+            self.responses[s], self.skips[s] = advance(self.cut, self.next, z, skip)
 
-    def linear(self, s: int, w: Weights, rows: Sequence[int] | None = None, j: int | None = None) -> Preactivation:
+    def linear(
+        self, s: int, w: Weights, rows: Sequence[int] | None = None, like: Sequence[tuple[int, int]] = ()
+    ) -> Preactivation:
         """What the block's batch norm receives on slice s, contiguous: [batch, len(w), H, W].
 
         rows  that the weights w are of, unless it is all
-        j     given where the last two rows are tried: these differ from the row before them in weight j of the
-              convolution, or not in the convolution
+        like  of each of the last rows of w: which of those before them it is like but for its weight j of some tensor,
+              and j (of the convolution: any, where that is not the tensor)
         """
-        flow, kernel = self.inputs[s], w["conv.weight"]
-        x = flow.x.to(kernel.dtype)
+        return self.bridged(s, self.convolved(s, w["conv.weight"], rows, like), w, rows)
+
+    def bridged(self, s: int, z: Preactivation, w: Weights, rows: Sequence[int] | None = None) -> Preactivation:
+        """z with the skip added where the block closes one."""
+        if not self.block.closes:
+            return z
+        return Preactivation((z.z + bridge(self.block, w, self.inputs[s].skip, rows)).contiguous())
+
+    def convolved(
+        self, s: int, kernel: Tensor, rows: Sequence[int] | None, like: Sequence[tuple[int, int]]
+    ) -> Preactivation:
+        """The same without the skip."""
+        x = self.inputs[s].x.to(kernel.dtype)
         if compiled := kernels.for_tensor(x):
-            weights, moves, tap = kernel.flatten(1), None, 0
-            if j is not None:
-                tap = j % kernel[0].numel()  # any will do where the convolution is not tried
-                weights, moves = weights[:-2], weights[-2:, tap] - weights[-3, tap]
-            where = shifts(weights.shape[1], *x.shape[2:], self.folded)
-            z = compiled.rows_conv(x, weights, where, self.size(x), moves, tap)
-        else:
-            z = Preactivation(F.conv2d(x, plane_kernel(kernel, self.folded)).contiguous())
-        return Preactivation((z.z + bridge(self.block, w, flow.skip, rows)).contiguous()) if self.block.closes else z
+            where = shifts(kernel[0].numel(), *x.shape[2:], self.folded)
+            return compiled.rows_conv(x, kernel.flatten(1), where, self.size(x), like)
+        return Preactivation(F.conv2d(x, plane_kernel(kernel, self.folded)).contiguous())
 
     def size(self, x: Tensor) -> tuple[int, int]:
         """Height and width of what the convolution makes of planes x."""
         less = 1 if self.folded else 2
         return x.shape[2] - less, x.shape[3] - less
 
-    def normed(self, s: int, w: Weights, rows: Sequence[int], j: int) -> Tensor:
-        """Batch norm's output [batch, len(rows), H, W] on slice s; arguments as in `linear`."""
-        return normalise(self.block, w, self.linear(s, w, rows, j))
+    def behind(self, s: int, w: Weights, rows: Sequence[int], like: Sequence[tuple[int, int]]) -> Flow:
+        """What comes behind some rows on slice s: channels of the next layer's input, and of the skip that is opened.
 
-    def enter(self, normed: Tensor) -> Tensor:
-        """What the next layer receives as input, given batch norm's output."""
-        return self.next.enter(self.block.activate(normed))
+        Arguments as in `linear`.
+        """
+        normed = normalise(self.block, w, self.linear(s, w, rows, like))
+        return Flow(self.next.enter(self.block.activate(normed)), self.block.passes(normed, None))
 
     def scores(self, s: int, candidates: Iterable[Candidate]) -> Tensor:
         """The losses on slice s of what the next layer may receive."""
-        labels, logits = self.labels[s], torch.stack(list(outputs(self.stages, candidates))).double()
+        labels, made = self.labels[s], outputs(self.stages, candidates, self.at_once)
+        logits = torch.stack(list(made)).double()
         losses = F.cross_entropy(logits.transpose(1, 2), labels.expand(len(logits), -1), reduction="none").mean(1)
         return world.mean(losses, len(labels))
 
@@ -448,46 +493,31 @@ class BlockSearch:
         """What the next layer receives with the weights as they were kept."""
         return self.joining(self.responses[s], self.skips[s])
 
-    def moved(self, s: int, row: int, x: Tensor, normed: Tensor, tried: int) -> Iterator[Candidate]:
-        """The same with a row as it is tried: the last channels of x and of batch norm's output. The one before these
-        is the row as it was kept."""
-        first = x.shape[1] - tried
-        opened = self.opened(normed) if self.block.opens else None
-        for k in range(first, x.shape[1]):
-            change = x[:, k, None] - x[:, first - 1, None]
-            yield self.candidate(s, row, change, None if opened is None else opened[:, k] - opened[:, first - 1])
+    def moved(self, s: int, changes: Iterable[tuple[int, Flow, Flow]]) -> Iterator[Candidate]:
+        """The same with one row changed: which row, and what comes behind it as it was and as it is.
 
-    def candidate(self, s: int, row: int, change: Tensor, of_skip: Tensor | None) -> Candidate:
-        """The same with a change of one row of the next layer's input, and of the skip that the block opens.
-
-        As changes, so that what changes nothing has the same loss to the last bit: a tie keeps w.
+        The difference is added, so that what changes nothing has the same loss to the last bit: a tie keeps w.
         """
-        skip = self.skips[s]
-        if of_skip is not None and skip is not None:
-            skip = skip.clone()
-            skip[:, row] += of_skip
-        return self.joining(self.add_channel(self.responses[s], change, row), skip)
+        for row, was, now in changes:
+            skip = self.skips[s]
+            if skip is not None and was.skip is not None and now.skip is not None:
+                skip = skip.clone()
+                skip[:, row, None] += now.skip - was.skip
+            yield self.joining(self.add_channel(self.responses[s], now.x - was.x, row), skip)
 
     def joining(self, z: Preactivation, skip: Tensor | None) -> Candidate:
         if self.joined:
             z = Preactivation(z.z + bridge(self.joined.block, self.joined.w, skip))
         return z, skip
 
-    def refresh(self, s: int, rows: Sequence[int], x: Tensor, normed: Tensor) -> None:
-        """Bring slice s up to date in these rows, given them as they were and as they are."""
-        were, are = x[:, : len(rows)], x[:, len(rows) : 2 * len(rows)]
-        skip, normed = self.skips[s], normed[:, len(rows) : 2 * len(rows)]
-        opened = self.opened(normed) if self.block.opens else None
+    def refresh(self, s: int, rows: Sequence[int], behind: Flow) -> None:
+        """Bring slice s up to date in these rows, given what comes behind them as they were and as they are."""
         for k, row in enumerate(rows):
-            change = are[:, k, None] - were[:, k, None]
-            self.responses[s] = self.add_channel(self.responses[s], change, row, in_place=True)
-            if opened is not None and skip is not None:
-                skip[:, row] = opened[:, k]
+            was, now, skip = channel(behind, k), channel(behind, len(rows) + k), self.skips[s]
+            self.responses[s] = self.add_channel(self.responses[s], now.x - was.x, row, in_place=True)
+            if skip is not None and now.skip is not None:
+                skip[:, row, None] = now.skip
         self.remember(s)
-
-    def opened(self, normed: Tensor) -> Tensor:
-        """The skip that the block opens, for some rows of batch norm's output."""
-        return cast(Tensor, self.block.passes(normed, None))
 
     def add_channel(self, z: Preactivation, change: Tensor, row: int, in_place: bool = False) -> Preactivation:
         """What the next layer receives when one channel of its input changes by [batch, 1, H, W]."""
@@ -498,68 +528,135 @@ class BlockSearch:
         return Preactivation(z.z.add_(response) if in_place else response.add_(z.z))
 
 
-class NeuronSearch(BlockSearch):
-    """The same where a step sees only those of its own row, its output neuron (strategy="neuron", section 4.6)."""
+class Where(NamedTuple):
+    """Some weights of a tensor: the row of each and the place in it, on the host and on the weights' device."""
 
-    def begin(self, turn: int) -> None:
-        """As in `BlockSearch`. The other rows are seen as they are now; each row takes the slices by itself."""
-        self.turns = dict.fromkeys(range(self.block.conv.out_channels), turn)
+    rows: list[int]
+    places: list[int]
+    at_rows: Tensor
+    at_places: Tensor
+
+
+class NeuronSearch(BlockSearch):
+    """The same where a step sees only those of its own row, its output neuron (strategy="neuron", section 4.6).
+
+    Steps that do not see each other are made at once: their candidates go through the net as one batch.
+    """
+
+    def begin(self) -> None:
+        """As in `BlockSearch`. The other rows are seen as they are now."""
         self.begin_from(copied(self.w))
 
-    def slice_of(self, row: int, turn: int) -> int:
-        """The next one of this row."""
-        self.turns[row] += 1
-        return (self.turns[row] - 1) % len(self.labels)
+    def turns(self, visits: Tensor, before: int) -> Tensor:
+        """The turn of each visit (flat indices [n] in the order of a sweep): those with the same may be made at once.
 
-    def losses(self, s: int, name: str, row: int, j: int, candidates: Tensor) -> Tensor:
-        """As in `BlockSearch`. w itself is a change, of what is kept for the slice."""
+        Here each row takes the slices by itself.
+
+        before  steps of the layer that precede the sweep
+        """
+        size = len(visits) // self.block.conv.out_channels
+        turns = torch.empty_like(visits)
+        turns[(visits // size).argsort(stable=True)] = torch.arange(len(visits)) % size
+        return before + turns
+
+    @property
+    def steps_at_once(self) -> int:
+        """How many steps are made at once, at the most."""
+        return max(1, self.at_once // 3)
+
+    def steps(self, name: str, indices: Sequence[int], at: Tensor, deltas: Tensor, turn: int) -> Tensor:
+        """Visit some weights of the tensor `name` that have the same turn: losses [n, 3]; the best are written back.
+
+        indices  of the weights, flat; `at` is the same on their device
+        deltas   [n]
+        """
+        weight = self.w[name].view(-1)
+        size = len(weight) // len(self.w[name])
+        now = weight[at]
+        candidates = torch.stack([now, now + deltas, now - deltas], 1)
+        where = Where([i // size for i in indices], [i % size for i in indices], at // size, at % size)
+        losses = self.losses_of(turn % len(self.labels), name, where, candidates)
+        weight[at] = candidates.gather(1, choose(losses.T)[:, None])[:, 0]
+        return losses
+
+    def losses_of(self, s: int, name: str, where: Where, candidates: Tensor) -> Tensor:
+        """The losses [n, 3] on slice s where some weights take the values w, w + Δ and w − Δ."""
         if self.cache == "input":
             self.forget()
         if s not in self.responses:
             self.respond(s, self.linear(s, self.before))
-        w = self.rows([(self.before, [row]), (self.w, [row] * 3)], name, j, candidates)
-        normed = self.normed(s, w, [row] * 4, j)
-        return self.scores(s, self.moved(s, row, self.enter(normed), normed, tried=3))
+        n, behind = len(where.rows), self.tried(s, [self.before, self.w], name, where, candidates)
+        moved = ((k, place) for k in range(n) for place in (n + k, 2 * n + 2 * k, 2 * n + 2 * k + 1))
+        changes = ((where.rows[k], channel(behind, k), channel(behind, place)) for k, place in moved)
+        return self.scores(s, self.moved(s, changes)).view(n, 3)
+
+    def tried(self, s: int, states: Sequence[Weights], name: str, where: Where, candidates: Tensor) -> Flow:
+        """What comes behind the weights' rows on slice s: n channels for each state of the block, and 2n more for the
+        last, where each row has w + Δ and then w − Δ."""
+        n, twice = len(where.rows), where.at_rows.repeat_interleave(2)
+        parts = [*((state, where.at_rows) for state in states), (states[-1], twice)]
+        w = {key: torch.cat([state[key][rows] for state, rows in parts]) for key in self.w}
+        places = where.at_places.repeat_interleave(2)[:, None]
+        w[name].view(len(w[name]), -1)[-2 * n :].scatter_(1, places, candidates[:, 1:].reshape(-1, 1))
+        last = n * (len(states) - 1)
+        like = [(last + k // 2, where.places[k // 2] % self.taps) for k in range(2 * n)]
+        return self.behind(s, w, where.rows * len(states) + [row for row in where.rows for _ in range(2)], like)
 
 
-class LayerSearch(BlockSearch):
+class LayerSearch(NeuronSearch):
     """The same where no step sees another (strategy="layer", section 4.6).
 
     Steps on a slice may follow each other, so only what concerns the slice at hand is kept: more of it, and in the
-    processor's cache. w is scored once for a slice, and one weight of the convolution moves its output by a multiple
-    of one shifted input channel.
+    processor's cache. w is scored once for all steps that are made at once, or where these are one, for a slice.
     """
 
-    def begin(self, turn: int) -> None:
-        """As in `BlockSearch`. All weights are seen as they are now."""
-        self.begin_from(copied(self.w))
+    def turns(self, visits: Tensor, before: int) -> Tensor:
+        """As in `NeuronSearch`. Here steps on one slice may be made at once."""
+        return (before + torch.arange(len(visits))) % len(self.labels)
 
-    def losses(self, s: int, name: str, row: int, j: int, candidates: Tensor) -> Tensor:
-        """As in `BlockSearch`."""
+    @property
+    def steps_at_once(self) -> int:
+        """As in `NeuronSearch`."""
+        return max(1, (self.at_once - 1) // 2)
+
+    def losses_of(self, s: int, name: str, where: Where, candidates: Tensor) -> Tensor:
+        """As in `NeuronSearch`."""
         if s not in self.responses:
             self.turn_to(s)
-        w = self.rows([(self.before, [row] * 3)], name, j, candidates)
-        if name == "conv.weight":
-            change = (candidates - candidates[0])[:, None, None] * self.tap(j)
-            normed = normalise(self.block, w, Preactivation(self.z[:, row : row + 1] + change))
+        n, behind = len(where.rows), self.tried(s, [self.before], name, where, candidates)
+        changes = ((where.rows[k // 2], channel(behind, k // 2), channel(behind, n + k)) for k in range(2 * n))
+        moved = self.moved(s, changes)
+        if self.steps_at_once > 1:
+            losses = self.scores(s, chain([self.kept(s)], moved))
         else:
-            normed = self.normed(s, w, [row] * 3, j)
-        moved = self.scores(s, self.moved(s, row, self.enter(normed), normed, tried=2))
-        return torch.cat([self.loss, moved])
+            losses = torch.cat([self.loss, self.scores(s, moved)])
+        return torch.cat([losses[:1].expand(n, 1), losses[1:].view(n, 2)], 1)
+
+    def convolved(
+        self, s: int, kernel: Tensor, rows: Sequence[int] | None, like: Sequence[tuple[int, int]]
+    ) -> Preactivation:
+        """As in `BlockSearch`. A weight moves what is known of its row by a multiple of one shifted plane."""
+        if rows is None:
+            return super().convolved(s, kernel, rows, like)
+        known, x = [self.z[:, row] for row in rows[: -len(like)]], self.inputs[s].x.to(kernel.dtype)
+        for weights, (row, j) in zip(kernel.flatten(1)[-len(like) :], like, strict=True):
+            moved = torch.addcmul(known[row], self.tap(x, j), weights[j] - kernel[row].view(-1)[j])
+            known.append(moved)
+        return Preactivation(torch.stack(known, 1))
+
+    def tap(self, x: Tensor, j: int) -> Tensor:
+        """What weight j of a row of the convolution is multiplied with, out of planes x: [batch, H, W]."""
+        plane, line, column = place(j, self.folded)
+        height, width = self.size(x)
+        return x[:, plane, line : line + height, column : column + width]
 
     def turn_to(self, s: int) -> None:
         """Keep what concerns slice s, and nothing else."""
         self.forget()
-        z = self.linear(s, self.before)
-        self.z, self.planes = z.z, self.inputs[s].x.to(z.z.dtype)
-        self.respond(s, z)
+        z = self.convolved(s, self.before["conv.weight"], None, ())
+        self.z = z.z
+        self.respond(s, self.bridged(s, z, self.before))
         self.loss = self.scores(s, [self.kept(s)])
-
-    def tap(self, j: int) -> Tensor:
-        """What weight j of a row of the convolution is multiplied with: [batch, 1, H, W]."""
-        channel, y, x = place(j, self.folded)
-        rows, columns = self.size(self.planes)
-        return self.planes[:, channel : channel + 1, y : y + rows, x : x + columns]
 
 
 BLOCK_SEARCHES = {"sequential": BlockSearch, "neuron": NeuronSearch, "layer": LayerSearch}
@@ -598,9 +695,9 @@ class HeadSearch:
         self.inputs = OnDemand(lambda s: cached_input(before, images[s], features).x.T.contiguous())
         self.labels = batches.slices(batches.labels)
         self.one = self.w["linear.weight"].new_ones(1, batches.size)
-        self.begin(0)
+        self.begin()
 
-    def begin(self, turn: int) -> None:
+    def begin(self) -> None:
         """As in `BlockSearch`."""
         self.logits: dict[int, Tensor] = {}
         self.seen: dict[int, Tensor] = {}
@@ -669,5 +766,5 @@ class JointSearch(ModuleSearch):
 
     def loss(self, s: int) -> Tensor:
         flow, searched = self.inputs[s], stages(self.layers)
-        [z] = outputs(searched, [(Preactivation(searched[0].receive(flow)), flow.skip)])
+        [z] = outputs(searched, [(Preactivation(searched[0].receive(flow)), flow.skip)], at_once=1)
         return world.mean(cross_entropy(z, self.labels[s])[None], len(z))[0]

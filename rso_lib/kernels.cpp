@@ -8,6 +8,8 @@
 //   norm_conv     batch norm with the statistics that follow from given moments, ReLU, and the next block's convolution
 //   moments       the per-channel sum and sum of squares, which batch norm needs
 //
+// the last two for several groups of images, one after the other, each with its own moments.
+//
 // add_channel and norm_conv return the moments of what they wrote, so that every activation is written once and
 // read once. One output channel is one lane of a vector; a block of pixels is held in registers while all input
 // channels pass.
@@ -216,30 +218,36 @@ template <class T, int C> struct Norm {
 
 template <class T, int CI, int CO, int S>
 void norm_conv(const T* z, const double* in, double count, const T* scale, const T* shift, double eps, bool relu,
-               const T* kernel, const T* base, T* out, double* moments, Shape shape, int threads) {
-    const Norm<T, CI> norm(in, count, scale, shift, eps, relu);
+               const T* kernel, const T* base, T* out, double* moments, int groups, Shape shape, int threads) {
     const int row = shape.width * CI;
-    convolve_all<T, CI, CO, S>(shape, kernel, base, out, moments, threads, [=](int n, int y, T* to) {
-        norm(z + (int64_t(n) * shape.height + y) * row, shape.width, to);
-    });
+    const int64_t inputs = int64_t(shape.images) * shape.height * row;
+    const int64_t outputs = int64_t(shape.images) * (shape.height / S) * (shape.width / S) * CO;
+    for (int g = 0; g < groups; g++, z += inputs, out += outputs) {
+        const Norm<T, CI> norm(in + g * 2 * CI, count, scale, shift, eps, relu);
+        convolve_all<T, CI, CO, S>(shape, kernel, base ? base + g * outputs : nullptr, out, moments + g * 2 * CO, threads,
+                                   [=](int n, int y, T* to) {
+            norm(z + (int64_t(n) * shape.height + y) * row, shape.width, to);
+        });
+    }
 }
 
-template <class T, int CO> void moments(const T* z, double* sums, Shape shape, int threads) {
-    const int pixels = shape.height * shape.width;
-    all_images(shape.images, CO, sums, threads, [=](int n, double* total) {
-        Moments<T, CO> m;
-        const T* image = z + int64_t(n) * pixels * CO;
-        for (int k = 0; k < pixels; k++)
-            for (int v = 0; v < CO / LANES<T>; v++) m.add(v, *(const Vec<T>*)(image + k * CO + v * LANES<T>));
-        m.add_to(total);
-    });
+template <class T, int CO> void moments(const T* z, double* sums, int groups, Shape shape, int threads) {
+    const int64_t size = int64_t(shape.height) * shape.width * CO;
+    for (int g = 0; g < groups; g++, z += shape.images * size)
+        all_images(shape.images, CO, sums + g * 2 * CO, threads, [=](int n, double* total) {
+            Moments<T, CO> m;
+            for (const T *pixel = z + n * size, *end = pixel + size; pixel < end; pixel += CO)
+                for (int v = 0; v < CO / LANES<T>; v++) m.add(v, *(const Vec<T>*)(pixel + v * LANES<T>));
+            m.add_to(total);
+        });
 }
 
 // Rows of a convolution without a border, which reads planes: each tap is a plane, shifted. All output pixels of an
 // image are one stretch of lanes, with what lies between the lines of the output computed too and then left out.
 struct Rows {
     const int64_t* shifts;  // of each tap
-    int taps, rows, moved, place;
+    int taps, rows, moved;
+    const int64_t* like;  // [moved, 2]: the row that each moved row is like, but for one tap, and that tap
     int height, width, pitch;  // of the output, and how far its lines are apart in a plane
 
     int reach() const { return (height - 1) * pitch + width; }
@@ -278,11 +286,10 @@ template <class T, int L> void row_image(const Rows& rows, const T* x, const T* 
     }
 }
 
-// x [N, size] and weights [rows, taps] to out [N, rows + moved, height, width] and its moments. The moved rows are the
-// last one with moves[k] more at the tap `place`.
+// x [N, size] and weights [rows + moved, taps] to out [N, rows + moved, height, width] and its moments.
 template <class T>
-void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights, const T* moves, T* out,
-                   double* moments, int images, int threads) {
+void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights, T* out, double* moments,
+                   int images, int threads) {
     const int all = rows.rows + rows.moved, plane = rows.height * rows.width, reach = std::max(rows.reach(), 0);
     Scratch<T> stretches(threads, int64_t(all) * reach);
     all_images(images, all, moments, plane ? threads : 1, [&](int n, double* total) {
@@ -290,10 +297,13 @@ void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights,
         const T* image = x + n * size;
         T* stretch = stretches.own();
         row_image<T, LANES<T>>(rows, image, weights, stretch, reach);
-        const T *last = stretch + (rows.rows - 1) * reach, *moving = image + rows.shifts[rows.place];
-        for (int k = 0; k < rows.moved; k++)
+        for (int k = rows.rows; k < all; k++) {
+            const int64_t row = rows.like[2 * (k - rows.rows)], tap = rows.like[2 * (k - rows.rows) + 1];
+            const T move = weights[k * rows.taps + tap] - weights[row * rows.taps + tap];
+            const T *from = stretch + row * reach, *moving = image + rows.shifts[tap];
 #pragma omp simd
-            for (int q = 0; q < reach; q++) stretch[(rows.rows + k) * reach + q] = last[q] + moves[k] * moving[q];
+            for (int q = 0; q < reach; q++) stretch[k * reach + q] = from[q] + move * moving[q];
+        }
         T* to = out + int64_t(n) * all * plane;
         for (int r = 0; r < all; r++, to += plane) {
             for (int y = 0; y < rows.height; y++)
@@ -316,17 +326,17 @@ void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights,
     if (stride == 2) { constexpr int S = 2; CALL; return 1; }
 
 #define EXPORT(T, NAME) \
-    extern "C" int moments_##NAME(const T* z, double* sums, int images, int height, int width, int channels, int threads) { \
+    extern "C" int moments_##NAME(const T* z, double* sums, int groups, int images, int height, int width, int channels, int threads) { \
         const Shape shape{images, height, width}; \
-        if (channels == 16) { moments<T, 16>(z, sums, shape, threads); return 1; } \
-        if (channels == 32) { moments<T, 32>(z, sums, shape, threads); return 1; } \
+        if (channels == 16) { moments<T, 16>(z, sums, groups, shape, threads); return 1; } \
+        if (channels == 32) { moments<T, 32>(z, sums, groups, shape, threads); return 1; } \
         return 0; \
     } \
-    extern "C" int rows_conv_##NAME(const T* x, const int64_t* shifts, const T* weights, const T* moves, T* out, \
-                                    double* moments, int taps, int rows, int moved, int place, int images, int size, \
-                                    int height, int width, int pitch, int threads) { \
-        const Rows them{shifts, taps, rows, moved, place, height, width, pitch}; \
-        convolve_rows<T>(them, x, size, weights, moves, out, moments, images, threads); \
+    extern "C" int rows_conv_##NAME(const T* x, const int64_t* shifts, const T* weights, const int64_t* like, T* out, \
+                                    double* moments, int taps, int rows, int moved, int images, int size, int height, \
+                                    int width, int pitch, int threads) { \
+        const Rows them{shifts, taps, rows, moved, like, height, width, pitch}; \
+        convolve_rows<T>(them, x, size, weights, out, moments, images, threads); \
         return 1; \
     } \
     extern "C" int add_channel_##NAME(const T* base, const T* plane, const T* kernel, T* out, double* moments, \
@@ -337,12 +347,12 @@ void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights,
         return 0; \
     } \
     extern "C" int norm_conv_##NAME(const T* z, const double* in, double count, const T* scale, const T* shift, \
-                                    double eps, int relu, const T* kernel, const T* base, T* out, double* moments, int images, \
-                                    int height, int width, int ci, int co, int stride, int threads) { \
+                                    double eps, int relu, const T* kernel, const T* base, T* out, double* moments, int groups, \
+                                    int images, int height, int width, int ci, int co, int stride, int threads) { \
         const Shape shape{images, height, width}; \
-        if (ci == 16 && co == 16) { STRIDES((norm_conv<T, 16, 16, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
-        if (ci == 16 && co == 32) { STRIDES((norm_conv<T, 16, 32, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
-        if (ci == 32 && co == 32) { STRIDES((norm_conv<T, 32, 32, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, shape, threads))) } \
+        if (ci == 16 && co == 16) { STRIDES((norm_conv<T, 16, 16, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, groups, shape, threads))) } \
+        if (ci == 16 && co == 32) { STRIDES((norm_conv<T, 16, 32, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, groups, shape, threads))) } \
+        if (ci == 32 && co == 32) { STRIDES((norm_conv<T, 32, 32, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, groups, shape, threads))) } \
         return 0; \
     }
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -25,16 +26,17 @@ CHANNELS = (16, 32)
 
 
 class Preactivation:
-    """A linear map's output z [N, C, H, W].
+    """A linear map's output z [groups × N, C, H, W] for some candidates, one group of N images after the other.
 
-    moments  its sums and sums of squares [2, C], float64, if they are known
+    moments  its sums and sums of squares [groups, 2, C], float64, if they are known
     count    of the values in each of these sums: N × H × W, or more where other processes have added theirs
     """
 
-    __slots__ = ("count", "moments", "z")
+    __slots__ = ("count", "groups", "moments", "z")
 
-    def __init__(self, z: Tensor, moments: Tensor | None = None, count: float | None = None):
-        self.z, self.moments, self.count = z, moments, count or float(z.numel() // z.shape[1])
+    def __init__(self, z: Tensor, moments: Tensor | None = None, groups: int = 1, count: float | None = None):
+        self.z, self.moments, self.groups = z, moments, groups
+        self.count = count or float(z.numel() // (z.shape[1] * groups))
 
 
 class Kernels:
@@ -43,37 +45,31 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL):
         self.library = library
 
-    def sums(self, z: Tensor) -> Tensor:
-        """`sums` of z [N, C, H, W], channels last."""
+    def sums(self, z: Tensor, groups: int = 1) -> Tensor:
+        """`sums` of z [groups × N, C, H, W], channels last."""
         images, channels, height, width = z.shape
-        out = torch.empty(2, channels, dtype=torch.float64)
-        self._call("moments", z, out, images, height, width, channels)
+        out = torch.empty(groups, 2, channels, dtype=torch.float64)
+        self._call("moments", z, out, groups, images // groups, height, width, channels)
         return out
 
     def rows_conv(
-        self,
-        x: Tensor,
-        weights: Tensor,
-        shifts: Tensor,
-        size: tuple[int, int],
-        moves: Tensor | None = None,
-        j: int = 0,
+        self, x: Tensor, weights: Tensor, shifts: Tensor, size: tuple[int, int], like: Sequence[tuple[int, int]] = ()
     ) -> Preactivation:
-        """Some output channels of a convolution without a border: [N, rows + moved, *size], contiguous.
+        """Some output channels, rows, of a convolution without a border: [N, rows, *size], contiguous.
 
         x        [N, C, H, W], contiguous
         weights  [rows, taps]
         shifts   [taps], int64: which value of an image of x a tap meets at the first pixel of the output
         size     height and width of the output
-        moves    [moved]: as many channels more are the last row with tap j so much larger
+        like     of each of the last rows: before these, the row that it is like but for one tap, and that tap
         """
-        moves = weights.new_empty(0) if moves is None else moves
-        images, (rows, taps), moved = len(x), weights.shape, len(moves)
-        out = torch.empty((images, rows + moved, *size), dtype=x.dtype)
-        moments = torch.empty(2, rows + moved, dtype=torch.float64)
+        moved, images, (rows, taps) = len(like), len(x), weights.shape
+        out = torch.empty((images, rows, *size), dtype=x.dtype)
+        moments = torch.empty(1, 2, rows, dtype=torch.float64)
+        likes = torch.tensor(like, dtype=torch.int64)
         self._call(
             "rows_conv",
-            *(x, shifts, weights, moves, out, moments, taps, rows, moved, j),
+            *(x, shifts, weights, likes, out, moments, taps, rows - moved, moved),
             *(images, x[0].numel(), *size, x.shape[3]),
         )
         return Preactivation(out, moments)
@@ -91,7 +87,7 @@ class Kernels:
         images, _, height, width = plane.shape
         outputs = base.shape[1]
         out = torch.empty_like(base) if out is None else out
-        moments = torch.empty(2, outputs, dtype=torch.float64)
+        moments = torch.empty(1, 2, outputs, dtype=torch.float64)
         self._call("add_channel", base, plane, taps, out, moments, images, height, width, outputs, stride)
         return Preactivation(out, moments)
 
@@ -111,21 +107,21 @@ class Kernels:
         scale   of batch norm: [CI], as its shift
         taps    [3, 3, CI, CO]
         stride  1, or 2 where average pooling follows the convolution
-        base    [N, CO, H', W'], channels last, or None
+        base    like the result: [groups × N, CO, H', W'], channels last, or None
         """
-        z = before.z
+        z, groups = before.z, before.groups
         images, inputs, height, width = z.shape
         outputs = taps.shape[-1]
         size = height // stride, width // stride
         out = torch.empty((images, outputs, *size), dtype=z.dtype, memory_format=torch.channels_last)
-        moments = torch.empty(2, outputs, dtype=torch.float64)
-        known = self.sums(z) if before.moments is None else before.moments
+        moments = torch.empty(groups, 2, outputs, dtype=torch.float64)
+        known = self.sums(z, groups) if before.moments is None else before.moments
         self._call(
             "norm_conv",
             *(z, known, before.count, scale, shift, eps, relu, taps, base, out, moments),
-            *(images, height, width, inputs, outputs, stride),
+            *(groups, images // groups, height, width, inputs, outputs, stride),
         )
-        return Preactivation(out, moments)
+        return Preactivation(out, moments, groups)
 
     def _call(self, name: str, *arguments: Tensor | float | int | None) -> None:
         dtype = next(a.dtype for a in arguments if isinstance(a, Tensor))
@@ -134,11 +130,11 @@ class Kernels:
             raise ValueError(f"{name} is not compiled for these sizes: {arguments[-6:]}")
 
 
-def sums(z: Tensor) -> Tensor:
-    """Sum and sum of squares [2, C] over images and pixels, in float64."""
-    flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
-    parts = [part.double() for part in flat.split(2**16)]
-    return torch.stack([sum(part.sum(0) for part in parts), sum(part.square().sum(0) for part in parts)])
+def sums(z: Tensor, groups: int = 1) -> Tensor:
+    """Sum and sum of squares [groups, 2, C] over the images and pixels of each group, in float64."""
+    flat = z.permute(0, 2, 3, 1).reshape(groups, -1, z.shape[1])
+    parts = [part.double() for part in flat.split(2**16, 1)]
+    return torch.stack([sum(part.sum(1) for part in parts), sum(part.square().sum(1) for part in parts)], 1)
 
 
 def for_tensor(x: Tensor) -> Kernels | None:

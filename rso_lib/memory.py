@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .data import Data
-from .engine import channels_last, folds, planes, stage
+from .engine import AT_ONCE, AT_ONCE_ON_A_CPU, channels_last, folds, planes, stage
 from .models import Flow, Net
 from .parallel import world
 from .settings import CACHES, RSO
@@ -78,10 +78,11 @@ def peak(device: torch.device) -> int:
 def needed(net: Net, data: Data, settings: RSO) -> int:
     """Bytes that the search of the most demanding layer takes in this process, beyond the data itself.
 
-    Per image: the shuffled copy, the searched layer's input and the open skip, and unless
-    settings.cache is "input" or settings.strategy "layer" the next layer's response and the skip that the layer opens;
-    per image of a batch, `NORMED` or `PLAIN` tensors of the largest activation, and one more for an input in half
-    precision. Where processes split the batch, this is one's share. Raises ValueError for another level or net.
+    Per image: the shuffled copy, the searched layer's input and the open skip, and unless settings.cache is "input" or
+    settings.strategy "layer" the next layer's response and the skip that the layer opens. Per image of a batch:
+    `NORMED` or `PLAIN` tensors of the largest activation, times the candidates that go through the net together, and
+    one more for an input in half precision. Where processes split the batch, this is one's share.
+    Raises ValueError for another level or net.
     """
     if settings.level != "weight" or not isinstance(net, Net):
         raise ValueError("the estimate is for the weight level of a models.Net")
@@ -106,9 +107,18 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
         flow = behind
     net.train(training)
     per_image = most + image.numel() * image.element_size()
-    temporaries = half + (NORMED if any(block.norm for block in net.blocks) else PLAIN)
-    whole = len(data.train) * per_image + temporaries * settings.batch_size * largest * image.element_size()
+    temporaries = NORMED if any(block.norm for block in net.blocks) else PLAIN
+    values = settings.batch_size * largest
+    values = half * values + temporaries * at_once(values, settings, image.device)
+    whole = len(data.train) * per_image + values * image.element_size()
     return whole // world.size if world.splits_batch else whole
+
+
+def at_once(values: int, settings: RSO, device: torch.device) -> int:
+    """Values of an activation of all candidates that go through the net together, given those of one candidate's."""
+    most = AT_ONCE_ON_A_CPU if device.type == "cpu" else AT_ONCE
+    together = min(3 * values, most) if settings.strategy == "sequential" else most
+    return max(together, 3 * values if world.splits_batch else values)
 
 
 def check(net: Net, data: Data, settings: RSO) -> None:

@@ -67,8 +67,8 @@ def compare(
         for name, weight in module.named_parameters():
             indices = torch.randperm(weight.numel(), generator=rng)[:visits].tolist()
             deltas = settings.draw()((len(indices),), rng) * sigma(weight) * settings.sigma_factor(cycle)
-            exact.begin(turn)
-            tried.begin(turn)
+            exact.begin()
+            tried.begin()
             differ = 0
             for index, delta in zip(indices, deltas.to(weight), strict=True):
                 with arithmetic(settings.precision):

@@ -71,7 +71,7 @@ class ModuleSearch:
         self.net = net.train()
         self.x, self.labels = batches.slices(batches.images), batches.slices(batches.labels)
 
-    def begin(self, turn: int) -> None:
+    def begin(self) -> None:
         """Start a sweep: nothing is kept from step to step."""
 
     def step(self, name: str, index: int, delta: Tensor, turn: int) -> Tensor:

@@ -64,8 +64,8 @@ class Sweep(NamedTuple):
 class Step(NamedTuple):
     """One visit of a sweep.
 
-    at      where the run stands behind this step; with strategy="layer", which makes the steps of a sweep in another
-            order, the step's own place in the sweep
+    at      where the run stands behind this step; with another strategy than "sequential", which makes the steps of a
+            sweep in another order, the step's own place in the sweep
     layer   the tensor
     index   of the weight in it, flat; None where all weights move together
     delta   Δ, 0-dim; NaN where all weights move together
@@ -315,23 +315,49 @@ def _walk(
     deltas = (settings.draw()((len(visits),), rng) * scale).to(weight)
     if settings.strategy != "sequential":
         weight *= 1 - settings.weight_decay
-    old, flat = weight.flatten()[visits], weight.view(-1)
-    search.begin(before + len(losses))
-    owners = _owners(search, visits, len(weight), before)
-    turns = (owners == world.rank).nonzero().flatten().tolist()[len(losses) :]
-    if isinstance(search, engine.LayerSearch):
-        turns.sort(key=lambda t: (before + t) % len(search.labels))  # those on a slice follow each other
+    old, flat, indices = weight.flatten()[visits], weight.view(-1), visits.tolist()
     name = sweep.layer.split(".", 1)[1] if isinstance(net, Net) else sweep.layer
-    indices = visits.tolist()
-    for t in turns:
-        index = indices[t]
-        if settings.strategy == "sequential" and settings.weight_decay:
-            flat[index] *= 1 - settings.weight_decay
-        losses.append(search.step(name, index, deltas[t], before + t))
-        yield Step(at._replace(step=t + 1), sweep.layer, index, deltas[t], losses[-1])
+    search.begin()
+    owners = _owners(search, visits, len(weight), before)
+    own = (owners == world.rank).nonzero().flatten()[len(losses) :]
+    if isinstance(search, engine.NeuronSearch):
+        found = _at_once(search, name, visits, deltas, before, own)
+    else:
+        decay = settings.weight_decay if settings.strategy == "sequential" else 0.0
+        found = _one_by_one(search, name, flat, indices, deltas, before, own, decay)
+    turns = []
+    for t, scores in found:
+        turns.append(t)
+        losses.append(scores)
+        yield Step(at._replace(step=t + 1), sweep.layer, indices[t], deltas[t], scores)
     if not world.splits_weights:
         return Outcome.of(losses)
     return _merged(flat, visits, torch.stack([old, old + deltas, old - deltas]), owners, turns, losses)
+
+
+def _one_by_one(
+    search: Search, name: str, weight: Tensor, visits: list[int], deltas: Tensor, before: int, own: Tensor, decay: float
+) -> Iterator[tuple[int, Tensor]]:
+    """The place in the sweep, and the losses, of each step that this process makes: those at the places `own`."""
+    for t in own.tolist():
+        if decay:
+            weight[visits[t]] *= 1 - decay
+        yield t, search.step(name, visits[t], deltas[t], before + t)
+
+
+def _at_once(
+    search: engine.NeuronSearch, name: str, visits: Tensor, deltas: Tensor, before: int, own: Tensor
+) -> Iterator[tuple[int, Tensor]]:
+    """The same where steps do not see each other: in the order of their turns, several of the same turn at once."""
+    turns, order = search.turns(visits, before)[own].sort(stable=True)
+    own = own[order]
+    turns, counts = turns.unique_consecutive(return_counts=True)
+    groups = zip(turns.tolist(), own.split(counts.tolist()), strict=True)
+    parts = [(turn, part) for turn, group in groups for part in group.split(search.steps_at_once)]
+    sizes, device = [len(part) for _, part in parts], deltas.device
+    on_device = visits[own].to(device).split(sizes), deltas[own.to(device)].split(sizes)
+    for (turn, part), at, some in zip(parts, *on_device, strict=True):
+        yield from zip(part.tolist(), search.steps(name, visits[part].tolist(), at, some, turn), strict=True)
 
 
 def _owners(search: Search, visits: Tensor, rows: int, before: int) -> Tensor:

@@ -78,8 +78,10 @@ def merged(
     turns: dict[int, int] = {}
     size = settings.batch(at[0])
     steps = list(enumerate(draws(net, [name], settings, *at)))
-    if settings.strategy == "layer" and "linear" not in name:  # slice by slice, as no step sees another
-        steps.sort(key=lambda step: (first + step[0]) % (len(labels) // size))
+    if "linear" not in name:  # steps that do not see each other are made at once: by slice, or one of each neuron
+        rows = [where // weight[0].numel() for _, (where, _) in steps]
+        turn_of = {"layer": lambda t: (first + t) % (len(labels) // size), "neuron": lambda t: rows[:t].count(rows[t])}
+        steps.sort(key=lambda step: turn_of[settings.strategy](step[0]))
     for t, (where, [delta]) in steps:
         row = where // weight[0].numel()
         turn = turns.get(row, 0) if settings.strategy == "neuron" else t

@@ -77,12 +77,17 @@ def test_a_step_stays_on_the_device(name: str, cache: str) -> None:
     for position in range(len(net.layers)):
         for search in searches(net, position, on, cache):
             for tensor, weight in search.w.items():
-                search.begin(0)
-                first = weight[0].numel() - 1  # both slices, and the first again when two rows have changed
-                for t, j in enumerate(range(first, min(first + 3, weight.numel()))):
-                    delta = torch.randn((), device="cuda")
+                search.begin()
+                size = weight[0].numel()
+                for t in range(3):  # both slices, and the first again when two rows have changed
+                    delta = torch.randn(2, device="cuda")
+                    both = [size - 1, min(2 * size - 1, weight.numel() - 1)]
+                    at = torch.tensor(both, device="cuda")
                     with Copies() as copies:
-                        losses = search.step(tensor, j, delta, t)
+                        if isinstance(search, engine.NeuronSearch):
+                            losses = search.steps(tensor, both, at, delta, t)
+                        else:
+                            losses = search.step(tensor, min(size - 1 + t, weight.numel() - 1), delta[0], t)
                     assert losses.device.type == "cuda"
                     if not isinstance(search, engine.HeadSearch):  # which uploads the places of scattered columns
                         assert copies.between_devices == 0, f"{type(search).__name__}, {position}, {tensor}"

@@ -5,7 +5,7 @@ import os
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def check(made: Preactivation, expected: Tensor) -> None:
     close(made.z, expected)
     assert made.moments is not None and made.moments.dtype == torch.float64
     z = made.z.double()
-    moments = torch.stack([z.sum((0, 2, 3)), z.square().sum((0, 2, 3))])
+    moments = torch.stack([z.sum((0, 2, 3)), z.square().sum((0, 2, 3))])[None]
     tolerance = TOLERANCE[made.z.dtype]
     torch.testing.assert_close(made.moments, moments, rtol=tolerance, atol=tolerance * z[:, 0].numel(), equal_nan=True)
 
@@ -87,32 +87,43 @@ def test_rows_conv(compiled: Kernels, channels: int, folded: bool, dtype: torch.
         check(by_rows(compiled, x, kernel, folded), convolve(x, kernel.permute(2, 3, 1, 0), 1 + folded))
 
 
-def by_rows(compiled: Kernels, x: Tensor, kernel: Tensor, folded: bool, *moved: Any) -> Preactivation:
+def by_rows(
+    compiled: Kernels, x: Tensor, kernel: Tensor, folded: bool, like: Sequence[tuple[int, int]] = ()
+) -> Preactivation:
     entered = planes(x, folded)
     where = shifts(kernel[0].numel(), *entered.shape[2:], folded)
     size = x.shape[2] // (1 + folded), x.shape[3] // (1 + folded)
-    made = compiled.rows_conv(entered, kernel.flatten(1), where, size, *moved)
+    made = compiled.rows_conv(entered, kernel.flatten(1), where, size, like)
     assert made.z.is_contiguous()
     return made
 
 
 @dtypes
 @pytest.mark.parametrize("folded", [False, True])
-def test_rows_of_which_the_last_is_moved(compiled: Kernels, folded: bool, dtype: torch.dtype) -> None:
-    moves = torch.tensor([0.5, -0.25], dtype=dtype)
+def test_rows_that_are_like_others_but_for_one_tap(compiled: Kernels, folded: bool, dtype: torch.dtype) -> None:
+    moves = torch.tensor([0.5, -0.25, 0.125], dtype=dtype)
     for size in ((7, 9), (14, 14), (3, 3)):
         x, kernel = torch.randn(3, 4, *size, dtype=dtype), torch.randn(2, 4, 3, 3, dtype=dtype) / 10
         for j in range(36):
-            moved = kernel[[0, 1, 1, 1]].clone()
-            moved[2:].flatten(1)[:, j] += moves
-            check(by_rows(compiled, x, kernel, folded, moves, j), convolve(x, moved.permute(2, 3, 1, 0), 1 + folded))
+            taps = [j, j, 35 - j]
+            rows = kernel[[0, 1, 1, 1, 0]].clone()
+            rows.flatten(1)[[2, 3, 4], taps] += moves
+            made = by_rows(compiled, x, rows, folded, [*zip((1, 1, 0), taps, strict=True)])
+            check(made, convolve(x, rows.permute(2, 3, 1, 0), 1 + folded))
+            same = by_rows(compiled, x, kernel[[0, 1, 1]], folded, [(1, j)]).z
+            assert torch.equal(same[:, 1], same[:, 2])
 
 
 @dtypes
 @pytest.mark.parametrize("channels", kernels.CHANNELS)
 def test_sums(compiled: Kernels, channels: int, dtype: torch.dtype) -> None:
     z = last(torch.randn(3, channels, 5, 7, dtype=dtype))
-    torch.testing.assert_close(compiled.sums(z), kernels.sums(z), rtol=0, atol=105 * TOLERANCE[dtype])
+    for groups in (1, 3):
+        expected = torch.stack([part.double().sum((0, 2, 3)) for part in z.chunk(groups)])
+        torch.testing.assert_close(kernels.sums(z, groups)[:, 0], expected, rtol=0, atol=105 * TOLERANCE[dtype])
+        torch.testing.assert_close(
+            compiled.sums(z, groups), kernels.sums(z, groups), rtol=0, atol=105 * TOLERANCE[dtype]
+        )
 
 
 @dtypes
@@ -171,6 +182,28 @@ def test_norm_conv(compiled: Kernels, inputs: int, outputs: int, relu: bool, str
 
 
 @dtypes
+@strides
+@pytest.mark.parametrize(("inputs", "outputs"), CHANNELS)
+@torch.no_grad()
+def test_groups_are_as_if_each_came_alone(
+    compiled: Kernels, inputs: int, outputs: int, stride: int, dtype: torch.dtype
+) -> None:
+    norm, taps = random_norm(inputs, dtype), torch.randn(3, 3, inputs, outputs, dtype=dtype) / 10
+    z = last(torch.randn(8, inputs, 6, 5, dtype=dtype) * torch.arange(1, 9)[:, None, None, None])
+    base = last(torch.randn(8, outputs, 6 // stride, 5 // stride, dtype=dtype))
+    for moments in (None, kernels.sums(z, 4)):
+        made = compiled.norm_conv(Preactivation(z, moments, 4), *parts(norm), True, taps, stride, base)
+        assert made.moments is not None and made.groups == 4 and made.count == 2 * base[0, 0].numel()
+        for g in range(4):
+            two = slice(2 * g, 2 * g + 2)
+            before = Preactivation(z[two], None if moments is None else moments[g : g + 1])
+            alone = compiled.norm_conv(before, *parts(norm), True, taps, stride, base[two])
+            assert torch.equal(made.z[two], alone.z)
+            assert alone.moments is not None and torch.equal(made.moments[g], alone.moments[0])
+            close(alone.z, by_torch(z[two], norm, True, taps, stride) + base[two].double())
+
+
+@dtypes
 @torch.no_grad()
 def test_a_channel_that_is_the_same_everywhere(compiled: Kernels, dtype: torch.dtype) -> None:
     """Its variance is zero, and rounding must not make it negative."""
@@ -217,8 +250,7 @@ def test_images_too_small_for_the_kernel(compiled: Kernels, dtype: torch.dtype) 
     assert (
         compiled.add_channel(nothing, one[:, :1].contiguous(), taps[:, :, 0].contiguous(), 2).z.shape == nothing.shape
     )
-    kernel, moves = torch.ones(2, 16, 3, 3, dtype=dtype), torch.ones(2, dtype=dtype)
-    made = by_rows(compiled, one, kernel, True, moves, 143)
+    made = by_rows(compiled, one, torch.ones(4, 16, 3, 3, dtype=dtype), True, [(1, 143), (0, 7)])
     assert made.z.shape == (3, 4, 0, 0) and made.moments is not None and not made.moments.any()
 
 
