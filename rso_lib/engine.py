@@ -160,7 +160,7 @@ def batch_norm(norm: nn.BatchNorm2d, w: Weights, name: str, z: Preactivation) ->
     means, variances = [mean] * z.groups, [var] * z.groups
     if mean is None and (z := share_moments(z)).moments is not None:
         mean, square = (z.moments / z.count).unbind(1)
-        means, variances = list(mean.to(z.z)), list((square - mean.square()).clamp(min=0).to(z.z))
+        means, variances = [*mean.to(z.z)], [*(square - mean.square()).clamp(min=0).to(z.z)]
     groups = zip(z.z.chunk(z.groups), means, variances, strict=True)
     normed = [F.batch_norm(x, m, v, scale, shift, training=m is None, eps=norm.eps) for x, m, v in groups]
     return torch.cat(normed) if len(normed) > 1 else normed[0]
@@ -593,12 +593,14 @@ class NeuronSearch(BlockSearch):
     def tried(self, s: int, states: Sequence[Weights], name: str, where: Where, candidates: Tensor) -> Flow:
         """What comes behind the weights' rows on slice s: n channels for each state of the block, and 2n more for the
         last, where each row has w + Δ and then w − Δ."""
-        n, twice = len(where.rows), where.at_rows.repeat_interleave(2)
-        parts = [*((state, where.at_rows) for state in states), (states[-1], twice)]
-        w = {key: torch.cat([state[key][rows] for state, rows in parts]) for key in self.w}
+        n, (*earlier, now) = len(where.rows), states
+        thrice = torch.cat([where.at_rows, where.at_rows.repeat_interleave(2)])
+        w = {key: weight[thrice] for key, weight in now.items()}
+        if earlier:
+            w = {key: torch.cat([*(state[key][where.at_rows] for state in earlier), w[key]]) for key in w}
         places = where.at_places.repeat_interleave(2)[:, None]
         w[name].view(len(w[name]), -1)[-2 * n :].scatter_(1, places, candidates[:, 1:].reshape(-1, 1))
-        last = n * (len(states) - 1)
+        last = n * len(earlier)
         like = [(last + k // 2, where.places[k // 2] % self.taps) for k in range(2 * n)]
         return self.behind(s, w, where.rows * len(states) + [row for row in where.rows for _ in range(2)], like)
 

@@ -55,6 +55,8 @@ MNIST = {
     "--cycles 5 --schedule released",
     "mnist_5_cycles_60000": "python -m rso_lib runs/mnist_5_cycles_60000 --dataset mnist --net mnist_net --cycles 5 "
     "--val-size 0",
+    "mnist_5_cycles_inverted": "python -m rso_lib runs/mnist_5_cycles_inverted --dataset mnist --net mnist_net "
+    "--cycles 5 --val-size 0 --order input",
     "mnist_laptop": "python -m rso_lib runs/mnist_laptop --preset laptop",
     "mnist_paper": "python -m rso_lib runs/mnist_paper --preset paper --device cuda",
     "mnist_paper_inverted": "python -m rso_lib runs/mnist_paper_inverted --preset paper --order input --device cuda",
