@@ -11,9 +11,10 @@ the next layer, which is linear, sees one changed input channel. A step on a sli
 3. the rest of the net for each candidate, with the statistics of the batch. Where batches are small, several
    candidates go through it as one.
 
-The searched layer's input is computed once for every slice that is visited (the paper's cache, section 4.7),
-with the batch-norm statistics of `models.calibrate`. `BlockSearch` is all this; `NeuronSearch` and `LayerSearch` are
-the same where steps do not see each other, `HeadSearch` is for the final layer, `JointSearch` for many weights at once.
+The searched layer's input is computed once for every slice that is visited (the paper's cache, section 4.7), with the
+batch-norm statistics of `models.calibrate`. `SearchedBlock` is all this. `BlockSearch` makes one step after the other,
+`NeuronSearch` and `LayerSearch` make some at once that do not see each other. `HeadSearch` is for the final layer,
+`JointSearch` for many weights at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -336,8 +337,8 @@ def _room(part: Tensor, images: int, half: bool) -> Tensor:
     return torch.empty((images, *part.shape[1:]), dtype=dtype, device=part.device, memory_format=layout)
 
 
-class BlockSearch:
-    """One weight at a time of the block at a position of the net (in eval mode, calibrated)."""
+class SearchedBlock:
+    """The block at a position of the net (in eval mode, calibrated), and the losses where one of its rows changes."""
 
     def __init__(self, net: Net, position: int, batches: Batches, cache: str = "full"):
         self.block, after = net.blocks[position], net.layers[position + 1 :]
@@ -347,7 +348,6 @@ class BlockSearch:
             self.next if self.block.opens and isinstance(self.next, BlockStage) and self.next.block.closes else None
         )
         self.cache, self.taps = cache, self.block.conv.weight[0].numel()
-        self.few = max(1, self.block.conv.out_channels // 4)  # measured: a changed row costs a quarter of `respond`
         self.folded = folded = folds(self.block)
         prepare = lambda x: planes(x, folded)  # noqa: E731  # not self, which would keep itself alive
         images, before = batches.slices(batches.images), stages(net.blocks[:position], calibrated=True)
@@ -357,10 +357,10 @@ class BlockSearch:
         self.begin()
 
     def candidates_at_once(self, x: Tensor) -> int:
-        """How many candidates go through the net as one batch, given the planes x of an image: one, or at least three.
+        """How many candidates go through the net as one batch, given the planes x of an image.
 
-        Many small ones, because calls cost more than their arithmetic; and where processes share a batch, those of a
-        step, so that their moments travel together.
+        Many where they are small, as calls cost more than their arithmetic; and those of a step where processes share a
+        batch, so that their moments travel together.
         """
         height, width = self.size(x)
         images = world.batch if world.splits_batch else len(self.labels[0])
@@ -381,57 +381,6 @@ class BlockSearch:
         """Keep nothing for any slice."""
         self.responses: dict[int, Preactivation] = {}
         self.skips: dict[int, Tensor | None] = {}
-        self.seen: dict[int, Weights] = {}
-        self.visited: list[int] = []
-
-    def step(self, name: str, index: int, delta: Tensor, turn: int) -> Tensor:
-        """Visit the weight `index` (flat) of the tensor `name`: three losses, and the best is written back.
-
-        turn   of the step among those of the layer, over all tensors; the slices are used in turn
-        """
-        weight = self.w[name].view(-1)
-        row, j = divmod(index, weight.numel() // len(self.w[name]))
-        candidates = torch.stack([weight[index], weight[index] + delta, weight[index] - delta])
-        losses = self.losses(turn % len(self.labels), name, row, j, candidates)
-        weight[index] = candidates.take(choose(losses))
-        return losses
-
-    def losses(self, s: int, name: str, row: int, j: int, candidates: Tensor) -> Tensor:
-        """The losses on slice s where weight j of a row takes the values w, w + Δ and w − Δ."""
-        if self.cache == "input":
-            self.forget()
-        changed = self.changed(s, row)
-        self.visited.append(row)
-        are = changed or [row]
-        w = self.rows([(self.seen[s], changed), (self.w, [*are, row, row])], name, j, candidates[1:])
-        like = (len(changed) + len(are) - 1, j % self.taps)
-        behind = self.behind(s, w, [*changed, *are, row, row], [like, like])
-        if changed:
-            self.refresh(s, changed, behind)
-        *_, was, plus, minus = (channel(behind, k) for k in range(behind.x.shape[1]))
-        return self.scores(s, chain([self.kept(s)], self.moved(s, [(row, was, plus), (row, was, minus)])))
-
-    def changed(self, s: int, row: int) -> list[int]:
-        """The rows with other weights than what is kept for slice s is due to, this one, which may have decayed, last.
-
-        None where it has just been computed: on the first visit, and where that is cheaper than so many changes.
-        """
-        rows = [*sorted(set(self.visited[-len(self.labels) :]) - {row}), row]
-        if s in self.responses and len(rows) <= self.few:
-            return rows
-        self.respond(s, self.linear(s, self.before))
-        self.remember(s)
-        return []
-
-    def remember(self, s: int) -> None:
-        """Keep the weights that the response to slice s is due to, as they go on to change."""
-        self.seen[s] = copied(self.w)
-
-    def rows(self, parts: Sequence[tuple[Weights, Sequence[int]]], name: str, j: int, tried: Tensor) -> Weights:
-        """Rows out of some states of the block, put together; in the last ones weight j takes the tried values."""
-        w = {key: torch.stack([weights[key][row] for weights, rows in parts for row in rows]) for key in self.w}
-        w[name].view(len(w[name]), -1)[-len(tried) :, j] = tried
-        return w
 
     def respond(self, s: int, z: Preactivation) -> None:
         """Keep for slice s the next layer's response where the block's batch norm receives z, and the skip behind."""
@@ -510,6 +459,74 @@ class BlockSearch:
             z = Preactivation(z.z + bridge(self.joined.block, self.joined.w, skip))
         return z, skip
 
+    def add_channel(self, z: Preactivation, change: Tensor, row: int, in_place: bool = False) -> Preactivation:
+        """What the next layer receives when one channel of its input changes by [batch, 1, H, W]."""
+        if isinstance(self.next, BlockStage) and (compiled := kernels.covering(z.z, z.z.shape[1])):
+            taps = self.next.taps[:, :, row].contiguous()
+            return compiled.add_channel(z.z, change, taps, self.next.stride, z.z if in_place else None)
+        response = self.next.response(change, slice(row, row + 1))
+        return Preactivation(z.z.add_(response) if in_place else response.add_(z.z))
+
+
+class BlockSearch(SearchedBlock):
+    """One weight at a time: a step sees all steps before it."""
+
+    def forget(self) -> None:
+        """As in `SearchedBlock`."""
+        super().forget()
+        self.seen: dict[int, Weights] = {}
+        self.visited: list[int] = []
+
+    def step(self, name: str, index: int, delta: Tensor, turn: int) -> Tensor:
+        """Visit the weight `index` (flat) of the tensor `name`: three losses, and the best is written back.
+
+        turn   of the step among those of the layer, over all tensors; the slices are used in turn
+        """
+        weight = self.w[name].view(-1)
+        row, j = divmod(index, weight.numel() // len(self.w[name]))
+        candidates = torch.stack([weight[index], weight[index] + delta, weight[index] - delta])
+        losses = self.losses(turn % len(self.labels), name, row, j, candidates)
+        weight[index] = candidates.take(choose(losses))
+        return losses
+
+    def losses(self, s: int, name: str, row: int, j: int, candidates: Tensor) -> Tensor:
+        """The losses on slice s where weight j of a row takes the values w, w + Δ and w − Δ."""
+        if self.cache == "input":
+            self.forget()
+        changed = self.changed(s, row)
+        self.visited.append(row)
+        are = changed or [row]
+        w = self.rows([(self.seen[s], changed), (self.w, [*are, row, row])], name, j, candidates[1:])
+        like = (len(changed) + len(are) - 1, j % self.taps)
+        behind = self.behind(s, w, [*changed, *are, row, row], [like, like])
+        if changed:
+            self.refresh(s, changed, behind)
+        *_, was, plus, minus = (channel(behind, k) for k in range(behind.x.shape[1]))
+        return self.scores(s, chain([self.kept(s)], self.moved(s, [(row, was, plus), (row, was, minus)])))
+
+    def changed(self, s: int, row: int) -> list[int]:
+        """The rows with other weights than what is kept for slice s is due to, this one, which may have decayed, last.
+
+        None where it has just been computed: on the first visit, and where that is cheaper than so many changes.
+        """
+        rows = [*sorted(set(self.visited[-len(self.labels) :]) - {row}), row]
+        few = max(1, self.block.conv.out_channels // 4)  # measured: a changed row costs a quarter of `respond`
+        if s in self.responses and len(rows) <= few:
+            return rows
+        self.respond(s, self.linear(s, self.before))
+        self.remember(s)
+        return []
+
+    def remember(self, s: int) -> None:
+        """Keep the weights that the response to slice s is due to, as they go on to change."""
+        self.seen[s] = copied(self.w)
+
+    def rows(self, parts: Sequence[tuple[Weights, Sequence[int]]], name: str, j: int, tried: Tensor) -> Weights:
+        """Rows out of some states of the block, put together; in the last ones weight j takes the tried values."""
+        w = {key: torch.stack([weights[key][row] for weights, rows in parts for row in rows]) for key in self.w}
+        w[name].view(len(w[name]), -1)[-len(tried) :, j] = tried
+        return w
+
     def refresh(self, s: int, rows: Sequence[int], behind: Flow) -> None:
         """Bring slice s up to date in these rows, given what comes behind them as they were and as they are."""
         for k, row in enumerate(rows):
@@ -518,14 +535,6 @@ class BlockSearch:
             if skip is not None and now.skip is not None:
                 skip[:, row, None] = now.skip
         self.remember(s)
-
-    def add_channel(self, z: Preactivation, change: Tensor, row: int, in_place: bool = False) -> Preactivation:
-        """What the next layer receives when one channel of its input changes by [batch, 1, H, W]."""
-        if isinstance(self.next, BlockStage) and (compiled := kernels.covering(z.z, z.z.shape[1])):
-            taps = self.next.taps[:, :, row].contiguous()
-            return compiled.add_channel(z.z, change, taps, self.next.stride, z.z if in_place else None)
-        response = self.next.response(change, slice(row, row + 1))
-        return Preactivation(z.z.add_(response) if in_place else response.add_(z.z))
 
 
 class Where(NamedTuple):
@@ -537,14 +546,14 @@ class Where(NamedTuple):
     at_places: Tensor
 
 
-class NeuronSearch(BlockSearch):
-    """The same where a step sees only those of its own row, its output neuron (strategy="neuron", section 4.6).
+class NeuronSearch(SearchedBlock):
+    """Steps that see only those of their own row, their output neuron (strategy="neuron", section 4.6).
 
-    Steps that do not see each other are made at once: their candidates go through the net as one batch.
+    One of each row may be made at once: their candidates go through the net as one batch.
     """
 
     def begin(self) -> None:
-        """As in `BlockSearch`. The other rows are seen as they are now."""
+        """As in `SearchedBlock`. The other rows are seen as they are now."""
         self.begin_from(copied(self.w))
 
     def turns(self, visits: Tensor, before: int) -> Tensor:
@@ -606,7 +615,7 @@ class NeuronSearch(BlockSearch):
 
 
 class LayerSearch(NeuronSearch):
-    """The same where no step sees another (strategy="layer", section 4.6).
+    """Steps that see no other (strategy="layer", section 4.6).
 
     Steps on a slice may follow each other, so only what concerns the slice at hand is kept: more of it, and in the
     processor's cache. w is scored once for all steps that are made at once, or where these are one, for a slice.
@@ -637,7 +646,7 @@ class LayerSearch(NeuronSearch):
     def convolved(
         self, s: int, kernel: Tensor, rows: Sequence[int] | None, like: Sequence[tuple[int, int]]
     ) -> Preactivation:
-        """As in `BlockSearch`. A weight moves what is known of its row by a multiple of one shifted plane."""
+        """As in `SearchedBlock`. A weight moves what is known of its row by a multiple of one shifted plane."""
         if rows is None:
             return super().convolved(s, kernel, rows, like)
         known, x = [self.z[:, row] for row in rows[: -len(like)]], self.inputs[s].x.to(kernel.dtype)
@@ -661,7 +670,11 @@ class LayerSearch(NeuronSearch):
         self.loss = self.scores(s, [self.kept(s)])
 
 
-BLOCK_SEARCHES = {"sequential": BlockSearch, "neuron": NeuronSearch, "layer": LayerSearch}
+BLOCK_SEARCHES: dict[str, type[BlockSearch] | type[NeuronSearch]] = {
+    "sequential": BlockSearch,
+    "neuron": NeuronSearch,
+    "layer": LayerSearch,
+}
 """How a block is searched, by strategy."""
 
 

@@ -36,7 +36,8 @@ WITHIN_A_BLOCK = (
 SHUFFLE, DRAWS = 1, 2
 """What a generator is for: the shuffle of a layer's batches, or the order and the Δ of a sweep."""
 
-Search = engine.BlockSearch | engine.HeadSearch | reference.ModuleSearch
+OneByOne = engine.BlockSearch | engine.HeadSearch | reference.ModuleSearch
+Search = OneByOne | engine.NeuronSearch
 
 
 class Position(NamedTuple):
@@ -336,7 +337,14 @@ def _walk(
 
 
 def _one_by_one(
-    search: Search, name: str, weight: Tensor, visits: list[int], deltas: Tensor, before: int, own: Tensor, decay: float
+    search: OneByOne,
+    name: str,
+    weight: Tensor,
+    visits: list[int],
+    deltas: Tensor,
+    before: int,
+    own: Tensor,
+    decay: float,
 ) -> Iterator[tuple[int, Tensor]]:
     """The place in the sweep, and the losses, of each step that this process makes: those at the places `own`."""
     for t in own.tolist():
@@ -364,7 +372,7 @@ def _owners(search: Search, visits: Tensor, rows: int, before: int) -> Tensor:
     """The process that makes each visit: this one, or where weights are split, that of its output neuron or slice."""
     if not world.splits_weights:
         return torch.full_like(visits, world.rank)
-    if not isinstance(search, engine.BlockSearch):
+    if not isinstance(search, engine.NeuronSearch):
         return torch.zeros_like(visits)
     shares = visits // (len(visits) // rows)
     if isinstance(search, engine.LayerSearch):

@@ -61,7 +61,7 @@ def batches() -> Batches:
     return Batches(torch.randn(12, 1, 8, 8, device="cuda"), torch.randint(0, 3, (12,), device="cuda"), 6)
 
 
-def searches(net: Net, position: int, on: Batches, cache: str) -> list[engine.BlockSearch | engine.HeadSearch]:
+def searches(net: Net, position: int, on: Batches, cache: str) -> list[Any]:
     if isinstance(net[position], Head):
         return [engine.HeadSearch(net, position, on)]
     return [search(net, position, on, cache) for search in engine.BLOCK_SEARCHES.values()]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rso_lib import kernels, models
 from rso_lib.data import Data, Split, load
-from rso_lib.engine import BlockSearch
+from rso_lib.engine import BlockSearch, SearchedBlock
 from rso_lib.history import History, Report
 from rso_lib.models import Block, Head, Net
 from rso_lib.proposals import sigma
@@ -161,7 +161,7 @@ def test_real_nets_where_steps_do_not_see_each_other(
     kind: str, name: str, at_once: int, loops: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the beginning of each sweep, over the end of batch norm's of 16 channels."""
-    monkeypatch.setattr(BlockSearch, "candidates_at_once", lambda *_: at_once)
+    monkeypatch.setattr(SearchedBlock, "candidates_at_once", lambda *_: at_once)
     net, settings = stirred(REAL[kind]()), settings_of(name)
     data = images(20, (3, 5, 4) if "depth" in kind else (1, 8, 8))
     for sweep in range(len(plan(net, settings))):
@@ -246,7 +246,7 @@ def test_a_weight_that_nothing_depends_on_is_kept(
     strategy: str, at_once: int, loops: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float32: the second channel of the images is black, and so is that of the first block, whose scale is zero."""
-    monkeypatch.setattr(BlockSearch, "candidates_at_once", lambda *_: at_once)
+    monkeypatch.setattr(SearchedBlock, "candidates_at_once", lambda *_: at_once)
     net = Net([Block(2, 16, pool="avg"), Block(16, 16), Block(16, 16)], Head(16, 3, pool="max"), seed=0)
     with torch.no_grad():
         net.get_parameter("block1.norm.weight")[1] = 0
