@@ -40,10 +40,10 @@ Made = TypeVar("Made")
 
 
 AT_ONCE, AT_ONCE_ON_A_CPU = 2**26, 2**22
-"""Values of an activation of all candidates that go through the net as one batch. A CPU has them in its cache."""
+"""Values of an activation, at the most, of all candidates that go through the net as one batch."""
 
 MANY = 16
-"""Fewer candidates than these go through the net one by one: what is saved is less than the copies cost (measured)."""
+"""Where fewer candidates than these fit, they go one by one: what is saved is less than the copies cost (measured)."""
 
 
 class OnDemand(dict[int, Made]):
@@ -242,23 +242,25 @@ def outputs(cuts: Sequence[Stage], candidates: Iterable[Candidate], at_once: int
     """The net's output for each candidate for what the first of the stages receives, so many of them as one batch."""
     remaining = iter(candidates)
     while group := list(islice(remaining, at_once)):
+        count = len(group)
         z, skip = side_by_side(group)
+        del group  # which is in z
         for cut, following in pairwise(cuts):
             assert isinstance(cut, BlockStage), "a head is the last stage"
             z, skip = advance(cut, following, z, skip)
-        yield from cuts[-1].finish(z, skip).x.chunk(len(group))
+        yield from cuts[-1].finish(z, skip).x.chunk(count)
 
 
 def side_by_side(candidates: Sequence[Candidate]) -> Candidate:
     """The candidates as one batch."""
     if len(candidates) == 1:
         return candidates[0]
-    moments = joined([z.moments for z, _ in candidates])
+    moments = concatenated([z.moments for z, _ in candidates])
     z = Preactivation(torch.cat([z.z for z, _ in candidates]), moments, len(candidates))
-    return z, joined([skip for _, skip in candidates])
+    return z, concatenated([skip for _, skip in candidates])
 
 
-def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+def concatenated(parts: Sequence[Tensor | None]) -> Tensor | None:
     """The parts one after the other, if all are there."""
     there = [part for part in parts if part is not None]
     return torch.cat(there) if len(there) == len(parts) else None
@@ -337,6 +339,11 @@ def _room(part: Tensor, images: int, half: bool) -> Tensor:
     return torch.empty((images, *part.shape[1:]), dtype=dtype, device=part.device, memory_format=layout)
 
 
+def most_at_once(device: torch.device) -> int:
+    """Values of an activation of all candidates that go through the net as one batch on a device."""
+    return AT_ONCE_ON_A_CPU if device.type == "cpu" else AT_ONCE
+
+
 class SearchedBlock:
     """The block at a position of the net (in eval mode, calibrated), and the losses where one of its rows changes."""
 
@@ -347,7 +354,7 @@ class SearchedBlock:
         self.joined = (  # the next block, where it closes the skip that this one opens
             self.next if self.block.opens and isinstance(self.next, BlockStage) and self.next.block.closes else None
         )
-        self.cache, self.taps = cache, self.block.conv.weight[0].numel()
+        self.cache, self.row_size = cache, self.block.conv.weight[0].numel()
         self.folded = folded = folds(self.block)
         prepare = lambda x: planes(x, folded)  # noqa: E731  # not self, which would keep itself alive
         images, before = batches.slices(batches.images), stages(net.blocks[:position], calibrated=True)
@@ -360,12 +367,12 @@ class SearchedBlock:
         """How many candidates go through the net as one batch, given the planes x of an image.
 
         Many where they are small, as calls cost more than their arithmetic; and those of a step where processes share a
-        batch, so that their moments travel together.
+        batch, so that the moments behind each layer travel together.
         """
         height, width = self.size(x)
         images = world.batch if world.splits_batch else len(self.labels[0])
-        values = AT_ONCE_ON_A_CPU if x.device.type == "cpu" else AT_ONCE
-        count = values // (images * self.block.conv.out_channels * height * width)
+        channels = [self.block.conv.out_channels, *(len(cut.w["conv.weight"]) for cut in self.stages[:-1])]
+        count = most_at_once(x.device) // (images * max(channels) * height * width)
         return max(count, 3) if count >= MANY or world.splits_batch else 1
 
     def begin(self) -> None:
@@ -463,7 +470,8 @@ class SearchedBlock:
         """What the next layer receives when one channel of its input changes by [batch, 1, H, W]."""
         if isinstance(self.next, BlockStage) and (compiled := kernels.covering(z.z, z.z.shape[1])):
             taps = self.next.taps[:, :, row].contiguous()
-            return compiled.add_channel(z.z, change, taps, self.next.stride, z.z if in_place else None)
+            made = compiled.add_channel(z.z, change, taps, self.next.stride, z.z if in_place else None)
+            return made if z.moments is not None else Preactivation(made.z)  # as those of z will be computed: ties
         response = self.next.response(change, slice(row, row + 1))
         return Preactivation(z.z.add_(response) if in_place else response.add_(z.z))
 
@@ -497,7 +505,7 @@ class BlockSearch(SearchedBlock):
         self.visited.append(row)
         are = changed or [row]
         w = self.rows([(self.seen[s], changed), (self.w, [*are, row, row])], name, j, candidates[1:])
-        like = (len(changed) + len(are) - 1, j % self.taps)
+        like = (len(changed) + len(are) - 1, j % self.row_size)
         behind = self.behind(s, w, [*changed, *are, row, row], [like, like])
         if changed:
             self.refresh(s, changed, behind)
@@ -610,7 +618,7 @@ class NeuronSearch(SearchedBlock):
         places = where.at_places.repeat_interleave(2)[:, None]
         w[name].view(len(w[name]), -1)[-2 * n :].scatter_(1, places, candidates[:, 1:].reshape(-1, 1))
         last = n * len(earlier)
-        like = [(last + k // 2, where.places[k // 2] % self.taps) for k in range(2 * n)]
+        like = [(last + k // 2, where.places[k // 2] % self.row_size) for k in range(2 * n)]
         return self.behind(s, w, where.rows * len(states) + [row for row in where.rows for _ in range(2)], like)
 
 
@@ -637,7 +645,7 @@ class LayerSearch(NeuronSearch):
         n, behind = len(where.rows), self.tried(s, [self.before], name, where, candidates)
         changes = ((where.rows[k // 2], channel(behind, k // 2), channel(behind, n + k)) for k in range(2 * n))
         moved = self.moved(s, changes)
-        if self.steps_at_once > 1:
+        if self.loss is None:
             losses = self.scores(s, chain([self.kept(s)], moved))
         else:
             losses = torch.cat([self.loss, self.scores(s, moved)])
@@ -667,7 +675,7 @@ class LayerSearch(NeuronSearch):
         z = self.convolved(s, self.before["conv.weight"], None, ())
         self.z = z.z
         self.respond(s, self.bridged(s, z, self.before))
-        self.loss = self.scores(s, [self.kept(s)])
+        self.loss = self.scores(s, [self.kept(s)]) if self.steps_at_once == 1 else None
 
 
 BLOCK_SEARCHES: dict[str, type[BlockSearch] | type[NeuronSearch]] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .data import Data
-from .engine import AT_ONCE, AT_ONCE_ON_A_CPU, channels_last, folds, planes, stage
+from .engine import channels_last, folds, most_at_once, planes, stage
 from .models import Flow, Net
 from .parallel import world
 from .settings import CACHES, RSO
@@ -109,16 +109,22 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     per_image = most + image.numel() * image.element_size()
     temporaries = NORMED if any(block.norm for block in net.blocks) else PLAIN
     values = settings.batch_size * largest
-    values = half * values + temporaries * at_once(values, settings, image.device)
+    values = half * values + temporaries * together(values, net, data, settings)
     whole = len(data.train) * per_image + values * image.element_size()
     return whole // world.size if world.splits_batch else whole
 
 
-def at_once(values: int, settings: RSO, device: torch.device) -> int:
-    """Values of an activation of all candidates that go through the net together, given those of one candidate's."""
-    most = AT_ONCE_ON_A_CPU if device.type == "cpu" else AT_ONCE
-    together = min(3 * values, most) if settings.strategy == "sequential" else most
-    return max(together, 3 * values if world.splits_batch else values)
+def together(candidate: int, net: Net, data: Data, settings: RSO) -> int:
+    """Values of the largest activation of all candidates that go through the net as one batch, given those of one."""
+    slices = max(len(data.train) // settings.batch_size, 1)
+    sweep = max(block.conv.weight.numel() for block in net.blocks)
+    candidates = {
+        "sequential": 3,
+        "neuron": 3 * max(block.conv.out_channels for block in net.blocks),
+        "layer": 2 * -(-sweep // slices) + 1,
+    }[settings.strategy]
+    most = most_at_once(data.train.images.device)
+    return max(min(candidates * candidate, most), 3 * candidate if world.splits_batch else candidate)
 
 
 def check(net: Net, data: Data, settings: RSO) -> None:

@@ -326,14 +326,14 @@ def _walk(
     else:
         decay = settings.weight_decay if settings.strategy == "sequential" else 0.0
         found = _one_by_one(search, name, flat, indices, deltas, before, own, decay)
-    turns = []
+    places = []
     for t, scores in found:
-        turns.append(t)
+        places.append(t)
         losses.append(scores)
         yield Step(at._replace(step=t + 1), sweep.layer, indices[t], deltas[t], scores)
     if not world.splits_weights:
         return Outcome.of(losses)
-    return _merged(flat, visits, torch.stack([old, old + deltas, old - deltas]), owners, turns, losses)
+    return _merged(flat, visits, torch.stack([old, old + deltas, old - deltas]), owners, places, losses)
 
 
 def _one_by_one(
@@ -382,12 +382,12 @@ def _owners(search: Search, visits: Tensor, rows: int, before: int) -> Tensor:
 
 
 def _merged(
-    flat: Tensor, visits: Tensor, candidates: Tensor, owners: Tensor, turns: list[int], losses: list[Tensor]
+    flat: Tensor, visits: Tensor, candidates: Tensor, owners: Tensor, places: list[int], losses: list[Tensor]
 ) -> Outcome:
-    """Tell the other processes what won here, at some turns, and write back what won in all of them."""
+    """Tell the other processes what won here, at some places of the sweep, and write back what won in all of them."""
     own = Outcome.of(losses)
     choices = torch.zeros_like(visits)
-    choices[turns] = own.choices.cpu()
+    choices[places] = own.choices.cpu()
     choices = world.exchange(choices, owners)
     flat[visits] = candidates.gather(0, choices[None].to(flat.device))[0]
     return Outcome(choices, world.add(own.loss.cpu()))

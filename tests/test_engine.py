@@ -239,18 +239,26 @@ def test_weights_in_another_memory_format_are_written_back() -> None:
 
 # What changes nothing
 
+FIRST: dict[str, tuple[Callable[[], Block], int]] = {
+    "pooled": (lambda: Block(2, 16, pool="avg"), 4),
+    "pooled last": (lambda: Block(2, 16, pool="avg", pool_last=True), 32),
+}
+"""A first block, and the images' height and width: the compiled loops cover what follows the first, not the second."""
 
+
+@pytest.mark.parametrize("kind", FIRST)
 @pytest.mark.parametrize("at_once", [1, 7])
 @pytest.mark.parametrize("strategy", ["sequential", "neuron", "layer"])
 def test_a_weight_that_nothing_depends_on_is_kept(
-    strategy: str, at_once: int, loops: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, strategy: str, at_once: int, loops: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float32: the second channel of the images is black, and so is that of the first block, whose scale is zero."""
     monkeypatch.setattr(SearchedBlock, "candidates_at_once", lambda *_: at_once)
-    net = Net([Block(2, 16, pool="avg"), Block(16, 16), Block(16, 16)], Head(16, 3, pool="max"), seed=0)
+    first, size = FIRST[kind]
+    net = Net([first(), Block(16, 16), Block(16, 16)], Head(16, 3, pool="max"), seed=0)
     with torch.no_grad():
         net.get_parameter("block1.norm.weight")[1] = 0
-    data = images(26, (2, 4, 4), dtype=torch.float32)
+    data = images(26, (2, size, size), dtype=torch.float32)
     data.train.images[:, 1] = 0
     settings = RSO(cycles=1, batch_size=13, strategy=strategy, direction="forward")
     for sweep, idle in [(0, lambda row, j: row == 1 or j >= 9), (3, lambda _, j: 9 <= j < 18)]:
@@ -261,7 +269,7 @@ def test_a_weight_that_nothing_depends_on_is_kept(
                 assert len(set(step.losses.tolist())) == 1, step
                 assert weight.view(-1)[step.index] == before.view(-1)[step.index]
                 ties += 1
-        assert 9 <= ties < 200
+        assert 7 <= ties < 200
         assert not torch.equal(weight, before)
 
 

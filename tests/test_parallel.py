@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 from oracle import images, narrow
 from torch import Tensor
 
-from rso_lib import parallel, runs
+from rso_lib import engine, parallel, runs
 from rso_lib.engine import LayerSearch
 from rso_lib.history import History
 from rso_lib.models import Block, Head, Net
@@ -29,6 +29,7 @@ from rso_lib.train import Step, _owners, train
 
 pytestmark = pytest.mark.xdist_group("parallel")  # the runs behind these tests are made once
 
+AT_ONCE = engine.AT_ONCE_ON_A_CPU
 STEPS = 200
 """Of a run that splits batches, which costs some messages for each."""
 
@@ -42,6 +43,8 @@ RUNS: dict[str, tuple[str, str, RSO]] = {
     "batch, normed skips": ("skips", "batch", RSO(cycles=1, batch_size=10, direction="forward")),
     "batch, compiled": ("wide", "batch", RSO(cycles=1, batch_size=10, direction="forward")),
     "batch, neurons": ("skips", "batch", RSO(cycles=1, batch_size=10, strategy="neuron")),
+    "batch, layers": ("skips", "batch", RSO(cycles=1, batch_size=10, strategy="layer", order="shuffled")),
+    "batch, layers, one by one": ("wide", "batch", RSO(cycles=1, batch_size=10, strategy="layer")),
     "batch, jointly": ("folded", "batch", RSO(cycles=1, batch_size=10, level="layer")),
     "weights, neurons": ("skips", "weights", RSO(cycles=2, batch_size=10, strategy="neuron", order="shuffled")),
     "weights, layers, compiled": ("wide", "weights", RSO(cycles=1, batch_size=10, strategy="layer")),
@@ -56,7 +59,9 @@ def net_of(kind: str) -> tuple[Net, tuple[int, int, int]]:
     return narrow(kind)
 
 
-def outcome(kind: str, split: str, settings: RSO) -> Outcome:
+def outcome(name: str) -> Outcome:
+    kind, split, settings = RUNS[name]
+    engine.AT_ONCE_ON_A_CPU = 1 if "one by one" in name else AT_ONCE
     net, shape = net_of(kind)
     losses, reports = [], []
     items = train(net, images(26, shape), settings, steps=True)
@@ -73,9 +78,9 @@ def process(rank: int, size: int, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     parallel.join()
-    for name, (kind, split, settings) in RUNS.items():
+    for name, (_, split, settings) in RUNS.items():
         parallel.share(split, settings.strategy)
-        torch.save(outcome(kind, split, settings), folder / f"{name} {rank}")
+        torch.save(outcome(name), folder / f"{name} {rank}")
     parallel.leave()
 
 
@@ -89,7 +94,10 @@ def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Outcome]:
-    return {name: outcome(*run) for name, run in RUNS.items()}
+    try:
+        return {name: outcome(name) for name in RUNS}
+    finally:
+        engine.AT_ONCE_ON_A_CPU = AT_ONCE
 
 
 def free_port() -> int:
