@@ -287,8 +287,7 @@ def advance(cut: BlockStage, following: Stage, z: Preactivation, skip: Tensor | 
 
 def share_moments(z: Preactivation) -> Preactivation:
     """The same with the moments of the whole batch, where processes have a part of it each and have not shared yet."""
-    own = z.z.numel() / (z.z.shape[1] * z.groups)
-    if not world.splits_batch or z.count > own:
+    if not world.splits_batch or z.count > z.z.numel() / (z.z.shape[1] * z.groups):
         return z
     moments = world.add(sums(z.z, z.groups) if z.moments is None else z.moments.to(z.z.device))
     return Preactivation(z.z, moments, z.groups, z.count * world.batch * z.groups / len(z.z))
@@ -471,7 +470,8 @@ class SearchedBlock:
         if isinstance(self.next, BlockStage) and (compiled := kernels.covering(z.z, z.z.shape[1])):
             taps = self.next.taps[:, :, row].contiguous()
             made = compiled.add_channel(z.z, change, taps, self.next.stride, z.z if in_place else None)
-            return made if z.moments is not None else Preactivation(made.z)  # as those of z will be computed: ties
+            # where the moments of z are still to be summed, so are these: another order would break ties
+            return made if z.moments is not None else Preactivation(made.z)
         response = self.next.response(change, slice(row, row + 1))
         return Preactivation(z.z.add_(response) if in_place else response.add_(z.z))
 

@@ -376,8 +376,8 @@ def _owners(search: Search, visits: Tensor, rows: int, before: int) -> Tensor:
         return torch.zeros_like(visits)
     shares = visits // (len(visits) // rows)
     if isinstance(search, engine.LayerSearch):
-        shares, slices = torch.arange(before, before + len(visits)), len(search.labels)
-        shares = shares % slices if slices >= world.size else shares
+        every_process_has_slices = len(search.labels) >= world.size
+        shares = search.turns(visits, before) if every_process_has_slices else torch.arange(len(visits)) + before
     return shares % world.size
 
 
