@@ -268,21 +268,26 @@ def concatenated(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 def advance(cut: BlockStage, following: Stage, z: Preactivation, skip: Tensor | None) -> Candidate:
     """From what one stage received to what the next receives; compiled where that covers the two stages."""
-    if (
-        (norm := fused_norm(cut.block))
-        and isinstance(following, BlockStage)
-        and (compiled := kernels.covering(z.z, len(following.kernel)))
-    ):
+    norm, compiled = fused_norm(cut.block), compiled_between(z.z, following)
+    if norm and compiled:
         z = calibrated(cut.w, z.z) if "norm.running_mean" in cut.w else share_moments(z)
+        fused = cut.w["norm.weight"], cut.w["norm.bias"], norm.eps, cut.block.relu
+        if isinstance(following, HeadStage):
+            return Preactivation(following.response(compiled.norm_max(z, *fused)), groups=z.groups), None
         behind = cut.block.passes(normalise(cut.block, cut.w, z) if cut.block.opens else z.z, skip)
         base = None
         if following.block.closes:
             base = channels_last(bridge(following.block, following.w, behind, groups=z.groups))
-        scale, shift = cut.w["norm.weight"], cut.w["norm.bias"]
-        relu, taps, stride = cut.block.relu, following.taps, following.stride
-        return compiled.norm_conv(z, scale, shift, norm.eps, relu, taps, stride, base), behind
+        return compiled.norm_conv(z, *fused, following.taps, following.stride, base), behind
     flow = cut.finish(z, skip)
     return Preactivation(following.receive(flow, z.groups), groups=z.groups), flow.skip
+
+
+def compiled_between(z: Tensor, following: Stage) -> kernels.Kernels | None:
+    """The compiled kernels, if they cover what follows a linear map that gave z, up to the next one."""
+    if isinstance(following, HeadStage):
+        return kernels.covering(z, z.shape[1]) if following.head.pool == "max" else None
+    return kernels.covering(z, len(following.kernel))
 
 
 def share_moments(z: Preactivation) -> Preactivation:
@@ -476,6 +481,14 @@ class SearchedBlock:
         return Preactivation(z.z.add_(response) if in_place else response.add_(z.z))
 
 
+class Known(NamedTuple):
+    """What a row of the searched convolution gave on a slice: z [batch, 1, H, W], and its weights [taps] then."""
+
+    row: int
+    weights: Tensor
+    z: Tensor
+
+
 class BlockSearch(SearchedBlock):
     """One weight at a time: a step sees all steps before it."""
 
@@ -483,6 +496,7 @@ class BlockSearch(SearchedBlock):
         """As in `SearchedBlock`."""
         super().forget()
         self.seen: dict[int, Weights] = {}
+        self.known: dict[int, Known] = {}
         self.visited: list[int] = []
 
     def step(self, name: str, index: int, delta: Tensor, turn: int) -> Tensor:
@@ -511,6 +525,26 @@ class BlockSearch(SearchedBlock):
             self.refresh(s, changed, behind)
         *_, was, plus, minus = (channel(behind, k) for k in range(behind.x.shape[1]))
         return self.scores(s, chain([self.kept(s)], self.moved(s, [(row, was, plus), (row, was, minus)])))
+
+    def convolved(
+        self, s: int, kernel: Tensor, rows: Sequence[int] | None, like: Sequence[tuple[int, int]]
+    ) -> Preactivation:
+        """As in `SearchedBlock`. Of a row that is known, only the taps whose weights differ are read."""
+        compiled = kernels.for_tensor(kernel)
+        if rows is None or not compiled:
+            return super().convolved(s, kernel, rows, like)
+        weights, known, ((place, j), *_) = kernel.flatten(1), self.known.get(s), like
+        if known and {*rows} == {known.row}:
+            x, differences = self.inputs[s].x.to(kernel.dtype), weights - known.weights
+            differ = differences.any(0)
+            differ[j] = True
+            where = shifts(len(differ), *x.shape[2:], self.folded)[differ]
+            likes = [(place, int(differ[:j].sum()))] * len(like)
+            made = compiled.rows_conv(x, differences[:, differ], where, self.size(x), likes, known.z)
+        else:
+            made = super().convolved(s, kernel, rows, like)
+        self.known[s] = Known(rows[place], weights[place], made.z[:, place, None].contiguous())
+        return made
 
     def changed(self, s: int, row: int) -> list[int]:
         """The rows with other weights than what is kept for slice s is due to, this one, which may have decayed, last.

@@ -1,14 +1,15 @@
 // The inner loops of a step on a CPU.
 //
-//   rows_conv     a few output channels of a convolution, from planes
+//   rows_conv     a few output channels of a convolution, or of some of its taps, from planes (+ base)
 //
 // and for images in channels-last layout and batch norm's blocks:
 //
 //   add_channel   base + the convolution of one input channel
 //   norm_conv     batch norm with the statistics that follow from given moments, ReLU, and the next block's convolution
+//   norm_max      the same batch norm and ReLU, and each channel's maximum over the picture
 //   moments       the per-channel sum and sum of squares, which batch norm needs
 //
-// the last two for several groups of images, one after the other, each with its own moments.
+// the last three for several groups of images, one after the other, each with its own moments.
 //
 // add_channel and norm_conv return the moments of what they wrote, so that every activation is written once and
 // read once. One output channel is one lane of a vector; a block of pixels is held in registers while all input
@@ -64,9 +65,25 @@ template <class Image> void all_images(int images, int channels, double* totals,
     for (size_t k = 0; k < parts.size(); k++) totals[k % (2 * channels)] += parts[k];
 }
 
+// Brings closer what the next image will be read from, a piece at a time, while this one is computed.
+class Ahead {
+    static constexpr int LINE = 64;  // bytes
+    const char *at, *end;
+    int lines;  // in a piece
+
+  public:
+    template <class T> Ahead(const T* from, int64_t values, int pieces)
+        : at((const char*)from), end((const char*)(from + values)), lines((end - at) / LINE / (pieces + 1) + 1) {}
+
+    void piece() {
+        for (int k = 0; k < lines && at < end; k++, at += LINE) __builtin_prefetch(at, 0, 2);
+    }
+};
+
 // R × P output pixels of a 3×3 convolution with stride S; u has its border, base may be null.
 template <class T, int CI, int CO, int S, int R, int P>
-inline void pixels(const T* u, int pitch, const T* kernel, const T* base, T* out, int out_pitch, Moments<T, CO>& m) {
+inline void pixels(const T* u, int pitch, const T* kernel, const T* base, T* out, int out_pitch, Moments<T, CO>& m,
+                   Ahead& ahead) {
     constexpr int NV = CO / LANES<T>;
     Vec<T> acc[R][P][NV] = {};
     if (base)
@@ -76,6 +93,7 @@ inline void pixels(const T* u, int pitch, const T* kernel, const T* base, T* out
                     acc[r][p][v] = *(const Vec<T>*)(base + r * out_pitch + p * CO + v * LANES<T>);
     for (int ky = 0; ky < 3; ky++)
         for (int kx = 0; kx < 3; kx++) {
+            ahead.piece();
             const T* corner = u + ky * pitch + kx * CI;
             const T* taps = kernel + (ky * 3 + kx) * CI * CO;
             for (int c = 0; c < CI; c++)
@@ -98,44 +116,45 @@ inline void pixels(const T* u, int pitch, const T* kernel, const T* base, T* out
 
 template <class T, int CI, int CO, int S, int P>
 inline void columns(const T* u, int pitch, const T* kernel, const T* base, T* out, int height, int width, int x,
-                    Moments<T, CO>& m) {
+                    Moments<T, CO>& m, Ahead& ahead) {
     constexpr int R = P * (CO / LANES<T>) <= 7 ? 2 : 1;
     const int out_pitch = width * CO;
     int y = 0;
     for (; y + R <= height; y += R)
         pixels<T, CI, CO, S, R, P>(u + y * S * pitch + x * S * CI, pitch, kernel,
                                       base ? base + y * out_pitch + x * CO : nullptr, out + y * out_pitch + x * CO,
-                                      out_pitch, m);
+                                      out_pitch, m, ahead);
     for (; y < height; y++)
         pixels<T, CI, CO, S, 1, P>(u + y * S * pitch + x * S * CI, pitch, kernel,
                                       base ? base + y * out_pitch + x * CO : nullptr, out + y * out_pitch + x * CO,
-                                      out_pitch, m);
+                                      out_pitch, m, ahead);
 }
 
 // One image; the widest block of columns that divides the width is used as far as it goes.
 template <class T, int CI, int CO, int S>
 void convolve(const T* u, int pitch, const T* kernel, const T* base, T* out, int height, int width,
-              Moments<T, CO>& m) {
+              Moments<T, CO>& m, Ahead ahead) {
     const int wide = width % 14 == 0 ? 14 : width % 8 == 0 ? 8 : width % 7 == 0 ? 7 : 4;
     int x = 0;
     for (; x + wide <= width; x += wide) {
-        if (wide == 14) columns<T, CI, CO, S, 14>(u, pitch, kernel, base, out, height, width, x, m);
-        if (wide == 8) columns<T, CI, CO, S, 8>(u, pitch, kernel, base, out, height, width, x, m);
-        if (wide == 7) columns<T, CI, CO, S, 7>(u, pitch, kernel, base, out, height, width, x, m);
-        if (wide == 4) columns<T, CI, CO, S, 4>(u, pitch, kernel, base, out, height, width, x, m);
+        if (wide == 14) columns<T, CI, CO, S, 14>(u, pitch, kernel, base, out, height, width, x, m, ahead);
+        if (wide == 8) columns<T, CI, CO, S, 8>(u, pitch, kernel, base, out, height, width, x, m, ahead);
+        if (wide == 7) columns<T, CI, CO, S, 7>(u, pitch, kernel, base, out, height, width, x, m, ahead);
+        if (wide == 4) columns<T, CI, CO, S, 4>(u, pitch, kernel, base, out, height, width, x, m, ahead);
     }
-    if (width - x == 3) columns<T, CI, CO, S, 3>(u, pitch, kernel, base, out, height, width, x, m);
-    if (width - x == 2) columns<T, CI, CO, S, 2>(u, pitch, kernel, base, out, height, width, x, m);
-    if (width - x == 1) columns<T, CI, CO, S, 1>(u, pitch, kernel, base, out, height, width, x, m);
+    if (width - x == 3) columns<T, CI, CO, S, 3>(u, pitch, kernel, base, out, height, width, x, m, ahead);
+    if (width - x == 2) columns<T, CI, CO, S, 2>(u, pitch, kernel, base, out, height, width, x, m, ahead);
+    if (width - x == 1) columns<T, CI, CO, S, 1>(u, pitch, kernel, base, out, height, width, x, m, ahead);
 }
 
-// Zeroed memory for each thread, aligned like a vector: loads that cross a cache line cost twice.
+// Zeroed memory for each thread, with room for two vectors more, and aligned like a vector: loads that cross a cache
+// line cost twice.
 template <class T> class Scratch {
     int64_t room;
     std::vector<T> all;
 
   public:
-    Scratch(int threads, int64_t size) : room((size + LANES<T> - 1) / LANES<T> * LANES<T>), all((threads + 1) * room) {}
+    Scratch(int threads, int64_t size) : room((size / LANES<T> + 3) * LANES<T>), all((threads + 1) * room) {}
 
     T* own() {
         const uintptr_t first = (uintptr_t)all.data();
@@ -143,52 +162,46 @@ template <class T> class Scratch {
     }
 };
 
-// The mean of every 2×2 window of an image with its border [height + 2, width + 2, CI], of which `fill` writes the rows
-// one after the other: a 3×3 convolution and the 2×2 average pooling after it are a 3×3 convolution of these means
-// with stride 2. `row` and `pairs` are room for one row, `pairs` with zeros in it.
-template <class T, int CI, class Fill>
-void box(T* means, T* row, T* pairs, int height, int width, Fill fill) {
-    const int pitch = (width + 1) * CI;
-    std::fill(pairs, pairs + pitch, T(0));
-    for (int y = 0; y <= height; y++, means += pitch) {
-        if (y < height) fill(y, row + CI);
-        else std::fill(row, row + pitch + CI, T(0));
-#pragma omp simd
-        for (int k = 0; k < pitch; k++) {
-            const T pair = row[k] + row[k + CI];
-            means[k] = T(0.25) * (pairs[k] + pair);
-            pairs[k] = pair;
+// The mean of every 2×2 window of an image with its border, u [height + 2, width + 2, CI], at its upper left corner: a
+// 3×3 convolution and the 2×2 average pooling after it are a 3×3 convolution of these means with stride 2. The last
+// vector of a line may reach into the next one, or into what `Scratch` has behind the last.
+template <class T, int CI> void box(const T* u, T* means, int height, int width) {
+    const int pitch = (width + 2) * CI;
+    for (int y = 0; y <= height; y++, u += pitch, means += pitch)
+        for (int k = 0; k < (width + 1) * CI; k += LANES<T>) {
+            auto pair = [=](const T* at) { return *(const Vec<T>*)at + *(const Vec<T>*)(at + CI); };
+            *(Vec<T>*)(means + k) = T(0.25) * (pair(u + k) + pair(u + k + pitch));
         }
-    }
 }
 
 struct Shape {
     int images, height, width;  // of the input
 };
 
-// The convolution of all images: `fill` writes the rows of one into a border of zeros; S = 2 pools the result.
+// The convolution of all images: `fill` writes the rows of one into a border of zeros; S = 2 pools the result. Each
+// image is read from so many values, one after the other.
 template <class T, int CI, int CO, int S, class Fill>
-void convolve_all(Shape shape, const T* kernel, const T* base, T* out, double* moments, int threads, Fill fill) {
-    const int height = shape.height / S, width = shape.width / S;
-    const int pitch = (shape.width + 2) * CI;
+void convolve_all(Shape shape, const T* read, int64_t values, const T* kernel, const T* base, T* out, double* moments,
+                  int threads, Fill fill) {
+    const int height = shape.height / S, width = shape.width / S, pitch = (shape.width + 2) * CI;
     const int64_t size = int64_t(height) * width * CO;
-    Scratch<T> padded(threads, (shape.height + 2) * pitch), pairs(S == 2 ? threads : 0, pitch), rows(S == 2 ? threads : 0, pitch);
+    Scratch<T> padded(threads, (shape.height + 2) * pitch), boxed(S == 2 ? threads : 0, (shape.height + 2) * pitch);
     all_images(shape.images, CO, moments, threads, [&](int n, double* total) {
         Moments<T, CO> m;
-        T* u = padded.own();
-        if (S == 2)
-            box<T, CI>(u, rows.own(), pairs.own(), shape.height, shape.width, [&](int y, T* row) { fill(n, y, row); });
-        else
-            for (int y = 0; y < shape.height; y++) fill(n, y, u + (y + 1) * pitch + CI);
-        convolve<T, CI, CO, S>(u, S == 2 ? pitch - CI : pitch, kernel, base ? base + n * size : nullptr,
-                               out + n * size, height, width, m);
+        T *const u = padded.own(), *const means = S == 2 ? boxed.own() : u;
+        for (int y = 0; y < shape.height; y++) fill(n, y, u + (y + 1) * pitch + CI);
+        if (S == 2) box<T, CI>(u, means, shape.height, shape.width);
+        const Ahead ahead(read + (n + 1) * values, n + 1 < shape.images ? values : 0, 9 * height * width / 14);
+        convolve<T, CI, CO, S>(means, pitch, kernel, base ? base + n * size : nullptr, out + n * size, height, width, m,
+                               ahead);
         m.add_to(total);
     });
 }
 
 template <class T, int CO, int S>
 void add_channel(const T* base, const T* plane, const T* kernel, T* out, double* moments, Shape shape, int threads) {
-    convolve_all<T, 1, CO, S>(shape, kernel, base, out, moments, threads, [=](int n, int y, T* row) {
+    const int64_t outputs = int64_t(shape.height / S) * (shape.width / S) * CO;  // the planes are small beside them
+    convolve_all<T, 1, CO, S>(shape, base, outputs, kernel, base, out, moments, threads, [=](int n, int y, T* row) {
         std::memcpy(row, plane + (int64_t(n) * shape.height + y) * shape.width, shape.width * sizeof(T));
     });
 }
@@ -207,12 +220,14 @@ template <class T, int C> struct Norm {
         }
     }
 
+    Vec<T> of(int v, const T* z) const {
+        const Vec<T> value = a[v] * *(const Vec<T>*)(z + v * LANES<T>) + b[v];
+        return relu ? (value < 0 ? Vec<T>{} : value) : value;  // NaN stays NaN
+    }
+
     void operator()(const T* z, int pixels, T* out) const {
         for (; pixels; pixels--, z += C, out += C)
-            for (int v = 0; v < C / LANES<T>; v++) {
-                const Vec<T> value = a[v] * *(const Vec<T>*)(z + v * LANES<T>) + b[v];
-                *(Vec<T>*)(out + v * LANES<T>) = relu ? (value < 0 ? Vec<T>{} : value) : value;  // NaN stays NaN
-            }
+            for (int v = 0; v < C / LANES<T>; v++) *(Vec<T>*)(out + v * LANES<T>) = of(v, z);
     }
 };
 
@@ -220,14 +235,33 @@ template <class T, int CI, int CO, int S>
 void norm_conv(const T* z, const double* in, double count, const T* scale, const T* shift, double eps, bool relu,
                const T* kernel, const T* base, T* out, double* moments, int groups, Shape shape, int threads) {
     const int row = shape.width * CI;
-    const int64_t inputs = int64_t(shape.images) * shape.height * row;
+    const int64_t inputs = int64_t(shape.height) * row;
     const int64_t outputs = int64_t(shape.images) * (shape.height / S) * (shape.width / S) * CO;
-    for (int g = 0; g < groups; g++, z += inputs, out += outputs) {
+    for (int g = 0; g < groups; g++, z += shape.images * inputs, out += outputs) {
         const Norm<T, CI> norm(in + g * 2 * CI, count, scale, shift, eps, relu);
-        convolve_all<T, CI, CO, S>(shape, kernel, base ? base + g * outputs : nullptr, out, moments + g * 2 * CO, threads,
-                                   [=](int n, int y, T* to) {
-            norm(z + (int64_t(n) * shape.height + y) * row, shape.width, to);
+        convolve_all<T, CI, CO, S>(shape, z, inputs, kernel, base ? base + g * outputs : nullptr, out,
+                                   moments + g * 2 * CO, threads, [=](int n, int y, T* to) {
+            norm(z + n * inputs + y * row, shape.width, to);
         });
+    }
+}
+
+template <class T, int C>
+void norm_max(const T* z, const double* in, double count, const T* scale, const T* shift, double eps, bool relu, T* out,
+              int groups, Shape shape, int threads) {
+    const int64_t size = int64_t(shape.height) * shape.width * C;
+    for (int g = 0; g < groups; g++, z += shape.images * size, out += shape.images * C) {
+        const Norm<T, C> norm(in + g * 2 * C, count, scale, shift, eps, relu);
+#pragma omp parallel for num_threads(threads)
+        for (int n = 0; n < shape.images; n++)
+            for (int v = 0; v < C / LANES<T>; v++) {
+                Vec<T> largest = norm.of(v, z + n * size);
+                for (int64_t pixel = C; pixel < size; pixel += C) {
+                    const Vec<T> value = norm.of(v, z + n * size + pixel);
+                    largest = largest >= value | largest != largest ? largest : value;  // NaN stays NaN
+                }
+                *(Vec<T>*)(out + n * C + v * LANES<T>) = largest;
+            }
     }
 }
 
@@ -286,9 +320,10 @@ template <class T, int L> void row_image(const Rows& rows, const T* x, const T* 
     }
 }
 
-// x [N, size] and weights [rows + moved, taps] to out [N, rows + moved, height, width] and its moments.
+// x [N, size] and weights [rows + moved, taps] to out [N, rows + moved, height, width] and its moments; base
+// [N, height, width], added to every row, may be null.
 template <class T>
-void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights, T* out, double* moments,
+void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights, const T* base, T* out, double* moments,
                    int images, int threads) {
     const int all = rows.rows + rows.moved, plane = rows.height * rows.width, reach = std::max(rows.reach(), 0);
     Scratch<T> stretches(threads, int64_t(all) * reach);
@@ -311,6 +346,7 @@ void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights,
             T sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum, squares)
             for (int p = 0; p < plane; p++) {
+                if (base) to[p] += base[int64_t(n) * plane + p];
                 sum += to[p];
                 squares += to[p] * to[p];
             }
@@ -332,11 +368,11 @@ void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights,
         if (channels == 32) { moments<T, 32>(z, sums, groups, shape, threads); return 1; } \
         return 0; \
     } \
-    extern "C" int rows_conv_##NAME(const T* x, const int64_t* shifts, const T* weights, const int64_t* like, T* out, \
-                                    double* moments, int taps, int rows, int moved, int images, int size, int height, \
+    extern "C" int rows_conv_##NAME(const T* x, const int64_t* shifts, const T* weights, const int64_t* like, const T* base, \
+                                    T* out, double* moments, int taps, int rows, int moved, int images, int size, int height, \
                                     int width, int pitch, int threads) { \
         const Rows them{shifts, taps, rows, moved, like, height, width, pitch}; \
-        convolve_rows<T>(them, x, size, weights, out, moments, images, threads); \
+        convolve_rows<T>(them, x, size, weights, base, out, moments, images, threads); \
         return 1; \
     } \
     extern "C" int add_channel_##NAME(const T* base, const T* plane, const T* kernel, T* out, double* moments, \
@@ -353,6 +389,13 @@ void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights,
         if (ci == 16 && co == 16) { STRIDES((norm_conv<T, 16, 16, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, groups, shape, threads))) } \
         if (ci == 16 && co == 32) { STRIDES((norm_conv<T, 16, 32, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, groups, shape, threads))) } \
         if (ci == 32 && co == 32) { STRIDES((norm_conv<T, 32, 32, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, groups, shape, threads))) } \
+        return 0; \
+    } \
+    extern "C" int norm_max_##NAME(const T* z, const double* in, double count, const T* scale, const T* shift, double eps, \
+                                   int relu, T* out, int groups, int images, int height, int width, int channels, int threads) { \
+        const Shape shape{images, height, width}; \
+        if (channels == 16) { norm_max<T, 16>(z, in, count, scale, shift, eps, relu, out, groups, shape, threads); return 1; } \
+        if (channels == 32) { norm_max<T, 32>(z, in, count, scale, shift, eps, relu, out, groups, shape, threads); return 1; } \
         return 0; \
     }
 

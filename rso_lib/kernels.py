@@ -53,15 +53,22 @@ class Kernels:
         return out
 
     def rows_conv(
-        self, x: Tensor, weights: Tensor, shifts: Tensor, size: tuple[int, int], like: Sequence[tuple[int, int]] = ()
+        self,
+        x: Tensor,
+        weights: Tensor,
+        shifts: Tensor,
+        size: tuple[int, int],
+        like: Sequence[tuple[int, int]] = (),
+        base: Tensor | None = None,
     ) -> Preactivation:
-        """Some output channels, rows, of a convolution without a border: [N, rows, *size], contiguous.
+        """Some output channels, rows, of a convolution without a border (+ base): [N, rows, *size], contiguous.
 
         x        [N, C, H, W], contiguous
         weights  [rows, taps]
         shifts   [taps], int64: which value of an image of x a tap meets at the first pixel of the output
         size     height and width of the output
         like     of each of the last rows: before these, the row that it is like but for one tap, and that tap
+        base     of all rows: [N, 1, *size], contiguous, or None
         """
         moved, images, (rows, taps) = len(like), len(x), weights.shape
         out = torch.empty((images, rows, *size), dtype=x.dtype)
@@ -69,7 +76,7 @@ class Kernels:
         likes = torch.tensor(like, dtype=torch.int64)
         self._call(
             "rows_conv",
-            *(x, shifts, weights, likes, out, moments, taps, rows - moved, moved),
+            *(x, shifts, weights, likes, base, out, moments, taps, rows - moved, moved),
             *(images, x[0].numel(), *size, x.shape[3]),
         )
         return Preactivation(out, moments)
@@ -115,13 +122,27 @@ class Kernels:
         size = height // stride, width // stride
         out = torch.empty((images, outputs, *size), dtype=z.dtype, memory_format=torch.channels_last)
         moments = torch.empty(groups, 2, outputs, dtype=torch.float64)
-        known = self.sums(z, groups) if before.moments is None else before.moments
         self._call(
             "norm_conv",
-            *(z, known, before.count, scale, shift, eps, relu, taps, base, out, moments),
+            *(z, self._moments(before), before.count, scale, shift, eps, relu, taps, base, out, moments),
             *(groups, images // groups, height, width, inputs, outputs, stride),
         )
         return Preactivation(out, moments, groups)
+
+    def norm_max(self, before: Preactivation, scale: Tensor, shift: Tensor, eps: float, relu: bool) -> Tensor:
+        """Batch norm and ReLU as in `norm_conv`, and each channel's maximum over the picture: [groups × N, C]."""
+        z, groups = before.z, before.groups
+        images, channels, height, width = z.shape
+        out = torch.empty((images, channels), dtype=z.dtype)
+        self._call(
+            "norm_max",
+            *(z, self._moments(before), before.count, scale, shift, eps, relu, out),
+            *(groups, images // groups, height, width, channels),
+        )
+        return out
+
+    def _moments(self, z: Preactivation) -> Tensor:
+        return self.sums(z.z, z.groups) if z.moments is None else z.moments
 
     def _call(self, name: str, *arguments: Tensor | float | int | None) -> None:
         dtype = next(a.dtype for a in arguments if isinstance(a, Tensor))

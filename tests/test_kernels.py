@@ -88,12 +88,17 @@ def test_rows_conv(compiled: Kernels, channels: int, folded: bool, dtype: torch.
 
 
 def by_rows(
-    compiled: Kernels, x: Tensor, kernel: Tensor, folded: bool, like: Sequence[tuple[int, int]] = ()
+    compiled: Kernels,
+    x: Tensor,
+    kernel: Tensor,
+    folded: bool,
+    like: Sequence[tuple[int, int]] = (),
+    base: Tensor | None = None,
 ) -> Preactivation:
     entered = planes(x, folded)
     where = shifts(kernel[0].numel(), *entered.shape[2:], folded)
     size = x.shape[2] // (1 + folded), x.shape[3] // (1 + folded)
-    made = compiled.rows_conv(entered, kernel.flatten(1), where, size, like)
+    made = compiled.rows_conv(entered, kernel.flatten(1), where, size, like, base)
     assert made.z.is_contiguous()
     return made
 
@@ -109,7 +114,12 @@ def test_rows_that_are_like_others_but_for_one_tap(compiled: Kernels, folded: bo
             rows = kernel[[0, 1, 1, 1, 0]].clone()
             rows.flatten(1)[[2, 3, 4], taps] += moves
             made = by_rows(compiled, x, rows, folded, [*zip((1, 1, 0), taps, strict=True)])
-            check(made, convolve(x, rows.permute(2, 3, 1, 0), 1 + folded))
+            expected = convolve(x, rows.permute(2, 3, 1, 0), 1 + folded)
+            check(made, expected)
+            base = torch.randn(expected[:, :1].shape, dtype=dtype)
+            check(
+                by_rows(compiled, x, rows, folded, [*zip((1, 1, 0), taps, strict=True)], base), expected + base.double()
+            )
             same = by_rows(compiled, x, kernel[[0, 1, 1]], folded, [(1, j)]).z
             assert torch.equal(same[:, 1], same[:, 2])
 
@@ -201,6 +211,30 @@ def test_groups_are_as_if_each_came_alone(
             assert torch.equal(made.z[two], alone.z)
             assert alone.moments is not None and torch.equal(made.moments[g], alone.moments[0])
             close(alone.z, by_torch(z[two], norm, True, taps, stride) + base[two].double())
+
+
+@dtypes
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("channels", kernels.CHANNELS)
+@torch.no_grad()
+def test_norm_max(compiled: Kernels, channels: int, relu: bool, dtype: torch.dtype) -> None:
+    norm = random_norm(channels, dtype)
+    for height, width in sizes(1):
+        z = last(2 * torch.randn(6, channels, height, width, dtype=dtype) + 1)
+        z[4, 5, -1, 0] = torch.nan
+        known = kernels.sums(z.nan_to_num(), 2)
+        expected = [by_torch_max(part, norm, relu) for part in z.nan_to_num().chunk(2)]
+        expected[1][1, 5] = torch.nan
+        made = compiled.norm_max(Preactivation(z, known, 2), *parts(norm), relu)
+        close(made, torch.cat(expected))
+        alone = compiled.norm_max(Preactivation(z[:3], None), *parts(norm), relu)
+        close(alone, expected[0])
+
+
+def by_torch_max(z: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
+    scale, shift = norm.weight.double(), norm.bias.double()
+    u = F.batch_norm(z.double(), None, None, scale, shift, training=True, eps=norm.eps)
+    return F.adaptive_max_pool2d(F.relu(u) if relu else u, 1).flatten(1)
 
 
 @dtypes
@@ -321,6 +355,31 @@ def test_the_engine_decides_the_same_without_them(
     assert calls["torch"] == 2 * calls["compiled"], "the second way calls no compiled function"
     torch.testing.assert_close(results["compiled"][0], results["torch"][0], rtol=0, atol=1e-12)
     assert torch.equal(results["compiled"][1], results["torch"][1])
+
+
+@torch.no_grad()
+def test_of_a_row_that_is_known_the_taps_that_differ_are_read(
+    compiled: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two slices; after the first visits a step reads the tap of the one before, if that changed, and its own."""
+    net, train = stirred(models.mnist_net((1, 20, 12), 3)).eval(), images(20, (1, 20, 12)).train
+    calibrate(net, train.images)
+    read: list[int] = []
+    rows_conv = Kernels.rows_conv
+
+    def counted(self: Kernels, x: Tensor, weights: Tensor, *more: Any) -> Preactivation:
+        read.append(weights.shape[1])
+        return rows_conv(self, x, weights, *more)
+
+    monkeypatch.setattr(Kernels, "rows_conv", counted)
+    search = BlockSearch(net, 1, Batches(train.images, train.labels, 10))
+    weight = net.get_parameter("block2.conv.weight").detach().view(-1)
+    before = weight.clone()
+    for k in range(8):
+        search.step("conv.weight", k, torch.tensor(0.3, dtype=torch.float64), k)
+    moved = [int(now != was) for now, was in zip(weight[:8], before[:8], strict=True)]
+    assert 0 < sum(moved) < 8, "some of these weights are kept, and some are not"
+    assert read == [144, 144, 144, 144, *(moved[k - 2] + moved[k - 1] + 1 for k in range(2, 8))]
 
 
 # Where they cannot be had
