@@ -7,11 +7,12 @@ cached   three forward passes from the searched layer on (section 4.7)
 engine   what `rso_lib.train` does
 
 A cycle is extrapolated from measured steps of every layer: its cached input is built once, every slice is
-visited for the first time, and all further steps cost the median of those measured. With --slices only so
-many are built and visited, which takes less memory and time: the cache's time grows with the images, and the
-weights visited lie as far apart as they would on all slices. Images are random: the time does not depend on
-them. All three run with the same allocator settings (`memory.keep_freed`). --precision tf32 lets a CUDA device
-round the factors of products.
+visited for the first time, and all further steps cost what those measured do. A step in the engine costs more where a
+row of weights begins, so whole rows are timed. Steps are medians of several rounds. With --slices only so many are
+built and visited, which takes less memory and time: the cache's time grows with the images, and the weights visited
+lie as far apart as they would on all slices; those between are changed, as if visited. Images are random: the time
+does not depend on them. All three run with the same allocator settings (`memory.keep_freed`). --precision tf32 lets a
+CUDA device round the factors of products.
 """
 
 import argparse
@@ -155,12 +156,23 @@ def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int
     weight, delta = largest.detach(), torch.tensor(0.01 * sigma(largest), device=device)
     slices = len(batches.labels) // batches.size
     tried = min(sample or slices, slices)
-    count = len(batches.labels) if tried == slices else tried * batches.size
-    part = Batches(batches.images[:count], batches.labels[:count], batches.size)
+    images = len(batches.labels) if tried == slices else tried * batches.size
+    part = Batches(batches.images[:images], batches.labels[:images], batches.size)
     net.eval()
     search = (HeadSearch if isinstance(layer, Head) else BlockSearch)(net, position, part)
-    build = clock(lambda: [search.inputs[s] for s in range(tried)], device) * len(batches.labels) / count
-    visit = lambda turn: search.step(name, turn * (slices // tried) % weight.numel(), delta, turn)  # noqa: E731
+    build = clock(lambda: [search.inputs[s] for s in range(tried)], device) * len(batches.labels) / images
+    apart = slices // tried
+    in_a_row = max(1, weight[0].numel() // apart)
+
+    def visit(turn: int) -> None:
+        at = turn * apart % weight.numel()
+        weight.view(-1)[max(at - apart + 1, 0) : at] += delta  # those between, as if visited on the other slices
+        search.step(name, at, delta, turn)
+
+    def row(k: int) -> None:
+        for turn in range(tried + k * in_a_row, tried + (k + 1) * in_a_row):
+            visit(turn)
+
     first = [clock(partial(visit, turn), device) for turn in range(tried)]
     x = channels_last(batches.images[: batches.size])
     behind = cached_input(stages(net.blocks[:position], calibrated=True), x, channels_last)
@@ -173,8 +185,7 @@ def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int
         net.train()
         times["plain"].append(clock(lambda: plain_step(weight, 0, delta, whole), device))
         times["cached"].append(clock(lambda: plain_step(weight, 0, delta, tail), device))
-        for _ in range(1 + (k > 0) * 2):
-            times["engine"].append(clock(partial(visit, tried + len(times["engine"])), device))
+        times["engine"].append(clock(partial(row, k), device) / in_a_row)
     return Timing(
         layer=list(dict(net.named_children()))[position],
         weights=models.count_weights(layer),

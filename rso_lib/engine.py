@@ -5,8 +5,9 @@ batch norm's scale and shift, of the shortcut. So one weight moves one channel o
 the next layer, which is linear, sees one changed input channel. A step on a slice of the training set is
 
 1. the block, restricted to the rows that matter: those searched since the slice was last visited, and
-   the searched row twice more, with w + Δ and with w − Δ. Batch norm treats each row by itself, so each
-   candidate has its own statistics;
+   the searched row twice more, with w + Δ and with w − Δ. Where only the searched row has changed, the compiled loops
+   start from its last output on the slice, and add only the input planes whose weights differ since then. Batch norm
+   treats each row by itself, so each candidate has its own statistics;
 2. the next layer's response, kept for every slice, and a one-channel convolution of each change;
 3. the rest of the net for each candidate, with the statistics of the batch. Where batches are small, several
    candidates go through it as one.
@@ -481,8 +482,8 @@ class SearchedBlock:
         return Preactivation(z.z.add_(response) if in_place else response.add_(z.z))
 
 
-class Known(NamedTuple):
-    """What a row of the searched convolution gave on a slice: z [batch, 1, H, W], and its weights [taps] then."""
+class LastOutput(NamedTuple):
+    """Of the convolution, for the row that was searched last on a slice: z [batch, 1, H, W], due to weights [taps]."""
 
     row: int
     weights: Tensor
@@ -496,7 +497,7 @@ class BlockSearch(SearchedBlock):
         """As in `SearchedBlock`."""
         super().forget()
         self.seen: dict[int, Weights] = {}
-        self.known: dict[int, Known] = {}
+        self.last: dict[int, LastOutput] = {}
         self.visited: list[int] = []
 
     def step(self, name: str, index: int, delta: Tensor, turn: int) -> Tensor:
@@ -529,21 +530,22 @@ class BlockSearch(SearchedBlock):
     def convolved(
         self, s: int, kernel: Tensor, rows: Sequence[int] | None, like: Sequence[tuple[int, int]]
     ) -> Preactivation:
-        """As in `SearchedBlock`. Of a row that is known, only the taps whose weights differ are read."""
+        """As in `SearchedBlock`. Of the row that was searched last, only the taps whose weights differ are read."""
         compiled = kernels.for_tensor(kernel)
         if rows is None or not compiled:
             return super().convolved(s, kernel, rows, like)
-        weights, known, ((place, j), *_) = kernel.flatten(1), self.known.get(s), like
-        if known and {*rows} == {known.row}:
-            x, differences = self.inputs[s].x.to(kernel.dtype), weights - known.weights
+        weights, last = kernel.flatten(1), self.last.get(s)
+        now, j = like[0]
+        if last and {*rows} == {last.row}:
+            x, differences = self.inputs[s].x.to(kernel.dtype), weights - last.weights
             differ = differences.any(0)
             differ[j] = True
             where = shifts(len(differ), *x.shape[2:], self.folded)[differ]
-            likes = [(place, int(differ[:j].sum()))] * len(like)
-            made = compiled.rows_conv(x, differences[:, differ], where, self.size(x), likes, known.z)
+            likes = [(now, int(differ[:j].sum()))] * len(like)
+            made = compiled.rows_conv(x, differences[:, differ], where, self.size(x), likes, last.z)
         else:
             made = super().convolved(s, kernel, rows, like)
-        self.known[s] = Known(rows[place], weights[place], made.z[:, place, None].contiguous())
+        self.last[s] = LastOutput(rows[now], weights[now], made.z[:, now, None].contiguous())
         return made
 
     def changed(self, s: int, row: int) -> list[int]:

@@ -1,6 +1,6 @@
 // The inner loops of a step on a CPU.
 //
-//   rows_conv     a few output channels of a convolution, or of some of its taps, from planes (+ base)
+//   rows_conv     a few output channels of a convolution, over all taps or some, from planes (+ base)
 //
 // and for images in channels-last layout and batch norm's blocks:
 //
@@ -65,25 +65,26 @@ template <class Image> void all_images(int images, int channels, double* totals,
     for (size_t k = 0; k < parts.size(); k++) totals[k % (2 * channels)] += parts[k];
 }
 
-// Brings closer what the next image will be read from, a piece at a time, while this one is computed.
-class Ahead {
-    static constexpr int LINE = 64;  // bytes
-    const char *at, *end;
-    int lines;  // in a piece
+// Fetches what the next image will be read from, a few cache lines at a time, while this one is computed.
+class Prefetch {
+    static constexpr int64_t LINE = 64;  // bytes
+    const char* from;
+    int64_t bytes, done = 0, share;
 
   public:
-    template <class T> Ahead(const T* from, int64_t values, int pieces)
-        : at((const char*)from), end((const char*)(from + values)), lines((end - at) / LINE / (pieces + 1) + 1) {}
+    template <class T> Prefetch(const T* from, int64_t values, int calls)
+        : from((const char*)from), bytes(values * sizeof(T)), share((bytes / LINE / (calls + 1) + 1) * LINE) {}
 
-    void piece() {
-        for (int k = 0; k < lines && at < end; k++, at += LINE) __builtin_prefetch(at, 0, 2);
+    void some() {
+        for (const int64_t until = std::min(done + share, bytes); done < until; done += LINE)
+            __builtin_prefetch(from + done, 0, 2);
     }
 };
 
 // R × P output pixels of a 3×3 convolution with stride S; u has its border, base may be null.
 template <class T, int CI, int CO, int S, int R, int P>
 inline void pixels(const T* u, int pitch, const T* kernel, const T* base, T* out, int out_pitch, Moments<T, CO>& m,
-                   Ahead& ahead) {
+                   Prefetch& next) {
     constexpr int NV = CO / LANES<T>;
     Vec<T> acc[R][P][NV] = {};
     if (base)
@@ -93,7 +94,7 @@ inline void pixels(const T* u, int pitch, const T* kernel, const T* base, T* out
                     acc[r][p][v] = *(const Vec<T>*)(base + r * out_pitch + p * CO + v * LANES<T>);
     for (int ky = 0; ky < 3; ky++)
         for (int kx = 0; kx < 3; kx++) {
-            ahead.piece();
+            next.some();
             const T* corner = u + ky * pitch + kx * CI;
             const T* taps = kernel + (ky * 3 + kx) * CI * CO;
             for (int c = 0; c < CI; c++)
@@ -116,35 +117,35 @@ inline void pixels(const T* u, int pitch, const T* kernel, const T* base, T* out
 
 template <class T, int CI, int CO, int S, int P>
 inline void columns(const T* u, int pitch, const T* kernel, const T* base, T* out, int height, int width, int x,
-                    Moments<T, CO>& m, Ahead& ahead) {
+                    Moments<T, CO>& m, Prefetch& next) {
     constexpr int R = P * (CO / LANES<T>) <= 7 ? 2 : 1;
     const int out_pitch = width * CO;
     int y = 0;
     for (; y + R <= height; y += R)
         pixels<T, CI, CO, S, R, P>(u + y * S * pitch + x * S * CI, pitch, kernel,
                                       base ? base + y * out_pitch + x * CO : nullptr, out + y * out_pitch + x * CO,
-                                      out_pitch, m, ahead);
+                                      out_pitch, m, next);
     for (; y < height; y++)
         pixels<T, CI, CO, S, 1, P>(u + y * S * pitch + x * S * CI, pitch, kernel,
                                       base ? base + y * out_pitch + x * CO : nullptr, out + y * out_pitch + x * CO,
-                                      out_pitch, m, ahead);
+                                      out_pitch, m, next);
 }
 
 // One image; the widest block of columns that divides the width is used as far as it goes.
 template <class T, int CI, int CO, int S>
 void convolve(const T* u, int pitch, const T* kernel, const T* base, T* out, int height, int width,
-              Moments<T, CO>& m, Ahead ahead) {
+              Moments<T, CO>& m, Prefetch next) {
     const int wide = width % 14 == 0 ? 14 : width % 8 == 0 ? 8 : width % 7 == 0 ? 7 : 4;
     int x = 0;
     for (; x + wide <= width; x += wide) {
-        if (wide == 14) columns<T, CI, CO, S, 14>(u, pitch, kernel, base, out, height, width, x, m, ahead);
-        if (wide == 8) columns<T, CI, CO, S, 8>(u, pitch, kernel, base, out, height, width, x, m, ahead);
-        if (wide == 7) columns<T, CI, CO, S, 7>(u, pitch, kernel, base, out, height, width, x, m, ahead);
-        if (wide == 4) columns<T, CI, CO, S, 4>(u, pitch, kernel, base, out, height, width, x, m, ahead);
+        if (wide == 14) columns<T, CI, CO, S, 14>(u, pitch, kernel, base, out, height, width, x, m, next);
+        if (wide == 8) columns<T, CI, CO, S, 8>(u, pitch, kernel, base, out, height, width, x, m, next);
+        if (wide == 7) columns<T, CI, CO, S, 7>(u, pitch, kernel, base, out, height, width, x, m, next);
+        if (wide == 4) columns<T, CI, CO, S, 4>(u, pitch, kernel, base, out, height, width, x, m, next);
     }
-    if (width - x == 3) columns<T, CI, CO, S, 3>(u, pitch, kernel, base, out, height, width, x, m, ahead);
-    if (width - x == 2) columns<T, CI, CO, S, 2>(u, pitch, kernel, base, out, height, width, x, m, ahead);
-    if (width - x == 1) columns<T, CI, CO, S, 1>(u, pitch, kernel, base, out, height, width, x, m, ahead);
+    if (width - x == 3) columns<T, CI, CO, S, 3>(u, pitch, kernel, base, out, height, width, x, m, next);
+    if (width - x == 2) columns<T, CI, CO, S, 2>(u, pitch, kernel, base, out, height, width, x, m, next);
+    if (width - x == 1) columns<T, CI, CO, S, 1>(u, pitch, kernel, base, out, height, width, x, m, next);
 }
 
 // Zeroed memory for each thread, with room for two vectors more, and aligned like a vector: loads that cross a cache
@@ -164,7 +165,7 @@ template <class T> class Scratch {
 
 // The mean of every 2×2 window of an image with its border, u [height + 2, width + 2, CI], at its upper left corner: a
 // 3×3 convolution and the 2×2 average pooling after it are a 3×3 convolution of these means with stride 2. The last
-// vector of a line may reach into the next one, or into what `Scratch` has behind the last.
+// vector of a line may reach into the lines after it, which are written later, or into what `Scratch` has behind them.
 template <class T, int CI> void box(const T* u, T* means, int height, int width) {
     const int pitch = (width + 2) * CI;
     for (int y = 0; y <= height; y++, u += pitch, means += pitch)
@@ -179,21 +180,22 @@ struct Shape {
 };
 
 // The convolution of all images: `fill` writes the rows of one into a border of zeros; S = 2 pools the result. Each
-// image is read from so many values, one after the other.
+// image is read from so many values (of base, or what `fill` reads), one image after the other.
 template <class T, int CI, int CO, int S, class Fill>
 void convolve_all(Shape shape, const T* read, int64_t values, const T* kernel, const T* base, T* out, double* moments,
                   int threads, Fill fill) {
     const int height = shape.height / S, width = shape.width / S, pitch = (shape.width + 2) * CI;
     const int64_t size = int64_t(height) * width * CO;
-    Scratch<T> padded(threads, (shape.height + 2) * pitch), boxed(S == 2 ? threads : 0, (shape.height + 2) * pitch);
+    Scratch<T> padded(threads, (shape.height + 2) * pitch), boxed(threads, S == 2 ? (shape.height + 2) * pitch : 0);
     all_images(shape.images, CO, moments, threads, [&](int n, double* total) {
         Moments<T, CO> m;
-        T *const u = padded.own(), *const means = S == 2 ? boxed.own() : u;
+        T* u = padded.own();
+        T* means = S == 2 ? boxed.own() : u;
         for (int y = 0; y < shape.height; y++) fill(n, y, u + (y + 1) * pitch + CI);
         if (S == 2) box<T, CI>(u, means, shape.height, shape.width);
-        const Ahead ahead(read + (n + 1) * values, n + 1 < shape.images ? values : 0, 9 * height * width / 14);
+        const Prefetch next(read + (n + 1) * values, n + 1 < shape.images ? values : 0, 9 * height * width / 14);
         convolve<T, CI, CO, S>(means, pitch, kernel, base ? base + n * size : nullptr, out + n * size, height, width, m,
-                               ahead);
+                               next);
         m.add_to(total);
     });
 }
@@ -258,7 +260,7 @@ void norm_max(const T* z, const double* in, double count, const T* scale, const 
                 Vec<T> largest = norm.of(v, z + n * size);
                 for (int64_t pixel = C; pixel < size; pixel += C) {
                     const Vec<T> value = norm.of(v, z + n * size + pixel);
-                    largest = largest >= value | largest != largest ? largest : value;  // NaN stays NaN
+                    largest = (largest >= value) | (largest != largest) ? largest : value;  // NaN stays NaN
                 }
                 *(Vec<T>*)(out + n * C + v * LANES<T>) = largest;
             }
@@ -394,6 +396,7 @@ void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights,
     extern "C" int norm_max_##NAME(const T* z, const double* in, double count, const T* scale, const T* shift, double eps, \
                                    int relu, T* out, int groups, int images, int height, int width, int channels, int threads) { \
         const Shape shape{images, height, width}; \
+        if (height * width == 0) return 0; \
         if (channels == 16) { norm_max<T, 16>(z, in, count, scale, shift, eps, relu, out, groups, shape, threads); return 1; } \
         if (channels == 32) { norm_max<T, 32>(z, in, count, scale, shift, eps, relu, out, groups, shape, threads); return 1; } \
         return 0; \

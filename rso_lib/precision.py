@@ -55,7 +55,7 @@ class Decisions(NamedTuple):
 def compare(
     net: Net, data: Data, settings: RSO, cycle: int, visits: int = 100, slices: int = 10
 ) -> Iterator[Decisions]:
-    """Visit up to so many weights of every tensor of a net in a cycle (from 0) of some settings.
+    """Visit up to so many weights of every tensor of a net, one after the other, in a cycle (from 0) of some settings.
 
     The net stays as it is. `slices` batches of the training part are used in turn.
     """
@@ -65,7 +65,8 @@ def compare(
         exact = _search(copy.deepcopy(net).double(), position, data, replace(settings, cache="full"), slices)
         turn = 0
         for name, weight in module.named_parameters():
-            indices = torch.randperm(weight.numel(), generator=rng)[:visits].tolist()
+            first = int(torch.randint(max(weight.numel() - visits, 0) + 1, (), generator=rng))
+            indices = range(first, min(first + visits, weight.numel()))
             deltas = settings.draw()((len(indices),), rng) * sigma(weight) * settings.sigma_factor(cycle)
             exact.begin()
             tried.begin()

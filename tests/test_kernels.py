@@ -1,8 +1,11 @@
 """The compiled inner loops against torch in float64, and what happens where they cannot be had."""
 
 import copy
+import ctypes
 import os
+import platform
 import shutil
+import subprocess
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,15 +36,35 @@ dtypes = pytest.mark.parametrize("dtype", TOLERANCE)
 strides = pytest.mark.parametrize("stride", [1, 2])
 
 
-@pytest.fixture
-def compiled() -> Kernels:
+NARROW = {"32 bytes": ["-mavx2", "-mfma"], "16 bytes": []}
+"""Vectors as they are on other machines, and the flags that a compiler for x86 needs for them."""
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Kernels:
+    """The kernels as they are used on this machine."""
     if not any(map(shutil.which, COMPILERS)):
         pytest.skip("no C++ compiler")
     if os.environ.get("RSO_KERNELS") == "0":
         pytest.skip("RSO_KERNELS=0")
-    loaded = kernels.load()
-    assert loaded
-    return loaded
+    kernels_here = kernels.load()
+    assert kernels_here
+    return kernels_here
+
+
+@pytest.fixture(scope="module", params=["this machine", *NARROW])
+def compiled(request: pytest.FixtureRequest, loaded: Kernels, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    """The kernels with vectors of all widths."""
+    if request.param == "this machine":
+        return loaded
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("flags for x86")
+    library = tmp_path_factory.mktemp("kernels") / "narrow.so"
+    flags = [flag for flag in kernels.FLAGS if flag not in ("-march=native", "-O3")]
+    compiler = next(filter(None, map(shutil.which, COMPILERS)))
+    command = [compiler, *flags, "-O1", *NARROW[request.param], str(kernels.SOURCE), "-o", str(library)]
+    subprocess.run(command, check=True)
+    return Kernels(ctypes.CDLL(str(library)))
 
 
 def last(x: Tensor) -> Tensor:
@@ -113,15 +136,25 @@ def test_rows_that_are_like_others_but_for_one_tap(compiled: Kernels, folded: bo
             taps = [j, j, 35 - j]
             rows = kernel[[0, 1, 1, 1, 0]].clone()
             rows.flatten(1)[[2, 3, 4], taps] += moves
-            made = by_rows(compiled, x, rows, folded, [*zip((1, 1, 0), taps, strict=True)])
-            expected = convolve(x, rows.permute(2, 3, 1, 0), 1 + folded)
-            check(made, expected)
-            base = torch.randn(expected[:, :1].shape, dtype=dtype)
-            check(
-                by_rows(compiled, x, rows, folded, [*zip((1, 1, 0), taps, strict=True)], base), expected + base.double()
-            )
-            same = by_rows(compiled, x, kernel[[0, 1, 1]], folded, [(1, j)]).z
-            assert torch.equal(same[:, 1], same[:, 2])
+            plain = convolve(x, rows.permute(2, 3, 1, 0), 1 + folded)
+            base = torch.randn(plain[:, :1].shape, dtype=dtype)
+            for added in (None, base):
+                made = by_rows(compiled, x, rows, folded, [*zip((1, 1, 0), taps, strict=True)], added)
+                check(made, plain if added is None else plain + base.double())
+
+
+@dtypes
+@pytest.mark.parametrize("folded", [False, True])
+def test_rows_of_equal_weights_are_equal_to_the_last_bit(compiled: Kernels, folded: bool, dtype: torch.dtype) -> None:
+    """Also where lines and planes are no multiple of a vector: batch norm takes their moments, and a tie keeps w."""
+    for size in ((7, 7), (14, 14), (13, 11), (15, 15), (28, 28)):
+        x, kernel = torch.randn(3, 4, *size, dtype=dtype), torch.randn(2, 4, 3, 3, dtype=dtype) / 10
+        base = torch.randn(3, 1, size[0] // (1 + folded), size[1] // (1 + folded), dtype=dtype)
+        for added in (None, base):
+            made = by_rows(compiled, x, kernel[[0, 1, 1, 1, 1]], folded, [(1, 5), (2, 35)], added)
+            for row in range(2, 5):
+                assert torch.equal(made.z[:, 1], made.z[:, row])
+                assert made.moments is not None and torch.equal(made.moments[..., 1], made.moments[..., row])
 
 
 @dtypes
@@ -295,15 +328,19 @@ def test_equal_runs_give_equal_bits_on_many_threads(compiled: Kernels) -> None:
     torch.set_num_threads(5)
     try:
         made = [compiled.add_channel(z, plane, taps, 1) for _ in range(200)]
+        kernel = taps.permute(2, 0, 1)[:3, None].contiguous()
+        rows = [by_rows(compiled, plane, kernel, False, base=plane) for _ in range(200)]
     finally:
         torch.set_num_threads(1)
     check(made[0], z + F.conv2d(plane, taps.permute(2, 0, 1)[:, None], padding=1))
-    for other in made[1:]:
-        assert torch.equal(other.z, made[0].z)
-        assert torch.equal(other.moments, made[0].moments)
+    check(rows[0], plane + convolve(plane, taps[:, :, None, :3], 1))
+    for same in (made, rows):
+        for other in same[1:]:
+            assert torch.equal(other.z, same[0].z)
+            assert torch.equal(other.moments, same[0].moments)
 
 
-def test_which_sizes_are_compiled(compiled: Kernels) -> None:
+def test_which_sizes_are_compiled(loaded: Kernels) -> None:
     x = torch.zeros(1, 16, 4, 4)
     assert kernels.covering(x, 16) and kernels.covering(x, 32) and kernels.covering(x.double().repeat(1, 2, 1, 1), 32)
     assert not kernels.covering(x.repeat(1, 2, 1, 1), 16)
@@ -311,7 +348,7 @@ def test_which_sizes_are_compiled(compiled: Kernels) -> None:
     assert not kernels.covering(x.half(), 16) and not kernels.covering(x.to("meta"), 16)
     assert kernels.for_tensor(x[:, :8]) and not kernels.for_tensor(x.half()) and not kernels.for_tensor(x.to("meta"))
     with pytest.raises(ValueError, match="add_channel is not compiled for these sizes"):
-        compiled.add_channel(last(x[:, :8]), x[:, :1].contiguous(), torch.zeros(3, 3, 8), 1)
+        loaded.add_channel(last(x[:, :8]), x[:, :1].contiguous(), torch.zeros(3, 3, 8), 1)
 
 
 # The engine on top of them
@@ -320,7 +357,7 @@ def test_which_sizes_are_compiled(compiled: Kernels) -> None:
 @pytest.mark.parametrize("position", range(6))
 @torch.no_grad()
 def test_the_engine_decides_the_same_without_them(
-    compiled: Kernels, position: int, monkeypatch: pytest.MonkeyPatch
+    loaded: Kernels, position: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps around a boundary of two output channels of mnist_net, on three slices."""
     net = stirred(models.mnist_net((1, 20, 12), 3))
@@ -350,7 +387,7 @@ def test_the_engine_decides_the_same_without_them(
         losses = [search.step("conv.weight", first + k, delta, k) for k, delta in enumerate(deltas)]
         results[way] = torch.stack(losses), weight
         calls[way] = calls.total()
-    used = {"rows_conv"} if position == 5 else {"rows_conv", "add_channel"}
+    used = {"rows_conv", "norm_max"} if position == 5 else {"rows_conv", "norm_max", "add_channel"}
     assert used <= set(calls) and ("norm_conv" in calls) == (position < 5)
     assert calls["torch"] == 2 * calls["compiled"], "the second way calls no compiled function"
     torch.testing.assert_close(results["compiled"][0], results["torch"][0], rtol=0, atol=1e-12)
@@ -358,9 +395,7 @@ def test_the_engine_decides_the_same_without_them(
 
 
 @torch.no_grad()
-def test_of_a_row_that_is_known_the_taps_that_differ_are_read(
-    compiled: Kernels, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_a_row_that_is_known_the_taps_that_differ_are_read(loaded: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two slices; after the first visits a step reads the tap of the one before, if that changed, and its own."""
     net, train = stirred(models.mnist_net((1, 20, 12), 3)).eval(), images(20, (1, 20, 12)).train
     calibrate(net, train.images)
@@ -435,10 +470,10 @@ def test_a_cache_that_cannot_be_written(elsewhere: Path) -> None:
 
 
 def test_compiled_once_and_said_so(
-    compiled: Kernels, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    loaded: Kernels, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A compiler that copies what is compiled already; another compiler, or another source, has its own library."""
-    log, built = elsewhere / "log", compiled.library._name
+    log, built = elsewhere / "log", loaded.library._name
     script(elsewhere / "c++", f'echo "$@" >> {log}', "for out; do :; done", f'/bin/cp {built} "$out"')
     for _ in range(2):
         kernels.load.cache_clear()
