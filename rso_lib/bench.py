@@ -20,7 +20,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -161,19 +161,9 @@ def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int
     net.eval()
     search = (HeadSearch if isinstance(layer, Head) else BlockSearch)(net, position, part)
     build = clock(lambda: [search.inputs[s] for s in range(tried)], device) * len(batches.labels) / images
-    apart = slices // tried
-    in_a_row = max(1, weight[0].numel() // apart)
-
-    def visit(turn: int) -> None:
-        at = turn * apart % weight.numel()
-        weight.view(-1)[max(at - apart + 1, 0) : at] += delta  # those between, as if visited on the other slices
-        search.step(name, at, delta, turn)
-
-    def row(k: int) -> None:
-        for turn in range(tried + k * in_a_row, tried + (k + 1) * in_a_row):
-            visit(turn)
-
-    first = [clock(partial(visit, turn), device) for turn in range(tried)]
+    visit = partial(visits, search, name, delta, slices // tried)
+    in_a_row = max(1, weight[0].numel() // (slices // tried))
+    first = [clock(partial(visit, [turn]), device) for turn in range(tried)]
     x = channels_last(batches.images[: batches.size])
     behind = cached_input(stages(net.blocks[:position], calibrated=True), x, channels_last)
     behind = behind._replace(x=channels_last(behind.x))  # grey images have two layouts, and convolutions ask for one
@@ -185,7 +175,8 @@ def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int
         net.train()
         times["plain"].append(clock(lambda: plain_step(weight, 0, delta, whole), device))
         times["cached"].append(clock(lambda: plain_step(weight, 0, delta, tail), device))
-        times["engine"].append(clock(partial(row, k), device) / in_a_row)
+        row = range(tried + k * in_a_row, tried + (k + 1) * in_a_row)
+        times["engine"].append(clock(partial(visit, row), device) / in_a_row)
     return Timing(
         layer=list(dict(net.named_children()))[position],
         weights=models.count_weights(layer),
@@ -194,6 +185,15 @@ def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int
         build=build,
         firsts=sum(min(slices, tensor.numel()) for tensor in layer.parameters()),
     )
+
+
+def visits(search: BlockSearch | HeadSearch, name: str, delta: Tensor, apart: int, turns: Iterable[int]) -> None:
+    """Steps in some turns, on weights that lie apart; those between change too, as if visited on other slices."""
+    weight = search.w[name].view(-1)
+    for turn in turns:
+        at = turn * apart % len(weight)
+        weight[max(at - apart + 1, 0) : at] += delta
+        search.step(name, at, delta, turn)
 
 
 def run(net: Net, position: int, flow: Flow) -> Tensor:
