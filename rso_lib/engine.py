@@ -545,7 +545,8 @@ class BlockSearch(SearchedBlock):
             made = compiled.rows_conv(x, differences[:, differ], where, self.size(x), likes, last.z)
         else:
             made = super().convolved(s, kernel, rows, like)
-        self.last[s] = LastOutput(rows[now], weights[now], made.z[:, now, None].contiguous())
+        z = last.z if last else made.z.new_empty(made.z[:, :1].shape)  # kept: anew each time, it would riddle the heap
+        self.last[s] = LastOutput(rows[now], weights[now].clone(), z.copy_(made.z[:, now, None]))
         return made
 
     def changed(self, s: int, row: int) -> list[int]:

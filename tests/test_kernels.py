@@ -396,7 +396,10 @@ def test_the_engine_decides_the_same_without_them(
 
 @torch.no_grad()
 def test_of_a_row_that_is_known_the_taps_that_differ_are_read(loaded: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two slices; after the first visits a step reads the tap of the one before, if that changed, and its own."""
+    """Two slices; after the first visits a step reads the tap of the one before, if that changed, and its own.
+
+    What is known has its own memory from the first visit on: anew at each, it took a run's heap apart, up to 24 GB.
+    """
     net, train = stirred(models.mnist_net((1, 20, 12), 3)).eval(), images(20, (1, 20, 12)).train
     calibrate(net, train.images)
     read: list[int] = []
@@ -410,8 +413,11 @@ def test_of_a_row_that_is_known_the_taps_that_differ_are_read(loaded: Kernels, m
     search = BlockSearch(net, 1, Batches(train.images, train.labels, 10))
     weight = net.get_parameter("block2.conv.weight").detach().view(-1)
     before = weight.clone()
+    rooms = []
     for k in range(8):
         search.step("conv.weight", k, torch.tensor(0.3, dtype=torch.float64), k)
+        rooms.append(search.last[k % 2].z.data_ptr())
+    assert rooms == [*rooms[:2]] * 4 and rooms[0] != rooms[1]
     moved = [int(now != was) for now, was in zip(weight[:8], before[:8], strict=True)]
     assert 0 < sum(moved) < 8, "some of these weights are kept, and some are not"
     assert read == [144, 144, 144, 144, *(moved[k - 2] + moved[k - 1] + 1 for k in range(2, 8))]
