@@ -17,7 +17,7 @@ from .parallel import world
 from .settings import CACHES, RSO
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-NORMED, PLAIN = 9, 4
+NORMED, PLAIN = 8, 4
 """Tensors of the size of the largest activation that a step holds at once, in a net with batch norm and in one without
 (measured: see tests/test_memory.py)."""
 

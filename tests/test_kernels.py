@@ -141,6 +141,8 @@ def test_rows_that_are_like_others_but_for_one_tap(compiled: Kernels, folded: bo
             for added in (None, base):
                 made = by_rows(compiled, x, rows, folded, [*zip((1, 1, 0), taps, strict=True)], added)
                 check(made, plain if added is None else plain + base.double())
+                same = by_rows(compiled, x, kernel[[0, 1, 1]], folded, [(1, j)], added).z
+                assert torch.equal(same[:, 1], same[:, 2])
 
 
 @dtypes

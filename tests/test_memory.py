@@ -2,6 +2,7 @@
 
 import math
 import platform
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,7 @@ def test_the_estimate_against_the_peak_of_a_process(
     net: str, count: int, batch: int, cache: str, strategy: str, project: Path
 ) -> None:
     command = [sys.executable, "-c", PROCESS, net, str(count), str(batch), cache, strategy]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
-    taken, needed = map(int, done.stdout.split())
-    assert 0.6 * taken < needed < 1.8 * taken, f"said {needed / 1e6:.0f} MB, took {taken / 1e6:.0f} MB"
+    runs = [subprocess.run(command, cwd=project, capture_output=True, text=True, check=True) for _ in range(3)]
+    peaks, [needed, *_] = zip(*(map(int, run.stdout.split()) for run in runs), strict=True)
+    taken = statistics.median(peaks)  # one run in five is a third off, by where the heap has its holes
+    assert 0.7 * taken < needed < 1.6 * taken, f"said {needed / 1e6:.0f} MB, took {taken / 1e6:.0f} MB"
