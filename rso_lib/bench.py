@@ -30,12 +30,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import kernels, memory, models
-from .engine import BlockSearch, HeadSearch, cached_input, channels_last, folds, stages
+from .engine import BlockSearch, HeadSearch, cached_input
 from .models import Flow, Head, Net, calibrate
 from .precision import arithmetic
 from .proposals import sigma
 from .reference import Batches, cross_entropy
 from .settings import PRECISIONS
+from .stages import channels_last, folds, stages
 
 SHAPES = {"one_conv": (1, 28, 28), "two_conv": (1, 28, 28), "mnist_net": (1, 28, 28)}
 CIFAR = {f"cifar_net_{depth}": depth for depth in (3, 5, 10)}

@@ -13,38 +13,50 @@ the next layer, which is linear, sees one changed input channel. A step on a sli
    candidates go through it as one.
 
 The searched layer's input is computed once for every slice that is visited (the paper's cache, section 4.7), with the
-batch-norm statistics of `models.calibrate`. `SearchedBlock` is all this. `BlockSearch` makes one step after the other,
-`NeuronSearch` and `LayerSearch` make some at once that do not see each other. `HeadSearch` is for the final layer,
-`JointSearch` for many weights at once.
+batch-norm statistics of `models.calibrate`. `SearchedBlock` is all this, and `BlockSearch` makes one step after the
+other with it; `strategies` has searches that make some at once. `HeadSearch` is for the final layer, `JointSearch` for
+many weights at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
-from itertools import chain, islice, pairwise
-from typing import NamedTuple, TypeVar, cast
+from itertools import chain
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import kernels
-from .kernels import Preactivation, sums
-from .models import Block, Flow, Head, Net, pool2
+from .kernels import Preactivation
+from .models import Flow, Net
 from .parallel import world
 from .reference import Batches, ModuleSearch, choose, cross_entropy
-
-CHUNK = 100
-"""Images at once where no batch statistics are needed: their activations stay in the processor's cache."""
-
-Weights = dict[str, Tensor]
-Made = TypeVar("Made")
-
+from .stages import (
+    CHUNK,
+    BlockStage,
+    Candidate,
+    HeadStage,
+    Stage,
+    Weights,
+    advance,
+    bridge,
+    channels_last,
+    folds,
+    forward,
+    normalise,
+    outputs,
+    stages,
+    weights_of,
+)
 
 AT_ONCE, AT_ONCE_ON_A_CPU = 2**26, 2**22
 """Values of an activation, at the most, of all candidates that go through the net as one batch."""
 
 MANY = 16
 """Where fewer candidates than these fit, they go one by one: what is saved is less than the copies cost (measured)."""
+
+Made = TypeVar("Made")
 
 
 class OnDemand(dict[int, Made]):
@@ -59,35 +71,8 @@ class OnDemand(dict[int, Made]):
         return self[s]
 
 
-def weights_of(layer: nn.Module) -> Weights:
-    """The layer's weights by name; they share their memory with the layer."""
-    return {name: weight.detach() for name, weight in layer.named_parameters()}
-
-
-def channels_last(x: Tensor) -> Tensor:
-    return x.to(memory_format=torch.channels_last)
-
-
-# A convolution and the average pooling after it are one linear map: a 3×3 convolution with stride 2 of the input's
-# 2×2 means, which a cached input has ready and the compiled kernels take on the way, or without these means a 4×4
-# convolution with stride 2.
-
-
-def folds(block: Block) -> bool:
-    """Whether average pooling directly follows the block's convolution."""
-    return block.pool == "avg" and not block.pool_last
-
-
-def fold(kernel: Tensor) -> Tensor:
-    """[O, I, 3, 3] → the [O, I, 4, 4] kernel that with stride 2 convolves and pools."""
-    single = kernel.reshape(-1, 1, 3, 3)
-    mean = single.new_full((1, 1, 2, 2), 0.25)
-    return F.conv2d(single, mean, padding=1).view(*kernel.shape[:2], 4, 4)
-
-
-def picked(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """Some channels of x [N, C, ...]. Places on the host would be uploaded, and the device waited for."""
-    return torch.stack([x[:, row] for row in rows], 1)
+def copied(w: Weights) -> Weights:
+    return {key: value.clone() for key, value in w.items()}
 
 
 def channel(flow: Flow, k: int) -> Flow:
@@ -130,196 +115,6 @@ def place(j: int, folded: bool) -> tuple[int, int, int]:
 def shifts(weights: int, height: int, width: int, folded: bool) -> Tensor:
     """The same for each weight of a row, as which value of an image's planes [..., height, width]: int64."""
     return torch.tensor([(c * height + y) * width + x for c, y, x in (place(j, folded) for j in range(weights))])
-
-
-# What follows a block's linear map, for all of its rows or some: w holds the weights of these rows.
-
-
-def bridge(block: Block, w: Weights, skip: Tensor | None, rows: Sequence[int] | None = None, groups: int = 1) -> Tensor:
-    """What the open skip adds to the linear map's output."""
-    assert skip is not None, "no block before this one opens a skip"
-    skip = skip.to(w["conv.weight"])  # it may be cached in half precision
-    if block.shortcut is not None:
-        z = F.conv2d(skip, w["shortcut.0.weight"])
-        skip = batch_norm(cast(nn.BatchNorm2d, block.shortcut[1]), w, "shortcut.1", Preactivation(z, groups=groups))
-    elif rows is not None:
-        skip = picked(skip, rows)
-    return pool2(skip, block.pool) if folds(block) else skip
-
-
-def normalise(block: Block, w: Weights, z: Preactivation) -> Tensor:
-    """From the linear map's output (and the skip) to batch norm's, or to where the bias is added."""
-    if not folds(block) and not block.pool_last and block.pool:
-        z = Preactivation(pool2(z.z, block.pool), groups=z.groups)
-    if block.norm is None:  # a bias moves all pixels alike, and so what pooling makes of them
-        return z.z + w["conv.bias"][:, None, None]
-    return batch_norm(block.norm, w, "norm", z)
-
-
-def batch_norm(norm: nn.BatchNorm2d, w: Weights, name: str, z: Preactivation) -> Tensor:
-    """Each channel of each group by itself: with the statistics in w if they are there, or with those of the batch."""
-    scale, shift, mean, var = (w.get(f"{name}.{part}") for part in ("weight", "bias", "running_mean", "running_var"))
-    means, variances = [mean] * z.groups, [var] * z.groups
-    if mean is None and (z := share_moments(z)).moments is not None:
-        mean, square = (z.moments / z.count).unbind(1)
-        means, variances = [*mean.to(z.z)], [*(square - mean.square()).clamp(min=0).to(z.z)]
-    groups = zip(z.z.chunk(z.groups), means, variances, strict=True)
-    normed = [F.batch_norm(x, m, v, scale, shift, training=m is None, eps=norm.eps) for x, m, v in groups]
-    return torch.cat(normed) if len(normed) > 1 else normed[0]
-
-
-class BlockStage:
-    """A block with fixed weights, cut behind its linear map: `receive` and then `finish` is the block.
-
-    Batch norm has the statistics that are in w beside the weights, or those of the batch.
-    """
-
-    def __init__(self, block: Block, w: Weights):
-        self.block, self.w = block, w
-        kernel = self.w["conv.weight"]
-        self.stride = 2 if folds(block) else 1
-        self.kernel = channels_last(fold(kernel) if folds(block) else kernel)
-        self.taps = kernel.permute(2, 3, 1, 0).contiguous()
-
-    def enter(self, x: Tensor) -> Tensor:
-        return x
-
-    def receive(self, flow: Flow, groups: int = 1) -> Tensor:
-        """The linear map's output for some candidates, with the skip added where the block closes one."""
-        z = self.response(flow.x)
-        return z + bridge(self.block, self.w, flow.skip, groups=groups) if self.block.closes else z
-
-    def response(self, x: Tensor, channels: slice = slice(None)) -> Tensor:
-        """The linear map of x [N, C, H, W], or the part of it that is due to some input channels."""
-        kernel = channels_last(self.kernel[:, channels])
-        return F.conv2d(channels_last(x), kernel, stride=self.stride, padding=1)
-
-    def finish(self, z: Preactivation, skip: Tensor | None) -> Flow:
-        """The block's output, given what `receive` gave and the skip before it."""
-        normed = normalise(self.block, self.w, z)
-        return Flow(self.block.activate(normed), self.block.passes(normed, skip))
-
-
-class HeadStage:
-    """The head, cut in the same way: pooling, matrix, bias."""
-
-    def __init__(self, head: Head):
-        self.head, self.w = head, weights_of(head)
-
-    def enter(self, x: Tensor) -> Tensor:
-        return x if self.head.pool == "flatten" else self.head.features(x)[..., None, None]
-
-    def receive(self, flow: Flow, groups: int = 1) -> Tensor:
-        return self.response(self.enter(flow.x))
-
-    def response(self, x: Tensor, channels: slice = slice(None)) -> Tensor:
-        kernel = self.w["linear.weight"]
-        kernel = kernel.view(len(kernel), -1, x[0, 0].numel())[:, channels]
-        return x.flatten(1) @ kernel.flatten(1).T
-
-    def finish(self, z: Preactivation, skip: Tensor | None) -> Flow:
-        return Flow(z.z if self.head.linear.bias is None else z.z + self.w["linear.bias"])
-
-
-Stage = BlockStage | HeadStage
-
-
-def stage(layer: Block | Head, calibrated: bool = False) -> Stage:
-    if isinstance(layer, Head):
-        return HeadStage(layer)
-    return BlockStage(layer, weights_of(layer) | (dict(layer.named_buffers()) if calibrated else {}))
-
-
-def stages(layers: Iterable[Block | Head], calibrated: bool = False) -> list[Stage]:
-    """The stages of layers that follow each other; `calibrated` ones have batch norm's running statistics."""
-    return [stage(layer, calibrated) for layer in layers]
-
-
-Candidate = tuple[Preactivation, Tensor | None]
-"""What a stage receives, and the skip that is open there."""
-
-
-def outputs(cuts: Sequence[Stage], candidates: Iterable[Candidate], at_once: int) -> Iterator[Tensor]:
-    """The net's output for each candidate for what the first of the stages receives, so many of them as one batch."""
-    remaining = iter(candidates)
-    while group := list(islice(remaining, at_once)):
-        count = len(group)
-        z, skip = side_by_side(group)
-        del group  # which is in z
-        for cut, following in pairwise(cuts):
-            assert isinstance(cut, BlockStage), "a head is the last stage"
-            z, skip = advance(cut, following, z, skip)
-        yield from cuts[-1].finish(z, skip).x.chunk(count)
-
-
-def side_by_side(candidates: Sequence[Candidate]) -> Candidate:
-    """The candidates as one batch."""
-    if len(candidates) == 1:
-        return candidates[0]
-    moments = concatenated([z.moments for z, _ in candidates])
-    z = Preactivation(torch.cat([z.z for z, _ in candidates]), moments, len(candidates))
-    return z, concatenated([skip for _, skip in candidates])
-
-
-def concatenated(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """The parts one after the other, if all are there."""
-    there = [part for part in parts if part is not None]
-    return torch.cat(there) if len(there) == len(parts) else None
-
-
-def advance(cut: BlockStage, following: Stage, z: Preactivation, skip: Tensor | None) -> Candidate:
-    """From what one stage received to what the next receives; compiled where that covers the two stages."""
-    norm, compiled = fused_norm(cut.block), compiled_between(z.z, following)
-    if norm and compiled:
-        z = calibrated(cut.w, z.z) if "norm.running_mean" in cut.w else share_moments(z)
-        fused = cut.w["norm.weight"], cut.w["norm.bias"], norm.eps, cut.block.relu
-        if isinstance(following, HeadStage):
-            return Preactivation(following.response(compiled.norm_max(z, *fused)), groups=z.groups), None
-        behind = cut.block.passes(normalise(cut.block, cut.w, z) if cut.block.opens else z.z, skip)
-        base = None
-        if following.block.closes:
-            base = channels_last(bridge(following.block, following.w, behind, groups=z.groups))
-        return compiled.norm_conv(z, *fused, following.taps, following.stride, base), behind
-    flow = cut.finish(z, skip)
-    return Preactivation(following.receive(flow, z.groups), groups=z.groups), flow.skip
-
-
-def compiled_between(z: Tensor, following: Stage) -> kernels.Kernels | None:
-    """The compiled kernels, if they cover what follows a linear map that gave z, up to the next one."""
-    if isinstance(following, HeadStage):
-        return kernels.covering(z, z.shape[1]) if following.head.pool == "max" else None
-    return kernels.covering(z, len(following.kernel))
-
-
-def share_moments(z: Preactivation) -> Preactivation:
-    """The same with the moments of the whole batch, where processes have a part of it each and have not shared yet."""
-    if not world.splits_batch or z.count > z.z.numel() / (z.z.shape[1] * z.groups):
-        return z
-    moments = world.add(sums(z.z, z.groups) if z.moments is None else z.moments.to(z.z.device))
-    return Preactivation(z.z, moments, z.groups, z.count * world.batch * z.groups / len(z.z))
-
-
-def calibrated(w: Weights, z: Tensor) -> Preactivation:
-    """z with the moments that give batch norm its running statistics."""
-    mean, var = w["norm.running_mean"].double(), w["norm.running_var"].double()
-    return Preactivation(z, torch.stack([mean, var + mean.square()])[None], count=1.0)
-
-
-def fused_norm(block: Block) -> nn.BatchNorm2d | None:
-    """The block's batch norm, if nothing but that and ReLU stands between its linear map and the next."""
-    return block.norm if block.pool is None or folds(block) else None
-
-
-def forward(cuts: Sequence[Stage], images: Tensor) -> Flow:
-    """What the last of the stages, which are those of a net from its first on, gives for some images."""
-    flow = Flow(channels_last(images))
-    if not cuts:
-        return flow
-    z, skip = Preactivation(cuts[0].receive(flow)), flow.skip
-    for cut, following in pairwise(cuts):
-        assert isinstance(cut, BlockStage), "a head is the last stage"
-        z, skip = advance(cut, following, z, skip)
-    return cuts[-1].finish(z, skip)
 
 
 def cached_input(
@@ -428,7 +223,21 @@ class SearchedBlock:
         if compiled := kernels.for_tensor(x):
             where = shifts(kernel[0].numel(), *x.shape[2:], self.folded)
             return compiled.rows_conv(x, kernel.flatten(1), where, self.size(x), like)
-        return Preactivation(F.conv2d(x, plane_kernel(kernel, self.folded)).contiguous())
+        known = F.conv2d(x, plane_kernel(kernel[: len(kernel) - len(like)], self.folded))
+        return self.moved_on(x, kernel, [*known.unbind(1)], like)
+
+    def moved_on(self, x: Tensor, kernel: Tensor, z: list[Tensor], like: Sequence[tuple[int, int]]) -> Preactivation:
+        """The convolution of planes x, given z [batch, H, W] of the first rows: a weight moves its row by a multiple of
+        one shifted plane, so that what changes nothing does so to the last bit."""
+        for weights, (row, j) in zip(kernel.flatten(1)[len(z) :], like, strict=True):
+            z.append(torch.addcmul(z[row], self.tap(x, j), weights[j] - kernel[row].view(-1)[j]))
+        return Preactivation(torch.stack(z, 1))
+
+    def tap(self, x: Tensor, j: int) -> Tensor:
+        """What weight j of a row of the convolution is multiplied with, out of planes x: [batch, H, W]."""
+        plane, line, column = place(j, self.folded)
+        height, width = self.size(x)
+        return x[:, plane, line : line + height, column : column + width]
 
     def size(self, x: Tensor) -> tuple[int, int]:
         """Height and width of what the convolution makes of planes x."""
@@ -580,151 +389,6 @@ class BlockSearch(SearchedBlock):
             if skip is not None and now.skip is not None:
                 skip[:, row, None] = now.skip
         self.remember(s)
-
-
-class Where(NamedTuple):
-    """Some weights of a tensor: the row of each and the place in it, on the host and on the weights' device."""
-
-    rows: list[int]
-    places: list[int]
-    at_rows: Tensor
-    at_places: Tensor
-
-
-class NeuronSearch(SearchedBlock):
-    """Steps that see only those of their own row, their output neuron (strategy="neuron", section 4.6).
-
-    One of each row may be made at once: their candidates go through the net as one batch.
-    """
-
-    def begin(self) -> None:
-        """As in `SearchedBlock`. The other rows are seen as they are now."""
-        self.begin_from(copied(self.w))
-
-    def turns(self, visits: Tensor, before: int) -> Tensor:
-        """The turn of each visit (flat indices [n] in the order of a sweep): those with the same may be made at once.
-
-        Here each row takes the slices by itself.
-
-        before  steps of the layer that precede the sweep
-        """
-        size = len(visits) // self.block.conv.out_channels
-        turns = torch.empty_like(visits)
-        turns[(visits // size).argsort(stable=True)] = torch.arange(len(visits)) % size
-        return before + turns
-
-    @property
-    def steps_at_once(self) -> int:
-        """How many steps are made at once, at the most."""
-        return max(1, self.at_once // 3)
-
-    def steps(self, name: str, indices: Sequence[int], at: Tensor, deltas: Tensor, turn: int) -> Tensor:
-        """Visit some weights of the tensor `name` that have the same turn: losses [n, 3]; the best are written back.
-
-        indices  of the weights, flat; `at` is the same on their device
-        deltas   [n]
-        """
-        weight = self.w[name].view(-1)
-        size = len(weight) // len(self.w[name])
-        now = weight[at]
-        candidates = torch.stack([now, now + deltas, now - deltas], 1)
-        where = Where([i // size for i in indices], [i % size for i in indices], at // size, at % size)
-        losses = self.losses_of(turn % len(self.labels), name, where, candidates)
-        weight[at] = candidates.gather(1, choose(losses.T)[:, None])[:, 0]
-        return losses
-
-    def losses_of(self, s: int, name: str, where: Where, candidates: Tensor) -> Tensor:
-        """The losses [n, 3] on slice s where some weights take the values w, w + Δ and w − Δ."""
-        if self.cache == "input":
-            self.forget()
-        if s not in self.responses:
-            self.respond(s, self.linear(s, self.before))
-        n, behind = len(where.rows), self.tried(s, [self.before, self.w], name, where, candidates)
-        moved = ((k, place) for k in range(n) for place in (n + k, 2 * n + 2 * k, 2 * n + 2 * k + 1))
-        changes = ((where.rows[k], channel(behind, k), channel(behind, place)) for k, place in moved)
-        return self.scores(s, self.moved(s, changes)).view(n, 3)
-
-    def tried(self, s: int, states: Sequence[Weights], name: str, where: Where, candidates: Tensor) -> Flow:
-        """What comes behind the weights' rows on slice s: n channels for each state of the block, and 2n more for the
-        last, where each row has w + Δ and then w − Δ."""
-        n, (*earlier, now) = len(where.rows), states
-        thrice = torch.cat([where.at_rows, where.at_rows.repeat_interleave(2)])
-        w = {key: weight[thrice] for key, weight in now.items()}
-        if earlier:
-            w = {key: torch.cat([*(state[key][where.at_rows] for state in earlier), w[key]]) for key in w}
-        places = where.at_places.repeat_interleave(2)[:, None]
-        w[name].view(len(w[name]), -1)[-2 * n :].scatter_(1, places, candidates[:, 1:].reshape(-1, 1))
-        last = n * len(earlier)
-        like = [(last + k // 2, where.places[k // 2] % self.row_size) for k in range(2 * n)]
-        return self.behind(s, w, where.rows * len(states) + [row for row in where.rows for _ in range(2)], like)
-
-
-class LayerSearch(NeuronSearch):
-    """Steps that see no other (strategy="layer", section 4.6).
-
-    Steps on a slice may follow each other, so only what concerns the slice at hand is kept: more of it, and in the
-    processor's cache. w is scored once for all steps that are made at once, or where these are one, for a slice.
-    """
-
-    def turns(self, visits: Tensor, before: int) -> Tensor:
-        """As in `NeuronSearch`. Here steps on one slice may be made at once."""
-        return (before + torch.arange(len(visits))) % len(self.labels)
-
-    @property
-    def steps_at_once(self) -> int:
-        """As in `NeuronSearch`."""
-        return max(1, (self.at_once - 1) // 2)
-
-    def losses_of(self, s: int, name: str, where: Where, candidates: Tensor) -> Tensor:
-        """As in `NeuronSearch`."""
-        if s not in self.responses:
-            self.turn_to(s)
-        n, behind = len(where.rows), self.tried(s, [self.before], name, where, candidates)
-        changes = ((where.rows[k // 2], channel(behind, k // 2), channel(behind, n + k)) for k in range(2 * n))
-        moved = self.moved(s, changes)
-        if self.loss is None:
-            losses = self.scores(s, chain([self.kept(s)], moved))
-        else:
-            losses = torch.cat([self.loss, self.scores(s, moved)])
-        return torch.cat([losses[:1].expand(n, 1), losses[1:].view(n, 2)], 1)
-
-    def convolved(
-        self, s: int, kernel: Tensor, rows: Sequence[int] | None, like: Sequence[tuple[int, int]]
-    ) -> Preactivation:
-        """As in `SearchedBlock`. A weight moves what is known of its row by a multiple of one shifted plane."""
-        if rows is None:
-            return super().convolved(s, kernel, rows, like)
-        known, x = [self.z[:, row] for row in rows[: -len(like)]], self.inputs[s].x.to(kernel.dtype)
-        for weights, (row, j) in zip(kernel.flatten(1)[-len(like) :], like, strict=True):
-            moved = torch.addcmul(known[row], self.tap(x, j), weights[j] - kernel[row].view(-1)[j])
-            known.append(moved)
-        return Preactivation(torch.stack(known, 1))
-
-    def tap(self, x: Tensor, j: int) -> Tensor:
-        """What weight j of a row of the convolution is multiplied with, out of planes x: [batch, H, W]."""
-        plane, line, column = place(j, self.folded)
-        height, width = self.size(x)
-        return x[:, plane, line : line + height, column : column + width]
-
-    def turn_to(self, s: int) -> None:
-        """Keep what concerns slice s, and nothing else."""
-        self.forget()
-        z = self.convolved(s, self.before["conv.weight"], None, ())
-        self.z = z.z
-        self.respond(s, self.bridged(s, z, self.before))
-        self.loss = self.scores(s, [self.kept(s)]) if self.steps_at_once == 1 else None
-
-
-BLOCK_SEARCHES: dict[str, type[BlockSearch] | type[NeuronSearch]] = {
-    "sequential": BlockSearch,
-    "neuron": NeuronSearch,
-    "layer": LayerSearch,
-}
-"""How a block is searched, by strategy."""
-
-
-def copied(w: Weights) -> Weights:
-    return {key: value.clone() for key, value in w.items()}
 
 
 class Others(NamedTuple):

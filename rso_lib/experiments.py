@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from . import models
 from .data import Data, Split
-from .engine import CHUNK
 from .history import NAN, History
 from .models import Net
 from .plots import BLACK, BLUE, CANDIDATES, GREY, ORANGE, VERMILION, Picture, blank, style
 from .proposals import SCHEDULES, generator, sigma
 from .reference import choose
 from .settings import RSO
+from .stages import CHUNK
 from .train import fit
 
 if TYPE_CHECKING:

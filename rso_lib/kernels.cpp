@@ -287,10 +287,13 @@ struct Rows {
     int height, width, pitch;  // of the output, and how far its lines are apart in a plane
 
     int reach() const { return (height - 1) * pitch + width; }
+    int64_t begin() const { return *std::min_element(shifts, shifts + taps); }  // of what is read of an image
+    int64_t end() const { return *std::max_element(shifts, shifts + taps) + reach(); }
 };
 
 // R rows [R, taps] of one image by vectors of L values, four of them at a time; the last ones overlap the ones before.
-template <class T, int L, int R> void row_lanes(const Rows& rows, const T* x, const T* weights, T* out, int size) {
+template <class T, int L, int R>
+void row_lanes(const Rows& rows, const T* x, const T* weights, T* out, int size, Prefetch& next) {
     using Lanes __attribute__((vector_size(L * sizeof(T)), aligned(sizeof(T)), may_alias)) = T;
     const int vectors = (rows.reach() + L - 1) / L;
     for (int v = 0; v < vectors; v += 4) {
@@ -298,6 +301,7 @@ template <class T, int L, int R> void row_lanes(const Rows& rows, const T* x, co
         for (int k = 0; k < 4; k++) at[k] = std::min((v + k) * L, rows.reach() - L);
         Lanes acc[R][4] = {};
         for (int t = 0; t < rows.taps; t++) {
+            next.some();
             Lanes u[4];
 #pragma GCC unroll 4
             for (int k = 0; k < 4; k++) u[k] = *(const Lanes*)(x + rows.shifts[t] + at[k]);
@@ -311,14 +315,15 @@ template <class T, int L, int R> void row_lanes(const Rows& rows, const T* x, co
     }
 }
 
-template <class T, int L> void row_image(const Rows& rows, const T* x, const T* weights, T* out, int size) {
+template <class T, int L>
+void row_image(const Rows& rows, const T* x, const T* weights, T* out, int size, Prefetch next) {
     if constexpr (L > 1)
-        if (rows.reach() < L) return row_image<T, L / 2>(rows, x, weights, out, size);
+        if (rows.reach() < L) return row_image<T, L / 2>(rows, x, weights, out, size, next);
     for (int r = 0; r < rows.rows; r += 4, weights += 4 * rows.taps, out += 4 * size) {
-        if (rows.rows - r == 1) row_lanes<T, L, 1>(rows, x, weights, out, size);
-        else if (rows.rows - r == 2) row_lanes<T, L, 2>(rows, x, weights, out, size);
-        else if (rows.rows - r == 3) row_lanes<T, L, 3>(rows, x, weights, out, size);
-        else row_lanes<T, L, 4>(rows, x, weights, out, size);
+        if (rows.rows - r == 1) row_lanes<T, L, 1>(rows, x, weights, out, size, next);
+        else if (rows.rows - r == 2) row_lanes<T, L, 2>(rows, x, weights, out, size, next);
+        else if (rows.rows - r == 3) row_lanes<T, L, 3>(rows, x, weights, out, size, next);
+        else row_lanes<T, L, 4>(rows, x, weights, out, size, next);
     }
 }
 
@@ -328,12 +333,15 @@ template <class T>
 void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights, const T* base, T* out, double* moments,
                    int images, int threads) {
     const int all = rows.rows + rows.moved, plane = rows.height * rows.width, reach = std::max(rows.reach(), 0);
+    const int64_t begin = rows.begin(), values = rows.end() - begin;
+    const int calls = rows.taps * (reach / (4 * LANES<T>) + 1) * (rows.rows / 4 + 1);
     Scratch<T> stretches(threads, int64_t(all) * reach);
     all_images(images, all, moments, plane ? threads : 1, [&](int n, double* total) {
         if (!plane) return;
         const T* image = x + n * size;
         T* stretch = stretches.own();
-        row_image<T, LANES<T>>(rows, image, weights, stretch, reach);
+        const Prefetch next(image + size + begin, n + 1 < images ? values : 0, calls);
+        row_image<T, LANES<T>>(rows, image, weights, stretch, reach, next);
         for (int k = rows.rows; k < all; k++) {
             const int64_t row = rows.like[2 * (k - rows.rows)], tap = rows.like[2 * (k - rows.rows) + 1];
             const T move = weights[k * rows.taps + tap] - weights[row * rows.taps + tap];

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from .data import Data
-from .engine import channels_last, folds, most_at_once, planes, stage
+from .engine import most_at_once, planes
 from .models import Flow, Net, pool2
 from .parallel import world
 from .settings import CACHES, RSO
+from .stages import channels_last, folds, stage
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 NORMED, PLAIN = 8, 4

@@ -19,7 +19,6 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from . import bench, runs
 from .data import Split, home
-from .engine import channels_last
 from .experiments import standard_error
 from .history import History, Report
 from .models import Net, count_weights
@@ -28,6 +27,7 @@ from .proposals import generator, sigma
 from .reference import cross_entropy
 from .runs import Run
 from .settings import RSO
+from .stages import channels_last
 
 if TYPE_CHECKING:
     import pandas

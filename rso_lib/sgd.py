@@ -25,11 +25,11 @@ from torch import nn
 
 from . import runs
 from .data import Data, load
-from .engine import channels_last
 from .history import NAN, History, Report
 from .proposals import generator
 from .runs import replacing
 from .settings import check_choice, check_whole, numbers
+from .stages import channels_last
 from .train import scores
 
 if TYPE_CHECKING:

@@ -21,6 +21,8 @@ from .precision import arithmetic
 from .proposals import ORDERS, generator, sigma
 from .reference import Batches
 from .settings import RSO
+from .stages import CHUNK, forward, stages
+from .strategies import BLOCK_SEARCHES, LayerSearch, NeuronSearch
 
 WITHIN_A_BLOCK = (
     "conv.weight",
@@ -37,7 +39,7 @@ SHUFFLE, DRAWS = 1, 2
 """What a generator is for: the shuffle of a layer's batches, or the order and the Δ of a sweep."""
 
 OneByOne = engine.BlockSearch | engine.HeadSearch | reference.ModuleSearch
-Search = OneByOne | engine.NeuronSearch
+Search = OneByOne | NeuronSearch
 
 
 class Position(NamedTuple):
@@ -224,10 +226,10 @@ def _sums(net: nn.Module, split: Split, part: slice) -> tuple[float, float]:
     training = net.training
     net.eval()
     loss, right = 0.0, 0.0
-    stages = engine.stages(net.layers, calibrated=True) if isinstance(net, Net) else None
-    images, labels = (x[part].split(engine.CHUNK) for x in (split.images, split.labels))
+    cuts = stages(net.layers, calibrated=True) if isinstance(net, Net) else None
+    images, labels = (x[part].split(CHUNK) for x in (split.images, split.labels))
     for x, of in zip(images, labels, strict=True):
-        logits = net(x) if stages is None else engine.forward(stages, x).x
+        logits = net(x) if cuts is None else forward(cuts, x).x
         loss += float(F.cross_entropy(logits.double(), of, reduction="sum"))
         right += float((logits.argmax(1) == of).sum())
     net.train(training)
@@ -293,7 +295,7 @@ def _search(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int
         return engine.JointSearch(net, position, batches)
     if isinstance(net[position], Head):
         return engine.HeadSearch(net, position, batches)
-    return engine.BLOCK_SEARCHES[settings.strategy](net, position, batches, settings.cache)
+    return BLOCK_SEARCHES[settings.strategy](net, position, batches, settings.cache)
 
 
 def _walk(
@@ -321,7 +323,7 @@ def _walk(
     search.begin()
     owners = _owners(search, visits, len(weight), before)
     own = (owners == world.rank).nonzero().flatten()[len(losses) :]
-    if isinstance(search, engine.NeuronSearch):
+    if isinstance(search, NeuronSearch):
         found = _at_once(search, name, visits, deltas, before, own)
     else:
         decay = settings.weight_decay if settings.strategy == "sequential" else 0.0
@@ -354,7 +356,7 @@ def _one_by_one(
 
 
 def _at_once(
-    search: engine.NeuronSearch, name: str, visits: Tensor, deltas: Tensor, before: int, own: Tensor
+    search: NeuronSearch, name: str, visits: Tensor, deltas: Tensor, before: int, own: Tensor
 ) -> Iterator[tuple[int, Tensor]]:
     """The same where steps do not see each other: in the order of their turns, several of the same turn at once."""
     turns, order = search.turns(visits, before)[own].sort(stable=True)
@@ -372,10 +374,10 @@ def _owners(search: Search, visits: Tensor, rows: int, before: int) -> Tensor:
     """The process that makes each visit: this one, or where weights are split, that of its output neuron or slice."""
     if not world.splits_weights:
         return torch.full_like(visits, world.rank)
-    if not isinstance(search, engine.NeuronSearch):
+    if not isinstance(search, NeuronSearch):
         return torch.zeros_like(visits)
     shares = visits // (len(visits) // rows)
-    if isinstance(search, engine.LayerSearch):
+    if isinstance(search, LayerSearch):
         every_process_has_slices = len(search.labels) >= world.size
         shares = search.turns(visits, before) if every_process_has_slices else torch.arange(len(visits)) + before
     return shares % world.size

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from rso_lib import engine, models
 from rso_lib.models import Head, Net
 from rso_lib.reference import Batches, ModuleSearch, choose
+from rso_lib.strategies import BLOCK_SEARCHES, NeuronSearch
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="this torch was built without CUDA")
 
@@ -64,7 +65,7 @@ def batches() -> Batches:
 def searches(net: Net, position: int, on: Batches, cache: str) -> list[Any]:
     if isinstance(net[position], Head):
         return [engine.HeadSearch(net, position, on)]
-    return [search(net, position, on, cache) for search in engine.BLOCK_SEARCHES.values()]
+    return [search(net, position, on, cache) for search in BLOCK_SEARCHES.values()]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_a_step_stays_on_the_device(name: str, cache: str) -> None:
                     both = [size - 1, min(2 * size - 1, weight.numel() - 1)]
                     at = torch.tensor(both, device="cuda")
                     with Copies() as copies:
-                        if isinstance(search, engine.NeuronSearch):
+                        if isinstance(search, NeuronSearch):
                             losses = search.steps(tensor, both, at, delta, t)
                         else:
                             losses = search.step(tensor, min(size - 1 + t, weight.numel() - 1), delta[0], t)

@@ -6,7 +6,7 @@ After every step the three losses are compared, and the searched tensors bit for
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 from typing import Any
 
 import pytest
@@ -18,10 +18,11 @@ from rso_lib import kernels, models
 from rso_lib.data import Data, Split, load
 from rso_lib.engine import BlockSearch, SearchedBlock
 from rso_lib.history import History, Report
-from rso_lib.models import Block, Head, Net
+from rso_lib.models import Block, Flow, Head, Net
 from rso_lib.proposals import sigma
 from rso_lib.reference import Batches
 from rso_lib.settings import RSO
+from rso_lib.stages import HeadStage, bridge
 from rso_lib.train import Step, train
 
 DEVICES = [
@@ -246,19 +247,20 @@ FIRST: dict[str, tuple[Callable[[], Block], int]] = {
 """A first block, and the images' height and width: the compiled loops cover what follows the first, not the second."""
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", FIRST)
 @pytest.mark.parametrize("at_once", [1, 7])
 @pytest.mark.parametrize("strategy", ["sequential", "neuron", "layer"])
 def test_a_weight_that_nothing_depends_on_is_kept(
-    kind: str, strategy: str, at_once: int, loops: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, strategy: str, at_once: int, dtype: torch.dtype, loops: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float32: the second channel of the images is black, and so is that of the first block, whose scale is zero."""
+    """The second channel of the images is black, and so is that of the first block, whose scale is zero."""
     monkeypatch.setattr(SearchedBlock, "candidates_at_once", lambda *_: at_once)
     first, size = FIRST[kind]
-    net = Net([first(), Block(16, 16), Block(16, 16)], Head(16, 3, pool="max"), seed=0)
+    net = Net([first(), Block(16, 16), Block(16, 16)], Head(16, 3, pool="max"), seed=0).to(dtype)
     with torch.no_grad():
         net.get_parameter("block1.norm.weight")[1] = 0
-    data = images(26, (2, size, size), dtype=torch.float32)
+    data = images(26, (2, size, size), dtype=dtype)
     data.train.images[:, 1] = 0
     settings = RSO(cycles=1, batch_size=13, strategy=strategy, direction="forward")
     for sweep, idle in [(0, lambda row, j: row == 1 or j >= 9), (3, lambda _, j: 9 <= j < 18)]:
@@ -271,6 +273,29 @@ def test_a_weight_that_nothing_depends_on_is_kept(
                 ties += 1
         assert 9 <= ties < 200
         assert not torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_head_gives_each_candidate_what_it_gives_it_alone(dtype: torch.dtype) -> None:
+    """To the last bit: in one product for all of them it would not, for some numbers of images."""
+    for channels, count in product((1, 3, 16), range(1, 24)):
+        cut = HeadStage(Head(channels, 3, pool="max").to(dtype))
+        x = torch.randn(count, channels, 2, 2, dtype=dtype)
+        alone = cut.receive(Flow(x))
+        assert [torch.equal(z, alone) for z in cut.receive(Flow(x.repeat(7, 1, 1, 1)), 7).chunk(7)] == [True] * 7
+
+
+def test_a_row_of_a_shortcut_does_not_depend_on_the_rows_beside_it() -> None:
+    """To the last bit: neither which rows are tried together, nor their number, may break a tie."""
+    block, rng = Block(8, 16, skip="close", closes=12), torch.Generator().manual_seed(0)
+    w = {name: weight.detach().double() for name, weight in block.named_parameters()}
+    for count in range(1, 12):
+        skip = torch.randn(5, 12, 3, count, generator=rng, dtype=torch.float64)
+        rows = [count, *range(count), count]
+        *_, alone = bridge(block, {key: weight[[count]] for key, weight in w.items()}, skip, [count]).unbind(1)
+        first, *_, last = bridge(block, {key: weight[rows] for key, weight in w.items()}, skip, rows).unbind(1)
+        assert torch.equal(first, alone)
+        assert torch.equal(last, alone)
 
 
 # What is not a number

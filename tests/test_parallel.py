@@ -19,12 +19,12 @@ from oracle import images, narrow
 from torch import Tensor
 
 from rso_lib import engine, parallel, runs
-from rso_lib.engine import LayerSearch
 from rso_lib.history import History
 from rso_lib.models import Block, Head, Net
 from rso_lib.parallel import world
 from rso_lib.reference import Batches
 from rso_lib.settings import RSO
+from rso_lib.strategies import LayerSearch
 from rso_lib.train import Step, _owners, train
 
 pytestmark = pytest.mark.xdist_group("parallel")  # the runs behind these tests are made once

@@ -1,0 +1,252 @@
+"""A net cut behind its linear maps, so that a candidate can go through the rest of it from there.
+
+A `BlockStage` or `HeadStage` is a layer with fixed weights: `receive` is its linear map, `finish` what comes behind it.
+`advance` goes from what one stage received to what the next one receives, in compiled loops where these cover the two.
+Several candidates pass side by side, as one batch with statistics for each.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, pairwise
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import kernels
+from .kernels import Preactivation, sums
+from .models import Block, Flow, Head, pool2
+from .parallel import world
+
+CHUNK = 100
+"""Images at once where no batch statistics are needed: their activations stay in the processor's cache."""
+
+Weights = dict[str, Tensor]
+
+
+def weights_of(layer: nn.Module) -> Weights:
+    """The layer's weights by name; they share their memory with the layer."""
+    return {name: weight.detach() for name, weight in layer.named_parameters()}
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.to(memory_format=torch.channels_last)
+
+
+# A convolution and the average pooling after it are one linear map: a 3×3 convolution with stride 2 of the input's
+# 2×2 means, which a cached input has ready and the compiled kernels take on the way, or without these means a 4×4
+# convolution with stride 2.
+
+
+def folds(block: Block) -> bool:
+    """Whether average pooling directly follows the block's convolution."""
+    return block.pool == "avg" and not block.pool_last
+
+
+def fold(kernel: Tensor) -> Tensor:
+    """[O, I, 3, 3] → the [O, I, 4, 4] kernel that with stride 2 convolves and pools."""
+    single = kernel.reshape(-1, 1, 3, 3)
+    mean = single.new_full((1, 1, 2, 2), 0.25)
+    return F.conv2d(single, mean, padding=1).view(*kernel.shape[:2], 4, 4)
+
+
+def picked(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some channels of x [N, C, ...]. Places on the host would be uploaded, and the device waited for."""
+    return torch.stack([x[:, row] for row in rows], 1)
+
+
+# What follows a block's linear map, for all of its rows or some: w holds the weights of these rows.
+
+
+def bridge(block: Block, w: Weights, skip: Tensor | None, rows: Sequence[int] | None = None, groups: int = 1) -> Tensor:
+    """What the open skip adds to the linear map's output."""
+    assert skip is not None, "no block before this one opens a skip"
+    skip = skip.to(w["conv.weight"])  # it may be cached in half precision
+    if block.shortcut is not None:
+        kernel = w["shortcut.0.weight"]  # a product rounds by the place of a row: some rows come one by one
+        z = F.conv2d(skip, kernel) if rows is None else torch.cat([F.conv2d(skip, row[None]) for row in kernel], 1)
+        skip = batch_norm(cast(nn.BatchNorm2d, block.shortcut[1]), w, "shortcut.1", Preactivation(z, groups=groups))
+    elif rows is not None:
+        skip = picked(skip, rows)
+    return pool2(skip, block.pool) if folds(block) else skip
+
+
+def normalise(block: Block, w: Weights, z: Preactivation) -> Tensor:
+    """From the linear map's output (and the skip) to batch norm's, or to where the bias is added."""
+    if not folds(block) and not block.pool_last and block.pool:
+        z = Preactivation(pool2(z.z, block.pool), groups=z.groups)
+    if block.norm is None:  # a bias moves all pixels alike, and so what pooling makes of them
+        return z.z + w["conv.bias"][:, None, None]
+    return batch_norm(block.norm, w, "norm", z)
+
+
+def batch_norm(norm: nn.BatchNorm2d, w: Weights, name: str, z: Preactivation) -> Tensor:
+    """Each channel of each group by itself: with the statistics in w if they are there, or with those of the batch."""
+    scale, shift, mean, var = (w.get(f"{name}.{part}") for part in ("weight", "bias", "running_mean", "running_var"))
+    means, variances = [mean] * z.groups, [var] * z.groups
+    if mean is None and (z := share_moments(z)).moments is not None:
+        mean, square = (z.moments / z.count).unbind(1)
+        means, variances = [*mean.to(z.z)], [*(square - mean.square()).clamp(min=0).to(z.z)]
+    groups = zip(z.z.chunk(z.groups), means, variances, strict=True)
+    normed = [F.batch_norm(x, m, v, scale, shift, training=m is None, eps=norm.eps) for x, m, v in groups]
+    return torch.cat(normed) if len(normed) > 1 else normed[0]
+
+
+class BlockStage:
+    """A block with fixed weights, cut behind its linear map: `receive` and then `finish` is the block.
+
+    Batch norm has the statistics that are in w beside the weights, or those of the batch.
+    """
+
+    def __init__(self, block: Block, w: Weights):
+        self.block, self.w = block, w
+        kernel = self.w["conv.weight"]
+        self.stride = 2 if folds(block) else 1
+        self.kernel = channels_last(fold(kernel) if folds(block) else kernel)
+        self.taps = kernel.permute(2, 3, 1, 0).contiguous()
+
+    def enter(self, x: Tensor) -> Tensor:
+        return x
+
+    def receive(self, flow: Flow, groups: int = 1) -> Tensor:
+        """The linear map's output for some candidates, with the skip added where the block closes one."""
+        z = self.response(flow.x)
+        return z + bridge(self.block, self.w, flow.skip, groups=groups) if self.block.closes else z
+
+    def response(self, x: Tensor, channels: slice = slice(None)) -> Tensor:
+        """The linear map of x [N, C, H, W], or the part of it that is due to some input channels."""
+        kernel = channels_last(self.kernel[:, channels])
+        return F.conv2d(channels_last(x), kernel, stride=self.stride, padding=1)
+
+    def finish(self, z: Preactivation, skip: Tensor | None) -> Flow:
+        """The block's output, given what `receive` gave and the skip before it."""
+        normed = normalise(self.block, self.w, z)
+        return Flow(self.block.activate(normed), self.block.passes(normed, skip))
+
+
+class HeadStage:
+    """The head, cut in the same way: pooling, matrix, bias."""
+
+    def __init__(self, head: Head):
+        self.head, self.w = head, weights_of(head)
+
+    def enter(self, x: Tensor) -> Tensor:
+        return x if self.head.pool == "flatten" else self.head.features(x)[..., None, None]
+
+    def receive(self, flow: Flow, groups: int = 1) -> Tensor:
+        return self.responses(self.enter(flow.x), groups)
+
+    def responses(self, x: Tensor, groups: int) -> Tensor:
+        """The matrix times each candidate by itself: a product rounds by the place of a row, and ties would break."""
+        if groups == 1:
+            return self.response(x)
+        return torch.cat([self.response(part.clone()) for part in x.chunk(groups)])
+
+    def response(self, x: Tensor, channels: slice = slice(None)) -> Tensor:
+        kernel = self.w["linear.weight"]
+        kernel = kernel.view(len(kernel), -1, x[0, 0].numel())[:, channels]
+        return x.flatten(1) @ kernel.flatten(1).T
+
+    def finish(self, z: Preactivation, skip: Tensor | None) -> Flow:
+        return Flow(z.z if self.head.linear.bias is None else z.z + self.w["linear.bias"])
+
+
+Stage = BlockStage | HeadStage
+
+
+def stage(layer: Block | Head, calibrated: bool = False) -> Stage:
+    if isinstance(layer, Head):
+        return HeadStage(layer)
+    return BlockStage(layer, weights_of(layer) | (dict(layer.named_buffers()) if calibrated else {}))
+
+
+def stages(layers: Iterable[Block | Head], calibrated: bool = False) -> list[Stage]:
+    """The stages of layers that follow each other; `calibrated` ones have batch norm's running statistics."""
+    return [stage(layer, calibrated) for layer in layers]
+
+
+Candidate = tuple[Preactivation, Tensor | None]
+"""What a stage receives, and the skip that is open there."""
+
+
+def outputs(cuts: Sequence[Stage], candidates: Iterable[Candidate], at_once: int) -> Iterator[Tensor]:
+    """The net's output for each candidate for what the first of the stages receives, so many of them as one batch."""
+    remaining = iter(candidates)
+    while group := list(islice(remaining, at_once)):
+        count = len(group)
+        z, skip = side_by_side(group)
+        del group  # which is in z
+        for cut, following in pairwise(cuts):
+            assert isinstance(cut, BlockStage), "a head is the last stage"
+            z, skip = advance(cut, following, z, skip)
+        yield from cuts[-1].finish(z, skip).x.chunk(count)
+
+
+def side_by_side(candidates: Sequence[Candidate]) -> Candidate:
+    """The candidates as one batch."""
+    if len(candidates) == 1:
+        return candidates[0]
+    moments = concatenated([z.moments for z, _ in candidates])
+    z = Preactivation(torch.cat([z.z for z, _ in candidates]), moments, len(candidates))
+    return z, concatenated([skip for _, skip in candidates])
+
+
+def concatenated(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The parts one after the other, if all are there."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if len(there) == len(parts) else None
+
+
+def advance(cut: BlockStage, following: Stage, z: Preactivation, skip: Tensor | None) -> Candidate:
+    """From what one stage received to what the next receives; compiled where that covers the two stages."""
+    norm, compiled = fused_norm(cut.block), compiled_between(z.z, following)
+    if norm and compiled:
+        z = calibrated(cut.w, z.z) if "norm.running_mean" in cut.w else share_moments(z)
+        fused = cut.w["norm.weight"], cut.w["norm.bias"], norm.eps, cut.block.relu
+        if isinstance(following, HeadStage):
+            return Preactivation(following.responses(compiled.norm_max(z, *fused), z.groups), groups=z.groups), None
+        behind = cut.block.passes(normalise(cut.block, cut.w, z) if cut.block.opens else z.z, skip)
+        base = None
+        if following.block.closes:
+            base = channels_last(bridge(following.block, following.w, behind, groups=z.groups))
+        return compiled.norm_conv(z, *fused, following.taps, following.stride, base), behind
+    flow = cut.finish(z, skip)
+    return Preactivation(following.receive(flow, z.groups), groups=z.groups), flow.skip
+
+
+def compiled_between(z: Tensor, following: Stage) -> kernels.Kernels | None:
+    """The compiled kernels, if they cover what follows a linear map that gave z, up to the next one."""
+    if isinstance(following, HeadStage):
+        return kernels.covering(z, z.shape[1]) if following.head.pool == "max" else None
+    return kernels.covering(z, len(following.kernel))
+
+
+def share_moments(z: Preactivation) -> Preactivation:
+    """The same with the moments of the whole batch, where processes have a part of it each and have not shared yet."""
+    if not world.splits_batch or z.count > z.z.numel() / (z.z.shape[1] * z.groups):
+        return z
+    moments = world.add(sums(z.z, z.groups) if z.moments is None else z.moments.to(z.z.device))
+    return Preactivation(z.z, moments, z.groups, z.count * world.batch * z.groups / len(z.z))
+
+
+def calibrated(w: Weights, z: Tensor) -> Preactivation:
+    """z with the moments that give batch norm its running statistics."""
+    mean, var = w["norm.running_mean"].double(), w["norm.running_var"].double()
+    return Preactivation(z, torch.stack([mean, var + mean.square()])[None], count=1.0)
+
+
+def fused_norm(block: Block) -> nn.BatchNorm2d | None:
+    """The block's batch norm, if nothing but that and ReLU stands between its linear map and the next."""
+    return block.norm if block.pool is None or folds(block) else None
+
+
+def forward(cuts: Sequence[Stage], images: Tensor) -> Flow:
+    """What the last of the stages, which are those of a net from its first on, gives for some images."""
+    flow = Flow(channels_last(images))
+    if not cuts:
+        return flow
+    z, skip = Preactivation(cuts[0].receive(flow)), flow.skip
+    for cut, following in pairwise(cuts):
+        assert isinstance(cut, BlockStage), "a head is the last stage"
+        z, skip = advance(cut, following, z, skip)
+    return cuts[-1].finish(z, skip)
