@@ -170,7 +170,8 @@ def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log
         check_choice("parts", part, PARTS)
     named = _named(runs)
     parts = parts or _parts(list(named.values()))
-    picture = blank(9, 3.6, wspace=0.25)
+    lines = -(-len(named) * len(parts) // 3)  # of the legend, above the panels: it would hide some of many curves
+    picture = blank(9, 3.33 + 0.27 * lines, top=0.2 + 0.27 * lines, wspace=0.3)
     panels = dict(zip(SCORES, picture.subplots(1, 2), strict=True))
     for label, histories in named.items():
         for part in parts:
@@ -185,7 +186,7 @@ def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter(NullFormatter())
     panels["accuracy"].yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}")
-    panels["loss"].legend()
+    picture.legend(*axes.get_legend_handles_labels(), loc="upper center", ncols=3)
     ends = [_end(label, histories, part) for label, histories in named.items() for part in parts]
     picture.alt = f"Accuracy (left) and loss (right) against {AGAINST[against]}. Final accuracy: {'; '.join(ends)}."
     return picture

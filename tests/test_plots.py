@@ -13,6 +13,7 @@ import pytest
 import torch
 from IPython.core.formatters import DisplayFormatter
 from matplotlib.axes import Axes
+from matplotlib.legend import Legend
 from PIL import Image
 
 from rso_lib import History, models, plots
@@ -43,8 +44,8 @@ def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
     return {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
 
 
-def texts(axes: Axes) -> list[str]:
-    return [label.get_text() for label in axes.get_legend().get_texts()]
+def texts(legend: Legend) -> list[str]:
+    return [label.get_text() for label in legend.get_texts()]
 
 
 def same(shown: np.ndarray, expected: object) -> None:
@@ -59,7 +60,7 @@ def test_curves_of_one_run() -> None:
     assert lines(loss)["validation"][1] == pytest.approx([0.5, 0.3, 0.1])
     assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("updates of all weights", "accuracy (%)")
     assert loss.get_ylabel() == "cross entropy (nats)"
-    assert texts(loss) == ["training", "validation", "test"]
+    assert texts(*picture.legends) == ["training", "validation", "test"]
     assert accuracy.yaxis.get_major_formatter()(0.5) == "50"
     assert "training 90.00%" in picture.alt
     assert "test 80.00%" in picture.alt
@@ -68,19 +69,19 @@ def test_curves_of_one_run() -> None:
 def test_curves_of_a_run_without_validation() -> None:
     rows = [replace(row, val_accuracy=math.nan, val_loss=math.nan) for row in run([0.5, 0.7]).rows]
     picture = plots.curves(History(rows))
-    assert texts(picture.axes[1]) == ["training", "test"]
+    assert texts(*picture.legends) == ["training", "test"]
     assert "nan" not in picture.alt
 
 
 def test_curves_over_seeds_are_mean_and_range() -> None:
     picture = plots.curves({"small": [run([0.2, 0.4]), run([0.4, 0.6])], "large": run([0.7, 0.9])})
-    accuracy, loss = picture.axes
+    accuracy = picture.axes[0]
     assert lines(accuracy)["small"][1] == pytest.approx([0.2, 0.4])  # of the test part
     assert lines(accuracy)["large"][1] == pytest.approx([0.6, 0.8])
     [band] = accuracy.collections  # a single run has none
     corners = band.get_paths()[0].vertices[:, 1]
     assert (corners.min(), corners.max()) == pytest.approx((0.1, 0.5))
-    assert texts(loss) == ["small", "large"]
+    assert texts(*picture.legends) == ["small", "large"]
     assert "small, test 40.00% (mean of 2 runs, 30.00% to 50.00%)" in picture.alt
 
 
@@ -93,6 +94,15 @@ def test_what_curves_are_drawn_against(against: str, expected: list[float]) -> N
     assert lines(axes)["test"][0] == expected
     assert axes.get_xlabel() == plots.AGAINST[against]
     assert axes.get_xscale() == "log"
+
+
+def test_the_legend_hides_no_curve() -> None:
+    picture = plots.curves({f"run number {k}": [run([0.5, 0.7]), run([0.6, 0.9])] for k in range(7)})
+    picture.image()
+    [legend] = picture.legends
+    low = legend.get_window_extent().y0
+    assert all(axes.get_window_extent().y1 <= low for axes in picture.axes)
+    assert legend.get_window_extent().y1 <= picture.bbox.y1
 
 
 def test_a_shorter_run_ends_the_mean() -> None:
@@ -116,7 +126,7 @@ def test_acceptance() -> None:
     same(np.array(heights), np.array([[11, 11], [16, 16], [13, 13]]) / 40)
     tops = [patch.get_y() + patch.get_height() for patch in left.containers[-1]]
     assert tops == pytest.approx([1, 1])
-    assert texts(left) == ["w", "w + Δ", "w − Δ"]
+    assert texts(left.get_legend()) == ["w", "w + Δ", "w − Δ"]
     same(right.images[0].get_array(), [[20, 20], [50, 50]])
     assert [label.get_text() for label in right.get_yticklabels()] == ["head.linear.weight", "block1.conv.weight"]
     assert bar.get_ylabel() == "steps that keep w (%)"
@@ -150,7 +160,7 @@ def test_loss_along_one_weight_for_several_batches() -> None:
     curves = {"16 images": values, "64 images": values**2}
     scores = {"16 images": candidates, "64 images": candidates**2}
     picture = plots.loss_along(values, curves, candidates, scores)
-    assert texts(picture.axes[0]) == ["16 images", "64 images"]
+    assert texts(picture.axes[0].get_legend()) == ["16 images", "64 images"]
     assert "16 images: w − Δ wins. 64 images: w wins." in picture.alt
 
 
@@ -162,7 +172,7 @@ def test_sweep() -> None:
     assert points.get_offsets().tolist() == [[1, 2], [2, 2], [3, 1]]
     shown = [matplotlib.colors.to_hex(colour).upper() for colour in points.get_facecolors()]
     assert shown == [plots.BLUE, plots.GREY, plots.VERMILION]
-    assert texts(axes) == ["w wins (1)", "w + Δ wins (1)", "w − Δ wins (1)"]
+    assert texts(axes.get_legend()) == ["w wins (1)", "w + Δ wins (1)", "w − Δ wins (1)"]
 
 
 def pixels_of(picture: plots.Picture) -> np.ma.MaskedArray:
