@@ -20,7 +20,7 @@ many weights at once.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -44,8 +44,10 @@ from .stages import (
     channels_last,
     folds,
     forward,
+    fused_norm,
     normalise,
     outputs,
+    share_moments,
     stages,
     weights_of,
 )
@@ -73,11 +75,6 @@ class OnDemand(dict[int, Made]):
 
 def copied(w: Weights) -> Weights:
     return {key: value.clone() for key, value in w.items()}
-
-
-def channel(flow: Flow, k: int) -> Flow:
-    """Channel k of a flow: [N, 1, H, W], a view."""
-    return Flow(flow.x[:, k, None], None if flow.skip is None else flow.skip[:, k, None])
 
 
 # The searched block's input is cached as planes, so that a weight of a row is multiplied with one plane, shifted.
@@ -244,13 +241,30 @@ class SearchedBlock:
         less = 1 if self.folded else 2
         return x.shape[2] - less, x.shape[3] - less
 
-    def behind(self, s: int, w: Weights, rows: Sequence[int], like: Sequence[tuple[int, int]]) -> Flow:
-        """What comes behind some rows on slice s: channels of the next layer's input, and of the skip that is opened.
+    def changes(
+        self,
+        s: int,
+        w: Weights,
+        rows: Sequence[int],
+        like: Sequence[tuple[int, int]],
+        pairs: Sequence[tuple[int, int]],
+    ) -> Iterator[Flow]:
+        """How what comes behind some rows changes on slice s: a channel [batch, 1, H, W] of the next layer's input, and
+        of the skip that is opened.
 
-        Arguments as in `linear`.
+        pairs  of places in w: that of a row as it was, and as it is; other arguments as in `linear`
         """
-        normed = normalise(self.block, w, self.linear(s, w, rows, like))
-        return Flow(self.next.enter(self.block.activate(normed)), self.block.passes(normed, None))
+        z = self.linear(s, w, rows, like)
+        norm = fused_norm(self.block) if isinstance(self.next, BlockStage) and not self.block.opens else None
+        if norm and z.moments is not None and (compiled := kernels.for_tensor(z.z)):
+            fused = w["norm.weight"], w["norm.bias"], norm.eps, self.block.relu
+            yield from map(Flow, compiled.norm_changes(share_moments(z), *fused, pairs))
+            return
+        normed = normalise(self.block, w, z)
+        x, skip = self.next.enter(self.block.activate(normed)), self.block.passes(normed, None)
+        change = lambda y, was, now: y[:, now, None] - y[:, was, None]  # noqa: E731
+        for pair in pairs:
+            yield Flow(change(x, *pair), None if skip is None else change(skip, *pair))
 
     def scores(self, s: int, candidates: Iterable[Candidate]) -> Tensor:
         """The losses on slice s of what the next layer may receive."""
@@ -263,17 +277,17 @@ class SearchedBlock:
         """What the next layer receives with the weights as they were kept."""
         return self.joining(self.responses[s], self.skips[s])
 
-    def moved(self, s: int, changes: Iterable[tuple[int, Flow, Flow]]) -> Iterator[Candidate]:
-        """The same with one row changed: which row, and what comes behind it as it was and as it is.
+    def moved(self, s: int, rows: Iterable[int], changes: Iterable[Flow]) -> Iterator[Candidate]:
+        """The same with one of the rows changed at a time.
 
-        The difference is added, so that what changes nothing has the same loss to the last bit: a tie keeps w.
+        The change is added, so that what changes nothing has the same loss to the last bit: a tie keeps w.
         """
-        for row, was, now in changes:
+        for row, change in zip(rows, changes, strict=True):
             skip = self.skips[s]
-            if skip is not None and was.skip is not None and now.skip is not None:
+            if skip is not None and change.skip is not None:
                 skip = skip.clone()
-                skip[:, row, None] += now.skip - was.skip
-            yield self.joining(self.add_channel(self.responses[s], now.x - was.x, row), skip)
+                skip[:, row, None] += change.skip
+            yield self.joining(self.add_channel(self.responses[s], change.x, row), skip)
 
     def joining(self, z: Preactivation, skip: Tensor | None) -> Candidate:
         if self.joined:
@@ -327,14 +341,15 @@ class BlockSearch(SearchedBlock):
             self.forget()
         changed = self.changed(s, row)
         self.visited.append(row)
-        are = changed or [row]
+        are, old = changed or [row], len(changed)
         w = self.rows([(self.seen[s], changed), (self.w, [*are, row, row])], name, j, candidates[1:])
-        like = (len(changed) + len(are) - 1, j % self.row_size)
-        behind = self.behind(s, w, [*changed, *are, row, row], [like, like])
+        now = old + len(are) - 1
+        like = (now, j % self.row_size)
+        pairs = [*((k, old + k) for k in range(old)), (now, now + 1), (now, now + 2)]
+        changes = self.changes(s, w, [*changed, *are, row, row], [like, like], pairs)
         if changed:
-            self.refresh(s, changed, behind)
-        *_, was, plus, minus = (channel(behind, k) for k in range(behind.x.shape[1]))
-        return self.scores(s, chain([self.kept(s)], self.moved(s, [(row, was, plus), (row, was, minus)])))
+            self.refresh(s, changed, islice(changes, old))
+        return self.scores(s, chain([self.kept(s)], self.moved(s, [row, row], changes)))
 
     def convolved(
         self, s: int, kernel: Tensor, rows: Sequence[int] | None, like: Sequence[tuple[int, int]]
@@ -381,13 +396,13 @@ class BlockSearch(SearchedBlock):
         w[name].view(len(w[name]), -1)[-len(tried) :, j] = tried
         return w
 
-    def refresh(self, s: int, rows: Sequence[int], behind: Flow) -> None:
-        """Bring slice s up to date in these rows, given what comes behind them as they were and as they are."""
-        for k, row in enumerate(rows):
-            was, now, skip = channel(behind, k), channel(behind, len(rows) + k), self.skips[s]
-            self.responses[s] = self.add_channel(self.responses[s], now.x - was.x, row, in_place=True)
-            if skip is not None and now.skip is not None:
-                skip[:, row, None] = now.skip
+    def refresh(self, s: int, rows: Sequence[int], changes: Iterable[Flow]) -> None:
+        """Bring slice s up to date in these rows, given how what comes behind them has changed."""
+        skip = self.skips[s]
+        for row, change in zip(rows, changes, strict=True):
+            self.responses[s] = self.add_channel(self.responses[s], change.x, row, in_place=True)
+            if skip is not None and change.skip is not None:
+                skip[:, row, None] += change.skip
         self.remember(s)
 
 

@@ -1,6 +1,7 @@
 // The inner loops of a step on a CPU.
 //
 //   rows_conv     a few output channels of a convolution, over all taps or some, from planes (+ base)
+//   norm_changes  batch norm and ReLU of such channels, and the difference of some pairs of them
 //
 // and for images in channels-last layout and batch norm's blocks:
 //
@@ -366,6 +367,31 @@ void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights,
     });
 }
 
+// z [N, rows, plane] to out [pairs, N, plane]: batch norm as a · z + b, and ReLU, of the second row of each pair, less
+// that of the first.
+template <class T>
+void norm_changes(const T* z, const double* moments, double count, const T* scale, const T* shift, double eps, bool relu,
+                  const int64_t* pairs, T* out, int changes, int images, int rows, int plane, int threads) {
+    std::vector<T> a(rows), b(rows);
+    for (int r = 0; r < rows; r++) {
+        const double mean = moments[r] / count, variance = std::max(moments[rows + r] / count - mean * mean, 0.0);
+        a[r] = scale[r] / std::sqrt(variance + eps);
+        b[r] = shift[r] - mean * a[r];
+    }
+#pragma omp parallel for num_threads(threads)
+    for (int n = 0; n < images; n++)
+        for (int k = 0; k < changes; k++) {
+            const int64_t was = pairs[2 * k], now = pairs[2 * k + 1];
+            const T *before = z + (int64_t(n) * rows + was) * plane, *after = z + (int64_t(n) * rows + now) * plane;
+            T* to = out + (int64_t(k) * images + n) * plane;
+#pragma omp simd
+            for (int q = 0; q < plane; q++) {
+                const T first = a[was] * before[q] + b[was], second = a[now] * after[q] + b[now];
+                to[q] = (relu && second < 0 ? 0 : second) - (relu && first < 0 ? 0 : first);  // NaN stays NaN
+            }
+        }
+}
+
 // The stride is 1, or 2 with pooling; channels are 16 or 32. Returns 0 where the sizes are others.
 #define STRIDES(CALL) \
     if (stride == 1) { constexpr int S = 1; CALL; return 1; } \
@@ -383,6 +409,12 @@ void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights,
                                     int width, int pitch, int threads) { \
         const Rows them{shifts, taps, rows, moved, like, height, width, pitch}; \
         convolve_rows<T>(them, x, size, weights, base, out, moments, images, threads); \
+        return 1; \
+    } \
+    extern "C" int norm_changes_##NAME(const T* z, const double* moments, double count, const T* scale, const T* shift, \
+                                       double eps, int relu, const int64_t* pairs, T* out, int changes, int images, int rows, \
+                                       int plane, int threads) { \
+        norm_changes<T>(z, moments, count, scale, shift, eps, relu, pairs, out, changes, images, rows, plane, threads); \
         return 1; \
     } \
     extern "C" int add_channel_##NAME(const T* base, const T* plane, const T* kernel, T* out, double* moments, \

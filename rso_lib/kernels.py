@@ -81,6 +81,30 @@ class Kernels:
         )
         return Preactivation(out, moments)
 
+    def norm_changes(
+        self,
+        z: Preactivation,
+        scale: Tensor,
+        shift: Tensor,
+        eps: float,
+        relu: bool,
+        pairs: Sequence[tuple[int, int]],
+    ) -> Tensor:
+        """Batch norm and ReLU of rows: of the second of each pair, less that of the first. [pairs, N, 1, H, W].
+
+        z      [N, rows, H, W], contiguous, with its moments; batch norm takes its statistics from these
+        scale  of batch norm: [rows], as its shift
+        """
+        assert z.moments is not None
+        images, rows, height, width = z.z.shape
+        out = torch.empty((len(pairs), images, 1, height, width), dtype=z.z.dtype)
+        self._call(
+            "norm_changes",
+            *(z.z, z.moments, z.count, scale, shift, eps, relu, torch.tensor(pairs), out),
+            *(len(pairs), images, rows, height * width),
+        )
+        return out
+
     def add_channel(
         self, base: Tensor, plane: Tensor, taps: Tensor, stride: int, out: Tensor | None = None
     ) -> Preactivation:

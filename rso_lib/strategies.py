@@ -1,17 +1,16 @@
 """Steps that do not see each other (section 4.6): some of them are made at once, as one batch of candidates."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .engine import BlockSearch, SearchedBlock, channel, copied
+from .engine import BlockSearch, SearchedBlock, copied
 from .kernels import Preactivation
-from .models import Flow
 from .reference import choose
-from .stages import Weights
+from .stages import Candidate, Weights
 
 
 class Where(NamedTuple):
@@ -71,14 +70,25 @@ class NeuronSearch(SearchedBlock):
             self.forget()
         if s not in self.responses:
             self.respond(s, self.linear(s, self.before))
-        n, behind = len(where.rows), self.tried(s, [self.before, self.w], name, where, candidates)
-        moved = ((k, place) for k in range(n) for place in (n + k, 2 * n + 2 * k, 2 * n + 2 * k + 1))
-        changes = ((where.rows[k], channel(behind, k), channel(behind, place)) for k, place in moved)
-        return self.scores(s, self.moved(s, changes)).view(n, 3)
+        n = len(where.rows)
+        pairs = [(k, place) for k in range(n) for place in (n + k, 2 * n + 2 * k, 2 * n + 2 * k + 1)]
+        moved = self.tried(s, [self.before, self.w], name, where, candidates, pairs)
+        return self.scores(s, moved).view(n, 3)
 
-    def tried(self, s: int, states: Sequence[Weights], name: str, where: Where, candidates: Tensor) -> Flow:
-        """What comes behind the weights' rows on slice s: n channels for each state of the block, and 2n more for the
-        last, where each row has w + Δ and then w − Δ."""
+    def tried(
+        self,
+        s: int,
+        states: Sequence[Weights],
+        name: str,
+        where: Where,
+        candidates: Tensor,
+        pairs: Sequence[tuple[int, int]],
+    ) -> Iterator[Candidate]:
+        """What the next layer receives on slice s where rows change from the first to the second of each pair.
+
+        A pair is of places among: the n weights' rows for each state of the block, and twice more for the last, where
+        each row has w + Δ and then w − Δ.
+        """
         n, (*earlier, now) = len(where.rows), states
         thrice = torch.cat([where.at_rows, where.at_rows.repeat_interleave(2)])
         w = {key: weight[thrice] for key, weight in now.items()}
@@ -88,7 +98,8 @@ class NeuronSearch(SearchedBlock):
         w[name].view(len(w[name]), -1)[-2 * n :].scatter_(1, places, candidates[:, 1:].reshape(-1, 1))
         last = n * len(earlier)
         like = [(last + k // 2, where.places[k // 2] % self.row_size) for k in range(2 * n)]
-        return self.behind(s, w, where.rows * len(states) + [row for row in where.rows for _ in range(2)], like)
+        rows = where.rows * len(states) + [row for row in where.rows for _ in range(2)]
+        return self.moved(s, [rows[was] for was, _ in pairs], self.changes(s, w, rows, like, pairs))
 
 
 class LayerSearch(NeuronSearch):
@@ -111,9 +122,8 @@ class LayerSearch(NeuronSearch):
         """As in `NeuronSearch`."""
         if s not in self.responses:
             self.turn_to(s)
-        n, behind = len(where.rows), self.tried(s, [self.before], name, where, candidates)
-        changes = ((where.rows[k // 2], channel(behind, k // 2), channel(behind, n + k)) for k in range(2 * n))
-        moved = self.moved(s, changes)
+        n = len(where.rows)
+        moved = self.tried(s, [self.before], name, where, candidates, [(k // 2, n + k) for k in range(2 * n)])
         if self.loss is None:
             losses = self.scores(s, chain([self.kept(s)], moved))
         else:

@@ -267,9 +267,30 @@ def test_norm_max(compiled: Kernels, channels: int, relu: bool, dtype: torch.dty
 
 
 def by_torch_max(z: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
+    return F.adaptive_max_pool2d(by_torch_norm(z, norm, relu), 1).flatten(1)
+
+
+@dtypes
+@pytest.mark.parametrize("relu", [True, False])
+@torch.no_grad()
+def test_norm_changes(compiled: Kernels, relu: bool, dtype: torch.dtype) -> None:
+    norm, pairs = random_norm(4, dtype), [(0, 2), (1, 3), (2, 0), (1, 1)]
+    for height, width in sizes(1):
+        z = 2 * torch.randn(6, 4, height, width, dtype=dtype) + 1
+        z[:, 3] = z[:, 1]
+        norm.weight[3], norm.bias[3] = norm.weight[1], norm.bias[1]
+        known, normed = kernels.sums(z), by_torch_norm(z, norm, relu)
+        z[4, 2, -1, 0] = normed[4, 2, -1, 0] = torch.nan
+        made = compiled.norm_changes(Preactivation(z, known), *parts(norm), relu, pairs)
+        expected = torch.stack([normed[:, now] - normed[:, was] for was, now in pairs])[:, :, None]
+        close(made, expected)
+        assert not made[1].any() and not made[3].any(), "equal rows do not differ in the last bit"
+
+
+def by_torch_norm(z: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
     scale, shift = norm.weight.double(), norm.bias.double()
     u = F.batch_norm(z.double(), None, None, scale, shift, training=True, eps=norm.eps)
-    return F.adaptive_max_pool2d(F.relu(u) if relu else u, 1).flatten(1)
+    return F.relu(u) if relu else u
 
 
 @dtypes
@@ -389,7 +410,7 @@ def test_the_engine_decides_the_same_without_them(
         losses = [search.step("conv.weight", first + k, delta, k) for k, delta in enumerate(deltas)]
         results[way] = torch.stack(losses), weight
         calls[way] = calls.total()
-    used = {"rows_conv", "norm_max"} if position == 5 else {"rows_conv", "norm_max", "add_channel"}
+    used = {"rows_conv", "norm_max"} | (set() if position == 5 else {"norm_changes", "add_channel"})
     assert used <= set(calls) and ("norm_conv" in calls) == (position < 5)
     assert calls["torch"] == 2 * calls["compiled"], "the second way calls no compiled function"
     torch.testing.assert_close(results["compiled"][0], results["torch"][0], rtol=0, atol=1e-12)
