@@ -209,17 +209,27 @@ void add_channel(const T* base, const T* plane, const T* kernel, T* out, double*
     });
 }
 
-// Batch norm, as a · z + b, and ReLU.
+// Batch norm of one channel, as a · z + b, with the statistics that follow from its sum and sum of squares.
+template <class T> struct Affine {
+    T a, b;
+
+    Affine(double sum, double squares, double count, T scale, T shift, double eps) {
+        const double mean = sum / count, variance = std::max(squares / count - mean * mean, 0.0);
+        a = scale / std::sqrt(variance + eps);
+        b = shift - mean * a;
+    }
+};
+
+// Batch norm and ReLU.
 template <class T, int C> struct Norm {
     Vec<T> a[C / LANES<T>], b[C / LANES<T>];
     bool relu;
 
     Norm(const double* moments, double count, const T* scale, const T* shift, double eps, bool relu) : relu(relu) {
         for (int c = 0; c < C; c++) {
-            const double mean = moments[c] / count, variance = std::max(moments[C + c] / count - mean * mean, 0.0);
-            const T factor = scale[c] / std::sqrt(variance + eps);
-            a[c / LANES<T>][c % LANES<T>] = factor;
-            b[c / LANES<T>][c % LANES<T>] = shift[c] - mean * factor;
+            const Affine<T> norm(moments[c], moments[C + c], count, scale[c], shift[c], eps);
+            a[c / LANES<T>][c % LANES<T>] = norm.a;
+            b[c / LANES<T>][c % LANES<T>] = norm.b;
         }
     }
 
@@ -335,7 +345,7 @@ void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights,
                    int images, int threads) {
     const int all = rows.rows + rows.moved, plane = rows.height * rows.width, reach = std::max(rows.reach(), 0);
     const int64_t begin = rows.begin(), values = rows.end() - begin;
-    const int calls = rows.taps * (reach / (4 * LANES<T>) + 1) * (rows.rows / 4 + 1);
+    const int calls = rows.taps * ((reach + 4 * LANES<T> - 1) / (4 * LANES<T>)) * ((rows.rows + 3) / 4);
     Scratch<T> stretches(threads, int64_t(all) * reach);
     all_images(images, all, moments, plane ? threads : 1, [&](int n, double* total) {
         if (!plane) return;
@@ -367,26 +377,22 @@ void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights,
     });
 }
 
-// z [N, rows, plane] to out [pairs, N, plane]: batch norm as a · z + b, and ReLU, of the second row of each pair, less
-// that of the first.
+// z [N, rows, plane] to out [pairs, N, plane]: batch norm and ReLU of the second row of each pair, less that of the first.
 template <class T>
 void norm_changes(const T* z, const double* moments, double count, const T* scale, const T* shift, double eps, bool relu,
                   const int64_t* pairs, T* out, int changes, int images, int rows, int plane, int threads) {
-    std::vector<T> a(rows), b(rows);
-    for (int r = 0; r < rows; r++) {
-        const double mean = moments[r] / count, variance = std::max(moments[rows + r] / count - mean * mean, 0.0);
-        a[r] = scale[r] / std::sqrt(variance + eps);
-        b[r] = shift[r] - mean * a[r];
-    }
+    std::vector<Affine<T>> norms;
+    for (int r = 0; r < rows; r++) norms.emplace_back(moments[r], moments[rows + r], count, scale[r], shift[r], eps);
 #pragma omp parallel for num_threads(threads)
     for (int n = 0; n < images; n++)
         for (int k = 0; k < changes; k++) {
             const int64_t was = pairs[2 * k], now = pairs[2 * k + 1];
             const T *before = z + (int64_t(n) * rows + was) * plane, *after = z + (int64_t(n) * rows + now) * plane;
             T* to = out + (int64_t(k) * images + n) * plane;
+            const Affine<T> old = norms[was], fresh = norms[now];
 #pragma omp simd
             for (int q = 0; q < plane; q++) {
-                const T first = a[was] * before[q] + b[was], second = a[now] * after[q] + b[now];
+                const T first = old.a * before[q] + old.b, second = fresh.a * after[q] + fresh.b;
                 to[q] = (relu && second < 0 ? 0 : second) - (relu && first < 0 ? 0 : first);  // NaN stays NaN
             }
         }

@@ -186,7 +186,7 @@ def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter(NullFormatter())
     panels["accuracy"].yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}")
-    picture.legend(*axes.get_legend_handles_labels(), loc="upper center", ncols=3)
+    picture.legend(*panels["loss"].get_legend_handles_labels(), loc="upper center", ncols=3)
     ends = [_end(label, histories, part) for label, histories in named.items() for part in parts]
     picture.alt = f"Accuracy (left) and loss (right) against {AGAINST[against]}. Final accuracy: {'; '.join(ends)}."
     return picture

@@ -137,7 +137,10 @@ class HeadStage:
         return self.responses(self.enter(flow.x), groups)
 
     def responses(self, x: Tensor, groups: int) -> Tensor:
-        """The matrix times each candidate by itself: a product rounds by the place of a row, and ties would break."""
+        """The matrix times each candidate by itself, in memory of its own.
+
+        A product rounds by the place of a row, and by where the first one lies: ties would break.
+        """
         if groups == 1:
             return self.response(x)
         return torch.cat([self.response(part.clone()) for part in x.chunk(groups)])
