@@ -20,6 +20,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
+#include <type_traits>
 #include <vector>
 
 #include <omp.h>
@@ -82,71 +84,91 @@ class Prefetch {
     }
 };
 
-// R × P output pixels of a 3×3 convolution with stride S; u has its border, base may be null.
+// Sums are held in registers, beside the factors that are multiplied: as many as fit, up to 16 (more gain nothing).
+constexpr int REGISTERS = VECTOR_BYTES == 64 ? 32 : 16;
+
+// A block of sums is for some vectors of output channels and some pixels, which want a vector of weights and one value.
+template <class T, int CO> constexpr int ACROSS = std::min(2, CO / LANES<T>);
+template <class T, int CO>
+constexpr int PIXELS = std::min(16, REGISTERS - ACROSS<T, CO> - 1) / ACROSS<T, CO>;
+
+// R × P output pixels of a 3×3 convolution with stride S, in the channels from vector v on; u has its border, base may be
+// null.
 template <class T, int CI, int CO, int S, int R, int P>
-inline void pixels(const T* u, int pitch, const T* kernel, const T* base, T* out, int out_pitch, Moments<T, CO>& m,
+inline void pixels(const T* u, int pitch, const T* kernel, const T* base, T* out, int out_pitch, int v, Moments<T, CO>& m,
                    Prefetch& next) {
-    constexpr int NV = CO / LANES<T>;
-    Vec<T> acc[R][P][NV] = {};
+    constexpr int V = ACROSS<T, CO>;
+    const int first = v * LANES<T>;
+    Vec<T> acc[R][P][V] = {};
     if (base)
         for (int r = 0; r < R; r++)
             for (int p = 0; p < P; p++)
-                for (int v = 0; v < NV; v++)
-                    acc[r][p][v] = *(const Vec<T>*)(base + r * out_pitch + p * CO + v * LANES<T>);
+                for (int k = 0; k < V; k++)
+                    acc[r][p][k] = *(const Vec<T>*)(base + r * out_pitch + p * CO + first + k * LANES<T>);
     for (int ky = 0; ky < 3; ky++)
         for (int kx = 0; kx < 3; kx++) {
             next.some();
             const T* corner = u + ky * pitch + kx * CI;
-            const T* taps = kernel + (ky * 3 + kx) * CI * CO;
-            for (int c = 0; c < CI; c++)
-                for (int v = 0; v < NV; v++) {
-                    const Vec<T> w = *(const Vec<T>*)(taps + c * CO + v * LANES<T>);
+            const T* taps = kernel + (ky * 3 + kx) * CI * CO + first;
+            for (int c = 0; c < CI; c++, taps += CO) {
+                Vec<T> w[V];
 #pragma GCC unroll 2
-                    for (int r = 0; r < R; r++)
-#pragma GCC unroll 14
-                        for (int p = 0; p < P; p++) acc[r][p][v] += w * corner[r * S * pitch + p * S * CI + c];
-                }
+                for (int k = 0; k < V; k++) w[k] = *(const Vec<T>*)(taps + k * LANES<T>);
+#pragma GCC unroll 16
+                for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+                    for (int p = 0; p < P; p++)
+#pragma GCC unroll 2
+                        for (int k = 0; k < V; k++) acc[r][p][k] += w[k] * corner[r * S * pitch + p * S * CI + c];
+            }
         }
     for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++)
-            for (int v = 0; v < NV; v++) {
-                const Vec<T> z = acc[r][p][v];
-                *(Vec<T>*)(out + r * out_pitch + p * CO + v * LANES<T>) = z;
-                m.add(v, z);
+            for (int k = 0; k < V; k++) {
+                const Vec<T> z = acc[r][p][k];
+                *(Vec<T>*)(out + r * out_pitch + p * CO + first + k * LANES<T>) = z;
+                m.add(v + k, z);
             }
 }
 
 template <class T, int CI, int CO, int S, int P>
-inline void columns(const T* u, int pitch, const T* kernel, const T* base, T* out, int height, int width, int x,
+inline void columns(const T* u, int pitch, const T* kernel, const T* base, T* out, int height, int width, int x, int v,
                     Moments<T, CO>& m, Prefetch& next) {
-    constexpr int R = P * (CO / LANES<T>) <= 7 ? 2 : 1;
     const int out_pitch = width * CO;
     int y = 0;
-    for (; y + R <= height; y += R)
-        pixels<T, CI, CO, S, R, P>(u + y * S * pitch + x * S * CI, pitch, kernel,
-                                      base ? base + y * out_pitch + x * CO : nullptr, out + y * out_pitch + x * CO,
-                                      out_pitch, m, next);
-    for (; y < height; y++)
-        pixels<T, CI, CO, S, 1, P>(u + y * S * pitch + x * S * CI, pitch, kernel,
-                                      base ? base + y * out_pitch + x * CO : nullptr, out + y * out_pitch + x * CO,
-                                      out_pitch, m, next);
+    auto lines = [&](auto count) {
+        constexpr int R = decltype(count)::value;
+        for (; y + R <= height; y += R)
+            pixels<T, CI, CO, S, R, P>(u + y * S * pitch + x * S * CI, pitch, kernel,
+                                       base ? base + y * out_pitch + x * CO : nullptr, out + y * out_pitch + x * CO,
+                                       out_pitch, v, m, next);
+    };
+    constexpr int R = PIXELS<T, CO> / P;
+    lines(std::integral_constant<int, R>());
+    if (R > 2) lines(std::integral_constant<int, 2>());
+    if (R > 1) lines(std::integral_constant<int, 1>());
 }
 
-// One image; the widest block of columns that divides the width is used as far as it goes.
+// One image, in blocks as wide as registers allow and the width asks for.
 template <class T, int CI, int CO, int S>
 void convolve(const T* u, int pitch, const T* kernel, const T* base, T* out, int height, int width,
               Moments<T, CO>& m, Prefetch next) {
-    const int wide = width % 14 == 0 ? 14 : width % 8 == 0 ? 8 : width % 7 == 0 ? 7 : 4;
-    int x = 0;
-    for (; x + wide <= width; x += wide) {
-        if (wide == 14) columns<T, CI, CO, S, 14>(u, pitch, kernel, base, out, height, width, x, m, next);
-        if (wide == 8) columns<T, CI, CO, S, 8>(u, pitch, kernel, base, out, height, width, x, m, next);
-        if (wide == 7) columns<T, CI, CO, S, 7>(u, pitch, kernel, base, out, height, width, x, m, next);
-        if (wide == 4) columns<T, CI, CO, S, 4>(u, pitch, kernel, base, out, height, width, x, m, next);
+    for (int v = 0; v < CO / LANES<T>; v += ACROSS<T, CO>) {
+        int x = 0;
+        auto blocks = [&](auto count) {
+            constexpr int P = decltype(count)::value;
+            if constexpr (P <= PIXELS<T, CO>)
+                for (; x + P <= width; x += P)
+                    columns<T, CI, CO, S, P>(u, pitch, kernel, base, out, height, width, x, v, m, next);
+        };
+        if (width % 14 == 0) blocks(std::integral_constant<int, 14>());
+        if (width % 7 == 0) blocks(std::integral_constant<int, 7>());
+        blocks(std::integral_constant<int, 8>());
+        blocks(std::integral_constant<int, 6>());
+        blocks(std::integral_constant<int, 3>());
+        blocks(std::integral_constant<int, 2>());
+        blocks(std::integral_constant<int, 1>());
     }
-    if (width - x == 3) columns<T, CI, CO, S, 3>(u, pitch, kernel, base, out, height, width, x, m, next);
-    if (width - x == 2) columns<T, CI, CO, S, 2>(u, pitch, kernel, base, out, height, width, x, m, next);
-    if (width - x == 1) columns<T, CI, CO, S, 1>(u, pitch, kernel, base, out, height, width, x, m, next);
 }
 
 // Zeroed memory for each thread, with room for two vectors more, and aligned like a vector: loads that cross a cache
@@ -194,7 +216,7 @@ void convolve_all(Shape shape, const T* read, int64_t values, const T* kernel, c
         T* means = S == 2 ? boxed.own() : u;
         for (int y = 0; y < shape.height; y++) fill(n, y, u + (y + 1) * pitch + CI);
         if (S == 2) box<T, CI>(u, means, shape.height, shape.width);
-        const Prefetch next(read + (n + 1) * values, n + 1 < shape.images ? values : 0, 9 * height * width / 14);
+        const Prefetch next(read + (n + 1) * values, n + 1 < shape.images ? values : 0, 9 * height * width * CO / LANES<T> / ACROSS<T, CO> / PIXELS<T, CO>);
         convolve<T, CI, CO, S>(means, pitch, kernel, base ? base + n * size : nullptr, out + n * size, height, width, m,
                                next);
         m.add_to(total);
@@ -209,33 +231,39 @@ void add_channel(const T* base, const T* plane, const T* kernel, T* out, double*
     });
 }
 
-// Batch norm of one channel, as a · z + b, with the statistics that follow from its sum and sum of squares.
+// Batch norm of one channel, with the statistics that follow from its sum and sum of squares, and ReLU.
 template <class T> struct Affine {
-    T a, b;
+    T a, b, least;
 
-    Affine(double sum, double squares, double count, T scale, T shift, double eps) {
+    Affine(double sum, double squares, double count, T scale, T shift, double eps, bool relu)
+        : least(relu ? T(0) : -std::numeric_limits<T>::infinity()) {
         const double mean = sum / count, variance = std::max(squares / count - mean * mean, 0.0);
         a = scale / std::sqrt(variance + eps);
         b = shift - mean * a;
     }
+
+    T operator()(T z) const {
+        const T value = a * z + b;
+        return value < least ? least : value;  // NaN stays NaN
+    }
 };
 
-// Batch norm and ReLU.
+// The same for all channels of a pixel.
 template <class T, int C> struct Norm {
-    Vec<T> a[C / LANES<T>], b[C / LANES<T>];
-    bool relu;
+    Vec<T> a[C / LANES<T>], b[C / LANES<T>], least;
 
-    Norm(const double* moments, double count, const T* scale, const T* shift, double eps, bool relu) : relu(relu) {
+    Norm(const double* moments, double count, const T* scale, const T* shift, double eps, bool relu) {
         for (int c = 0; c < C; c++) {
-            const Affine<T> norm(moments[c], moments[C + c], count, scale[c], shift[c], eps);
+            const Affine<T> norm(moments[c], moments[C + c], count, scale[c], shift[c], eps, relu);
             a[c / LANES<T>][c % LANES<T>] = norm.a;
             b[c / LANES<T>][c % LANES<T>] = norm.b;
+            least = Vec<T>{} + norm.least;
         }
     }
 
     Vec<T> of(int v, const T* z) const {
         const Vec<T> value = a[v] * *(const Vec<T>*)(z + v * LANES<T>) + b[v];
-        return relu ? (value < 0 ? Vec<T>{} : value) : value;  // NaN stays NaN
+        return value < least ? least : value;
     }
 
     void operator()(const T* z, int pixels, T* out) const {
@@ -302,27 +330,28 @@ struct Rows {
     int64_t end() const { return *std::max_element(shifts, shifts + taps) + reach(); }
 };
 
-// R rows [R, taps] of one image by vectors of L values, four of them at a time; the last ones overlap the ones before.
+// R rows [R, taps] of one image by vectors of L values, K of them at a time; the last ones overlap the ones before.
 template <class T, int L, int R>
 void row_lanes(const Rows& rows, const T* x, const T* weights, T* out, int size, Prefetch& next) {
     using Lanes __attribute__((vector_size(L * sizeof(T)), aligned(sizeof(T)), may_alias)) = T;
+    constexpr int K = std::min(4, (REGISTERS - 1) / (R + 1));  // R × K sums, K vectors and a weight
     const int vectors = (rows.reach() + L - 1) / L;
-    for (int v = 0; v < vectors; v += 4) {
-        int at[4];
-        for (int k = 0; k < 4; k++) at[k] = std::min((v + k) * L, rows.reach() - L);
-        Lanes acc[R][4] = {};
+    for (int v = 0; v < vectors; v += K) {
+        int at[K];
+        for (int k = 0; k < K; k++) at[k] = std::min((v + k) * L, rows.reach() - L);
+        Lanes acc[R][K] = {};
         for (int t = 0; t < rows.taps; t++) {
             next.some();
-            Lanes u[4];
+            Lanes u[K];
 #pragma GCC unroll 4
-            for (int k = 0; k < 4; k++) u[k] = *(const Lanes*)(x + rows.shifts[t] + at[k]);
+            for (int k = 0; k < K; k++) u[k] = *(const Lanes*)(x + rows.shifts[t] + at[k]);
 #pragma GCC unroll 4
             for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-                for (int k = 0; k < 4; k++) acc[r][k] += weights[r * rows.taps + t] * u[k];
+                for (int k = 0; k < K; k++) acc[r][k] += weights[r * rows.taps + t] * u[k];
         }
         for (int r = 0; r < R; r++)
-            for (int k = 0; k < 4; k++) *(Lanes*)(out + r * size + at[k]) = acc[r][k];
+            for (int k = 0; k < K; k++) *(Lanes*)(out + r * size + at[k]) = acc[r][k];
     }
 }
 
@@ -382,7 +411,7 @@ template <class T>
 void norm_changes(const T* z, const double* moments, double count, const T* scale, const T* shift, double eps, bool relu,
                   const int64_t* pairs, T* out, int changes, int images, int rows, int plane, int threads) {
     std::vector<Affine<T>> norms;
-    for (int r = 0; r < rows; r++) norms.emplace_back(moments[r], moments[rows + r], count, scale[r], shift[r], eps);
+    for (int r = 0; r < rows; r++) norms.emplace_back(moments[r], moments[rows + r], count, scale[r], shift[r], eps, relu);
 #pragma omp parallel for num_threads(threads)
     for (int n = 0; n < images; n++)
         for (int k = 0; k < changes; k++) {
@@ -391,10 +420,7 @@ void norm_changes(const T* z, const double* moments, double count, const T* scal
             T* to = out + (int64_t(k) * images + n) * plane;
             const Affine<T> old = norms[was], fresh = norms[now];
 #pragma omp simd
-            for (int q = 0; q < plane; q++) {
-                const T first = old.a * before[q] + old.b, second = fresh.a * after[q] + fresh.b;
-                to[q] = (relu && second < 0 ? 0 : second) - (relu && first < 0 ? 0 : first);  // NaN stays NaN
-            }
+            for (int q = 0; q < plane; q++) to[q] = fresh(after[q]) - old(before[q]);
         }
 }
 
