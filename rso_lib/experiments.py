@@ -1,5 +1,6 @@
 """The measurements behind the notebooks: what a batch decides, and settings against each other."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from .proposals import SCHEDULES, generator, sigma
 from .reference import choose
 from .settings import RSO
 from .stages import CHUNK
-from .train import fit
+from .train import train
 
 if TYPE_CHECKING:
     import pandas
@@ -190,15 +191,20 @@ def compare(
 
     net   (shape, classes, seed=) → a fresh net, such as `models.one_conv`
 
-    With the same seed all variants begin with the same net.
+    With the same seed all variants begin with the same net. An interrupt ends the comparison: a part of a run is no
+    result.
     """
     jobs = [(label, seed) for seed in seeds for label in variants]
     runs: dict[str, list[History]] = {label: [] for label in variants}
     for label, seed in tqdm(jobs, unit="run", disable=not progress):
-        fresh = net(data.shape, len(data.classes), seed=seed).to(data.train.labels.device)
-        settings = replace(base, seed=seed, **variants[label])
-        runs[label].append(fit(fresh, data, settings, progress=False))
+        runs[label].append(_whole_run(net, data, replace(base, seed=seed, **variants[label])))
     return runs
+
+
+def _whole_run(net: Callable[..., Net], data: Data, settings: RSO) -> History:
+    """From a fresh net to the last cycle. `fit` would keep what an interrupt leaves; here it is passed on."""
+    fresh = net(data.shape, len(data.classes), seed=settings.seed).to(data.train.labels.device)
+    return History(list(train(fresh, data, settings)))  # type: ignore[arg-type]  # without steps these are reports
 
 
 def differences(
@@ -235,6 +241,7 @@ def julia_table(
     """The Julia notebook's table: net → batch sizes, trained for `cycles` rounds with a constant σ, as it does.
 
     Columns: net, batch_size, seconds, loss, accuracy (test part); and on MNIST julia_*, where it has that row.
+    An interrupt ends it, as in `compare`.
     """
     import pandas
 
@@ -242,15 +249,8 @@ def julia_table(
     rows = []
     jobs = [(net, size) for net, batch_sizes in sizes.items() for size in batch_sizes]
     for name, size in tqdm(jobs, unit="run", disable=not progress):
-        runs = compare(
-            getattr(models, name),
-            data,
-            RSO(cycles=cycles, schedule="constant"),
-            {"": {"batch_size": size}},
-            [seed],
-            progress=False,
-        )
-        last = runs[""][0].last
+        settings = RSO(cycles=cycles, batch_size=size, schedule="constant", seed=seed)
+        last = _whole_run(getattr(models, name), data, settings).last
         rows.append((name, size, last.seconds, last.test_loss, last.test_accuracy, *quoted.get((name, size), UNKNOWN)))
     return pandas.DataFrame(rows, columns=COLUMNS)
 
@@ -326,15 +326,27 @@ def wrong_decisions(table: "pandas.DataFrame", batch_size: int | None = None, co
 
 @style()
 def proposals(schedule: str, distribution: str, cycles: int) -> Picture:
-    """Left: σ by cycle, all schedules in grey. Right: Δ in the first, the middle and the last cycle. In first σs."""
+    """Left: σ by cycle, the other schedules in grey. Right: Δ in the first, the middle and the last cycle. In first σs.
+
+    A schedule's name stands where its line ends.
+    """
     settings = RSO(schedule=schedule, distribution=distribution, cycles=cycles)
     shown = sorted({0, cycles // 2, cycles - 1})
-    picture = blank(9, 3.2, wspace=0.25)
+    picture = blank(9, 3.2, wspace=0.55)
     left, right = picture.subplots(1, 2)
+    ends = {}
     for name, factor in SCHEDULES.items():
         factors = [factor(cycle, cycles) for cycle in range(cycles)]
         look = {"color": BLUE, "linewidth": 3, "zorder": 3} if name == schedule else {"color": GREY, "linewidth": 1}
         left.plot(range(1, cycles + 1), factors, marker="o", markersize=4, linestyle="-", **look)
+        ends[name] = factors[-1]
+    lines: dict[str, float] = {}
+    for name in sorted(ends, key=ends.__getitem__):
+        lines[name] = max(ends[name], max(lines.values(), default=0.0) + 0.09)  # below each other, not on each other
+    lower = max(0.0, max(lines.values()) - 1)
+    for name, line in lines.items():
+        look = {"color": BLUE if name == schedule else GREY, "fontsize": 10, "va": "center"}
+        left.text(1.03, line - lower, name, transform=left.get_yaxis_transform(), **look)
     # few ticks, and titles whose place need not be looked for: each tick takes three milliseconds
     left.set(xlabel="cycle", ylabel="σ / first σ", ylim=(0, 1.1), yticks=(0, 0.5, 1))
     left.set_title(schedule, y=1)
@@ -376,20 +388,25 @@ def apart(table: "pandas.DataFrame", default: str) -> Picture:
 @style()
 def julia_picture(table: "pandas.DataFrame") -> Picture:
     """Accuracy and seconds by batch size, with the Julia notebook's beside them where the table holds them."""
-    picture = blank(9, 3.4, wspace=0.25)
+    picture = blank(9, 3.4, wspace=0.4)
     left, right = picture.subplots(1, 2)
+    quoted = table.julia_seconds.notna().any()
     for name, rows in table.groupby("net", sort=False):
         for prefix, label, line in (("", "here", "-"), ("julia_", "Julia notebook", ":")):
             if rows[prefix + "seconds"].notna().any():
                 look = {"color": BLUE if name == "one_conv" else VERMILION, "linestyle": line, "marker": "o"}
                 left.plot(rows.batch_size, 100 * rows[prefix + "accuracy"], **look)
                 right.plot(rows.batch_size, rows[prefix + "seconds"], label=f"{name}, {label}", **look)
+    sizes = sorted(set(table.batch_size))
+    ticks = [size for size, larger in zip(sizes, [*sizes[1:], math.inf], strict=True) if larger > 1.2 * size]
     for axes in (left, right):
         axes.set_xscale("log", base=2)
-        axes.set_xticks(sizes := sorted(set(table.batch_size)), [f"{size:,}" for size in sizes])
+        axes.set_xticks(ticks, [str(size) for size in ticks])
     left.set(xlabel="batch size (images)", ylabel="test accuracy (%)")
-    right.set(xlabel="batch size (images)", ylabel="time (seconds)", yscale="log")
-    right.legend()
+    right.set(xlabel="batch size (images)", ylabel="time (seconds)")
+    top = 50 * right.get_ylim()[1]  # room for the legend
+    right.set(**{"yscale": "log", "ylim": (None, top)} if quoted else {"ylim": (0, None)})
+    right.legend(loc="upper left" if quoted else "best", fontsize=10)
     picture.alt = "Test accuracy and time by batch size. " + "; ".join(
         f"{row['net']}, {row['batch_size']:,} images: {row['accuracy']:.1%} in {row['seconds']:.0f} s"
         for row in table.to_dict("records")

@@ -178,8 +178,9 @@ def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log
             name = ", ".join([label] * bool(label) + [PARTS[part]] * (not label or len(parts) > 1))
             for score, axes in panels.items():
                 _line(axes, histories, against, f"{part}_{score}", name)
+    of = f"{PARTS[parts[0]]} " if len(parts) == 1 else ""
     for score, axes in panels.items():
-        axes.set(xlabel=AGAINST[against], ylabel=SCORES[score], xscale="log" if log else "linear")
+        axes.set(xlabel=AGAINST[against], ylabel=of + SCORES[score], xscale="log" if log else "linear")
         low, high = axes.get_xlim()
         marks = (1, 2, 5) if log and high < 300 * low else (1,)  # more would overlap
         axes.xaxis.set_major_locator(LogLocator(subs=marks) if log else whole_ticks())

@@ -78,6 +78,7 @@ def test_curves_over_seeds_are_mean_and_range() -> None:
     accuracy = picture.axes[0]
     assert lines(accuracy)["small"][1] == pytest.approx([0.2, 0.4])  # of the test part
     assert lines(accuracy)["large"][1] == pytest.approx([0.6, 0.8])
+    assert [axes.get_ylabel() for axes in picture.axes] == ["test accuracy (%)", "test cross entropy (nats)"]
     [band] = accuracy.collections  # a single run has none
     corners = band.get_paths()[0].vertices[:, 1]
     assert (corners.min(), corners.max()) == pytest.approx((0.1, 0.5))
