@@ -103,11 +103,16 @@ def repeat(folder: str | Path, settings: RSO, seeds: int, **what: Any) -> list[R
     """The run of some settings with the seeds 0, 1 …, each in a folder of its own.
 
     what  dataset, net, device … as in `runs.start`, which raises the same errors
+
+    Raises KeyboardInterrupt where a run was stopped: it is no result yet, and the same call goes on.
     """
-    return [
-        runs.start(Path(folder) / f"seed_{seed}", settings=replace(settings, seed=seed), **what)
-        for seed in range(seeds)
-    ]
+    made = []
+    for seed in range(seeds):
+        run = runs.start(Path(folder) / f"seed_{seed}", settings=replace(settings, seed=seed), **what)
+        if not run.finished:
+            raise KeyboardInterrupt(f"the run with seed {seed} was stopped; the same call goes on in {run.folder}")
+        made.append(run)
+    return made
 
 
 def committed(folder: str | Path = FOLDER, commands: Mapping[str, str] = MNIST) -> dict[str, list[History]]:

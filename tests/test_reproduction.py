@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import rso_lib.__main__
-from rso_lib import RSO, History, models, presets, reproduction, sgd
+from rso_lib import RSO, History, engine, models, presets, reproduction, sgd
 from rso_lib.data import Split, home
 from rso_lib.history import Report
 from rso_lib.proposals import sigma
@@ -167,6 +167,24 @@ def test_runs_are_taken_up(tmp_path: Path) -> None:
     again = reproduction.repeat(tmp_path / "rso", settings, 2, dataset="digits", net="one_conv")
     seconds = [[row.seconds for row in one.history.rows] for one in made]
     assert [[row.seconds for row in one.history.rows] for one in again] == seconds
+
+
+def test_a_run_that_is_stopped_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one does not begin, and the same call goes on."""
+    settings, what = RSO(cycles=1, batch_size=64), {"dataset": "digits", "net": "one_conv", "progress": False}
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.HeadSearch, "step", interrupted)
+        with (
+            pytest.warns(UserWarning, match="stopped before the end"),
+            pytest.raises(KeyboardInterrupt, match=r"seed 0 was stopped; the same call goes on in .*seed_0"),
+        ):
+            reproduction.repeat(tmp_path, settings, 2, **what)
+    assert not (tmp_path / "seed_1").exists()
+    assert [run.finished for run in reproduction.repeat(tmp_path, settings, 2, **what)] == [True, True]
 
 
 def test_place(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
