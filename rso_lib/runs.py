@@ -32,7 +32,7 @@ from .history import History, Report
 from .models import Net
 from .parallel import world
 from .settings import RSO, check_choice
-from .train import train, with_bar
+from .train import check, train, with_bar
 
 if sys.platform != "win32":
     import fcntl
@@ -98,9 +98,9 @@ def start(
     progress                  whether to show a bar with the time left
 
     An interrupt from the keyboard ends the sitting with a warning: the same call goes on.
-    Raises ValueError where the folder holds a run with other settings, a torn or a foreign file (which
-    stay as they are), RuntimeError where another process runs in it (not noticed on Windows), OSError where it
-    cannot be written.
+    Raises what `train` does where the run cannot begin, and then makes no folder; ValueError where the folder holds a
+    run with other settings, a torn or a foreign file (which stay as they are), RuntimeError where another process runs
+    in it (not noticed on Windows), OSError where it cannot be written.
     """
     options = dict(net_options or {})
     data = world.first(lambda: images.load(dataset, root, device, data_seed, val_size))
@@ -113,10 +113,12 @@ def start(
         **settings.to_dict(),
     }
     about = {"format": FORMAT, "settings": _plain(asked), "data": facts(data), "machines": []}
-    fresh = _build(about)
+    fresh = _build(about).to(device)
     folder = Path(folder)
     if world.rank:
-        return _follow(folder, about, fresh, data, settings, device)
+        return _follow(folder, about, fresh, data, settings)
+    if not (folder / "settings.json").exists():
+        check(fresh, data, settings)  # what cannot begin leaves no folder, which would refuse other settings
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         if (folder / "settings.json").exists():
@@ -126,7 +128,6 @@ def start(
                 f"{folder / strange[0]} belongs to no run, as there is no settings.json; choose another folder"
             )
         run = _restore(folder, about, fresh)
-        run.net.to(device)
         world.tell((run.net.state_dict(), [vars(row) for row in run.history.rows]))
         if not run.finished:
             _note_machine(folder, about, device)  # the first file of a run: without it the others belong to none
@@ -191,14 +192,12 @@ def build(net: str, shape: Sequence[int], classes: int, seed: int, **options: An
     return NETS[net](shape=tuple(shape), classes=classes, seed=seed, **options)
 
 
-def _follow(
-    folder: Path, about: Mapping[str, Any], net: Net, data: Data, settings: RSO, device: str | torch.device
-) -> Run:
+def _follow(folder: Path, about: Mapping[str, Any], net: Net, data: Data, settings: RSO) -> Run:
     """Take part in the run of the first process, which keeps the folder."""
     state, rows = world.tell(None)
     net.load_state_dict(state)
     history = History([Report(**row) for row in rows])
-    for item in train(net.to(device), data, settings, history):
+    for item in train(net, data, settings, history):
         history.append(item)  # type: ignore[arg-type]  # without steps these are reports
     return Run(folder, about["settings"], net, history)
 
@@ -225,7 +224,7 @@ def _restore(folder: Path, about: Mapping[str, Any], net: Net) -> Run:
     if not path.exists():
         return Run(folder, settings, net, History())
     content = _checkpoint(path)
-    if unlike := _differences(_plain(content["settings"]), settings):
+    if unlike := differences(_plain(content["settings"]), settings):
         raise ValueError(f"{path} is of another run than settings.json beside it; it stays as it is:\n{unlike}")
     net.load_state_dict(content["net"])
     return Run(folder, settings, net, History([Report(**row) for row in content["history"]]))
@@ -292,14 +291,15 @@ def _plain(settings: Mapping[str, Any]) -> Settings:
 def _agreed(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """What settings.json holds. Raises ValueError where something else is asked for."""
     about = _read(folder)
-    unlike = [_differences(about[part], asked[part]) for part in ("settings", "data")]
+    unlike = [differences(about[part], asked[part]) for part in ("settings", "data")]
     if any(unlike):
         lines = "\n".join(filter(None, unlike))
         raise ValueError(f"{folder} holds a run with other settings; choose another folder, or its settings:\n{lines}")
     return about
 
 
-def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """What two sets of settings do not have in common, a line for each."""
     names = [name for name in {**there, **asked} if there.get(name) != asked.get(name)]
     return "\n".join(f"  {name} is {there.get(name)!r} there, not {asked.get(name)!r}" for name in names)
 
@@ -316,7 +316,7 @@ def _note_machine(folder: Path, about: dict[str, Any], device: str | torch.devic
     here = machine(device) | ({"processes": world.size, "split": world.split} if world.size > 1 else {})
     machines = about["machines"]
     if machines and machines[-1] != here:
-        lines = _differences(machines[-1], here)
+        lines = differences(machines[-1], here)
         warnings.warn(f"the last bits may differ from those of an unbroken run:\n{lines}", stacklevel=3)
     if not machines or machines[-1] != here:
         about["machines"] = [*machines, here]

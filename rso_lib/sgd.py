@@ -96,15 +96,9 @@ def train(net: nn.Module, data: Data, settings: SGD) -> Iterator[Report]:
     epoch, `sigma` is NaN, and nothing is kept, plus or minus. An image counts as three image-forwards, as
     backpropagation costs about two forward passes more.
 
-    Ends early at the target, or where the loss is not finite any more. Raises ValueError where the batch is
-    larger than the training part.
+    Ends early at the target, or where the loss is not finite any more. Errors as in `check`.
     """
-    if settings.batch_size > len(data.train):
-        raise ValueError(f"batch_size must be at most the {len(data.train)} training images, not {settings.batch_size}")
-    if settings.target is not None and not len(data.val):
-        raise ValueError(
-            "target is reached on the validation part, which is empty: leave it out, or load with val_size"
-        )
+    check(data, settings)
     optimiser = torch.optim.SGD(
         net.parameters(), settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
@@ -115,6 +109,16 @@ def train(net: nn.Module, data: Data, settings: SGD) -> Iterator[Report]:
         yield report
         if not math.isfinite(report.train_loss) or report.val_accuracy >= (settings.target or math.inf):
             return
+
+
+def check(data: Data, settings: SGD) -> None:
+    """Raise ValueError where the batch is larger than the training part, or a target has no validation part."""
+    if settings.batch_size > len(data.train):
+        raise ValueError(f"batch_size must be at most the {len(data.train)} training images, not {settings.batch_size}")
+    if settings.target is not None and not len(data.val):
+        raise ValueError(
+            "target is reached on the validation part, which is empty: leave it out, or load with val_size"
+        )
 
 
 def fit(net: nn.Module, data: Data, settings: SGD, *, progress: bool = True) -> History:
@@ -136,27 +140,29 @@ def baseline(
     """Train a net of `models` with the seeds 0, 1 …, `seeds` of them: SEED.csv in a folder, which is made.
 
     A run that is there is not repeated; one that was stopped leaves SEED.csv.part and begins anew.
-    Raises ValueError where the folder holds runs with other settings, and as `train` and `runs.build` do.
+    Raises ValueError where the folder holds runs with other settings, and as `check` and `runs.build` do, which leaves
+    no folder.
     """
     folder, options = Path(folder), dict(net_options or {})
     about_net = {"net": net, **({"net_options": options} if options else {})}
     asked = {"dataset": data.name, "data": runs.facts(data), **about_net, **asdict(settings)}
+    check(data, settings)
+    fresh = [runs.build(net, data.shape, len(data.classes), seed, **options) for seed in range(seeds)]
     about = folder / "settings.json"
-    if about.exists() and json.loads(about.read_text()) != asked:
-        raise ValueError(f"{folder} holds runs of SGD with other settings than {asked}; choose another folder")
+    if about.exists() and (unlike := runs.differences(json.loads(about.read_text()), asked)):
+        raise ValueError(f"{folder} holds runs with other settings; choose another folder, or its settings:\n{unlike}")
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(about) as part:
         part.write_text(json.dumps(asked, indent=2) + "\n")
-    return [_history(folder / f"{k}.csv", net, data, replace(settings, seed=k), options) for k in range(seeds)]
+    return [_history(folder / f"{k}.csv", one, data, replace(settings, seed=k)) for k, one in enumerate(fresh)]
 
 
-def _history(path: Path, net: str, data: Data, settings: SGD, options: Mapping[str, Any]) -> History:
+def _history(path: Path, net: nn.Module, data: Data, settings: SGD) -> History:
     """Of the run whose history is at a path, which is trained if it is not there, and saved after every epoch."""
     from tqdm import tqdm
 
     if not path.exists():
-        fresh = runs.build(net, data.shape, len(data.classes), settings.seed, **options)
-        reports = train(fresh.to(data.train.labels.device), data, settings)
+        reports = train(net.to(data.train.labels.device), data, settings)
         history = History()
         with replacing(path) as part:
             for report in tqdm(reports, total=settings.epochs, unit="epoch"):
@@ -187,7 +193,7 @@ def grid(
     net    of `models`, initialised with the seed of the settings
 
     A row holds net, data, the settings, and what `summary` says. Raises ValueError where the CSV is another table, and
-    as `train` and `runs.build` do.
+    as `check` and `runs.build` do, before the first run.
     """
     import pandas
     from tqdm import tqdm
@@ -196,6 +202,8 @@ def grid(
     done = _read(path)
     cells = [replace(settings, batch_size=size, rate=rate) for size in batch_sizes for rate in rates]
     about = (net, ",".join(f"{name}={value}" for name, value in options.items()), data.name, len(data.train))
+    for cell in cells:
+        check(data, cell)
     keys = [_words(*about, *asdict(cell).values()) for cell in cells]
     for key, cell in tqdm(list(zip(keys, cells, strict=True)), unit="run", disable=not progress):
         if key not in done:

@@ -129,7 +129,12 @@ def train(
     arguments. Raises ValueError where the batch is larger than the training part, where a net or a sitting does not go
     with settings.strategy or with several processes, and MemoryError where the engine's caches would not fit.
     """
-    _check(net, data, settings, begun)
+    check(net, data, settings, begun)
+    if not isinstance(net, Net):
+        warnings.warn("not a models.Net: every step sends its batch through the whole net three times", stacklevel=2)
+    memory.keep_freed()
+    for weight in net.parameters():
+        weight.data = weight.data.contiguous()
     rows = history.rows if history else []
     seconds = rows[-1].seconds if rows else 0.0
     reports = _reports(net, data, settings, rows, begun)
@@ -455,7 +460,8 @@ def _counts(wins: Sequence[int], batch_size: int) -> dict[str, int]:
     }
 
 
-def _check(net: nn.Module, data: Data, settings: RSO, begun: Sequence[Tensor]) -> None:
+def check(net: nn.Module, data: Data, settings: RSO, begun: Sequence[Tensor] = ()) -> None:
+    """Raise what `train` would raise before its first step: ValueError or MemoryError."""
     images = len(data.train)
     if settings.batch_size > images:
         raise ValueError(
@@ -472,10 +478,5 @@ def _check(net: nn.Module, data: Data, settings: RSO, begun: Sequence[Tensor]) -
         raise ValueError(f'within a sweep a run goes on only with strategy="sequential", not {settings.strategy!r}')
     if not isinstance(net, Net) and (world.size > 1 or settings.strategy != "sequential"):
         raise ValueError('a net that is not a models.Net is searched by one process, with strategy="sequential"')
-    if not isinstance(net, Net):
-        warnings.warn("not a models.Net: every step sends its batch through the whole net three times", stacklevel=3)
-    elif settings.level == "weight":
+    if isinstance(net, Net) and settings.level == "weight":
         memory.check(net, data, settings)
-    memory.keep_freed()
-    for weight in net.parameters():
-        weight.data = weight.data.contiguous()

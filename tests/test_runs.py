@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from rso_lib import RSO, History, evaluate, load, models, runs
+from rso_lib import RSO, History, evaluate, load, memory, models, runs
 from rso_lib.models import Block, Head, Net, calibrate
 from rso_lib.runs import Run
 
@@ -338,12 +338,23 @@ def test_the_bar_counts_the_whole_run(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"net": "mnist_net", "net_options": {"heads": "mean"}}, "an option of mnist_net .* did you mean 'head'"),
         ({"dataset": "digit"}, "did you mean 'digits'"),
         ({"device": "gpu"}, "device 'gpu' cannot be used here"),
+        ({"settings": replace(SETTINGS, batch_size=1295)}, "set batch_size to at most 1294"),
     ],
 )
 def test_wrong_arguments_leave_no_folder_behind(tmp_path: Path, other: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         begin(tmp_path / "run", **other)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_memory_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that is there is read where it would not fit."""
+    done = begin(tmp_path / "done", replace(SETTINGS, cycles=1))
+    monkeypatch.setattr(memory, "available", lambda device: 0)
+    with pytest.raises(MemoryError, match="a smaller batch_size"):
+        begin(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert_same(begin(done.folder, replace(SETTINGS, cycles=1)), done)
 
 
 def test_every_net_of_the_table_starts_and_loads(tmp_path: Path) -> None:

@@ -146,6 +146,18 @@ def test_what_does_not_fit_the_data_is_an_error(digits: Data) -> None:
         sgd.fit(small(), load("digits", val_size=0), replace(QUICK, target=0.9), progress=False)
 
 
+def test_what_cannot_begin_leaves_nothing_behind(digits: Data, tmp_path: Path) -> None:
+    """Of a grid no cell is trained where one of them cannot be."""
+    with pytest.raises(ValueError, match="batch_size must be at most"):
+        sgd.baseline(tmp_path / "run", "one_conv", digits, SGD(), 1)
+    with pytest.raises(ValueError, match="an option of one_conv"):
+        sgd.baseline(tmp_path / "run", "one_conv", digits, QUICK, 1, {"depth": 3})
+    cells = {"batch_sizes": [100, 1295], "rates": [0.1], "progress": False}
+    with pytest.raises(ValueError, match="batch_size must be at most"):
+        sgd.grid(tmp_path / "run" / "grid.csv", "one_conv", digits, QUICK, **cells)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SGD]]:
     """The settings of the runs that are really made; the third is interrupted."""
@@ -212,7 +224,7 @@ def test_the_baseline_is_not_repeated_and_not_confused(digits: Data, tmp_path: P
     assert first.last.test_accuracy != second.last.test_accuracy
     [again] = sgd.baseline(tmp_path, "one_conv", digits, settings, 1)
     assert again.last.seconds == first.last.seconds
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match=r"holds runs with other settings; .*\n  epochs is 1 there, not 2$"):
         sgd.baseline(tmp_path, "one_conv", digits, replace(settings, epochs=2), 1)
     assert json.loads((tmp_path / "settings.json").read_text())["epochs"] == 1
 
