@@ -244,8 +244,13 @@ def _sums(net: nn.Module, split: Split, part: slice) -> tuple[float, float]:
 def _reports(
     net: nn.Module, data: Data, settings: RSO, rows: list[Report], begun: Sequence[Tensor]
 ) -> Iterator[Report | Step]:
-    """All reports and steps behind those that there are: rows, and losses in the sweep behind them."""
+    """All reports and steps behind those that there are: rows, and losses in the sweep behind them.
+
+    With each report batch norm has the statistics of the weights as they are. Within a layer's sweeps those of the
+    blocks before it stay as they were, and the search reads no others.
+    """
     plan, start = sweeps(net, settings), Position.after(History(rows))
+    calibrate(net, data.train.images)
     for cycle in range(start.cycle, settings.cycles):
         rows = [row for row in rows if row.cycle == cycle + 1]
         search = None
@@ -257,6 +262,7 @@ def _reports(
                 search = _search(net, data, settings, cycle, plan[k].position)
             losses = [*begun] if (cycle, k) == start[:2] else []
             outcome = yield from _walk(net, search, settings, Position(cycle, k), plan[k], before, losses)
+            calibrate(net, data.train.images)
             rows.append(_sweep_report(net, settings, cycle, plan[k], outcome))
             yield rows[-1]
         world.agree(net)
@@ -284,7 +290,6 @@ def steps_in(net: nn.Module, sweep: Sweep) -> int:
 
 def _search(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int) -> Search:
     """The search of the layer at a position, on a fresh shuffle of the training part."""
-    calibrate(net, data.train.images)
     net.eval()
     order = torch.randperm(len(data.train), generator=generator(settings.seed, cycle, SHUFFLE, position))
     size = settings.batch(cycle)

@@ -155,6 +155,15 @@ def test_stopped_after_every_sweep_it_ends_with_the_same_bits(
     assert_same(begin(tmp_path), unbroken)
 
 
+def test_a_run_stopped_within_a_cycle_has_a_net_to_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stopping_after(14, monkeypatch, KeyboardInterrupt), pytest.warns(UserWarning, match="stopped"):
+        run = begin(tmp_path)
+    data = load("digits")
+    scored = evaluate(run.net, data.test)
+    calibrate(run.net, data.train.images)
+    assert evaluate(run.net, data.test) == scored
+
+
 def test_resume_takes_the_settings_of_the_folder(unbroken: Run, tmp_path: Path, monkeypatch: Any) -> None:
     with stopping_after(11, monkeypatch, RuntimeError), pytest.raises(RuntimeError):
         begin(tmp_path)

@@ -165,6 +165,17 @@ def test_every_cycle_is_reported_behind_its_sweeps(level: str) -> None:
         rows = []
 
 
+@pytest.mark.parametrize("level", ["weight", "layer"])
+def test_with_each_report_batch_norm_has_the_statistics_of_the_weights(level: str) -> None:
+    """So that a net that is stopped or loaded behind any report can be used as it is."""
+    net, data = toy("growing")
+    for row in itertools.islice(train(net, data, RSO(cycles=1, batch_size=8, level=level)), 6):
+        calibrated = copy.deepcopy(net)
+        calibrate(calibrated, data.train.images)
+        for (name, value), expected in zip(net.named_buffers(), calibrated.buffers(), strict=True):
+            assert name.endswith("tracked") or torch.equal(value, expected), f"{name} behind {row.layer}"
+
+
 def test_the_reported_loss_is_that_of_the_winners() -> None:
     """A candidate whose loss is not a number is not reported."""
     net, data = toy()
