@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .proposals import generator, sigma
-from .settings import check_choice
+from .settings import arithmetic, check_choice
 
 CALIBRATION_IMAGES = 2000
 POOLS = ("avg", "max")
@@ -176,6 +176,7 @@ def initialise(net: nn.Module, seed: int) -> None:
 
 
 @torch.no_grad()
+@arithmetic("float32")
 def calibrate(net: nn.Module, images: Tensor) -> None:
     """Set the statistics that batch norm uses in eval mode: those of the first 2,000 training images."""
     norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

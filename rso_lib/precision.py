@@ -8,7 +8,6 @@ run would score it.
 import argparse
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,28 +18,11 @@ from .data import Data
 from .models import Head, Net, calibrate
 from .proposals import generator, sigma
 from .reference import Batches, choose
-from .settings import RSO
+from .settings import RSO, arithmetic
 
 CPU: dict[str, dict[str, Any]] = {"float32": {}, 'float32, cache="half"': {"cache": "half"}}
 CUDA = CPU | {"tf32": {"precision": "tf32"}}
 """What is measured, by device: settings that change the arithmetic."""
-
-
-@contextmanager
-def arithmetic(precision: str) -> Iterator[None]:
-    """Let a CUDA device round the factors of a product to 10 bits ("tf32"), or not ("float32").
-
-    Left alone, PyTorch rounds those of convolutions. Nothing changes on a CPU.
-    """
-    products = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]  # they are there
-    before = [product.fp32_precision for product in products]
-    for product in products:
-        product.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-    try:
-        yield
-    finally:
-        for product, its in zip(products, before, strict=True):
-            product.fp32_precision = its
 
 
 class Decisions(NamedTuple):

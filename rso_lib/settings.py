@@ -1,9 +1,13 @@
 """Every choice that the paper makes, in one place, checked once."""
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from threading import RLock
 from typing import Any, TypeVar
+
+import torch
 
 from .proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Distribution, Schedule
 
@@ -15,6 +19,8 @@ PRECISIONS = ("float32", "tf32")
 Number = TypeVar("Number", int, float)
 JOINT_SIGMA = 0.1
 """Factor of σ when a whole layer or network is perturbed at once (section 4.2)."""
+ARITHMETIC = RLock()
+"""PyTorch has one arithmetic for all threads, so that they take turns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,7 @@ class RSO:
                    searched layer's input in float16; "input", that input only. Less memory, slower steps;
                    "half" rounds, so that close decisions can differ
     precision      of products on a CUDA device: "float32", or "tf32", faster, with factors rounded to 10 bits, so that
-                   close decisions can differ (`rso_lib.precision` counts them)
+                   close decisions can differ (`rso_lib.precision` counts them); scores are in float32
 
     Raises ValueError or TypeError, naming the argument and the remedy.
     """
@@ -109,6 +115,24 @@ class RSO:
             "distribution": name_of(self.distribution, DISTRIBUTIONS),
         }
         return {**asdict(self), **names}
+
+
+@contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """Let a CUDA device round the factors of a product to 10 bits ("tf32"), or not ("float32").
+
+    Left alone, PyTorch rounds those of convolutions. Nothing changes on a CPU.
+    """
+    products = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]  # they are there
+    with ARITHMETIC:
+        before = [product.fp32_precision for product in products]
+        for product in products:
+            product.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        try:
+            yield
+        finally:
+            for product, its in zip(products, before, strict=True):
+                product.fp32_precision = its
 
 
 def name_of(choice: Any, known: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from .data import Data, load
 from .history import NAN, History, Report
 from .proposals import generator
 from .runs import replacing
-from .settings import check_choice, check_whole, numbers
+from .settings import arithmetic, check_choice, check_whole, numbers
 from .stages import channels_last
 from .train import scores
 
@@ -222,6 +222,7 @@ def summary(history: History, target: float | None) -> dict[str, float | None]:
     return dict(zip(CAME_OUT, (last.cycle, last.val_accuracy, last.test_accuracy, *first, last.seconds), strict=True))
 
 
+@arithmetic("float32")
 def _epoch(net: nn.Module, optimiser: torch.optim.Optimizer, data: Data, settings: SGD, epoch: int) -> int:
     """One pass over the training part in a random order. Returns the number of steps."""
     net.train()

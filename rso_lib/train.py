@@ -17,10 +17,9 @@ from .data import Data, Split
 from .history import NAN, History, Report
 from .models import Head, Net, calibrate
 from .parallel import world
-from .precision import arithmetic
 from .proposals import ORDERS, generator, sigma
 from .reference import Batches
-from .settings import RSO
+from .settings import RSO, arithmetic
 from .stages import CHUNK, forward, stages
 from .strategies import BLOCK_SEARCHES, LayerSearch, NeuronSearch
 
@@ -204,6 +203,7 @@ def with_bar(
 
 
 @torch.no_grad()
+@arithmetic("float32")
 def evaluate(net: nn.Module, split: Split) -> tuple[float, float]:
     """Mean cross entropy (nats) and accuracy (a fraction) of the net as it stands, in eval mode; NaN for no images.
 

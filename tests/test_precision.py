@@ -1,5 +1,6 @@
 """What float32 and TF32 are, and the count of decisions that rounding changes."""
 
+import threading
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -7,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rso_lib import engine, load, models, precision, runs
-from rso_lib.precision import CPU, CUDA, Decisions, arithmetic, compare
-from rso_lib.settings import RSO
-from rso_lib.train import train
+from rso_lib import engine, load, models, precision, runs, sgd
+from rso_lib.precision import CPU, CUDA, Decisions, compare
+from rso_lib.settings import RSO, arithmetic
+from rso_lib.train import evaluate, train
 
 
 def flags() -> tuple[str, str]:
@@ -39,6 +40,58 @@ def test_a_run_has_its_own_arithmetic_and_leaves_that_of_others(
     assert within == [(products, products)] * 3
     with pytest.raises(KeyError), arithmetic(name):
         raise KeyError
+    assert flags() == before
+
+
+@pytest.mark.parametrize("what", ["evaluate", "calibrate", "sgd"])
+def test_scores_and_the_baseline_are_in_float32(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a run has another precision, and where nothing is said."""
+    data, net, within = load("digits"), models.mnist_net((1, 8, 8)), []
+    conv2d = torch.nn.functional.conv2d
+
+    def watched(*arguments, **options):
+        within.append(flags())
+        return conv2d(*arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", watched)
+    before = flags()
+    if what == "evaluate":
+        with arithmetic("tf32"):
+            evaluate(net, data.test)
+    elif what == "calibrate":
+        with arithmetic("tf32"):
+            models.calibrate(net, data.train.images)
+    else:
+        sgd.fit(net, data, sgd.SGD(epochs=1, batch_size=400, warmup=0), progress=False)
+    assert {*within} == {("ieee", "ieee")}
+    assert flags() == before
+
+
+def test_threads_take_turns_with_the_arithmetic() -> None:
+    """Else the one that ends last leaves what it found, which is the other's."""
+    before, within = flags(), []
+    entered, leave, second = threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with arithmetic("tf32"):
+            entered.set()
+            leave.wait()
+            within.append(flags())
+
+    def other() -> None:
+        with arithmetic("float32"):
+            second.set()
+            threads[0].join()
+
+    threads = [threading.Thread(target=first), threading.Thread(target=other)]
+    threads[0].start()
+    entered.wait()
+    threads[1].start()
+    second.wait(0.2)
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert within == [("tf32", "tf32")]
     assert flags() == before
 
 
