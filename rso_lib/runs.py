@@ -31,7 +31,7 @@ from .data import Data
 from .history import History, Report
 from .models import Net
 from .parallel import world
-from .settings import RSO, check_choice
+from .settings import RSO, check_choice, check_named
 from .train import check, train, with_bar
 
 if sys.platform != "win32":
@@ -98,10 +98,12 @@ def start(
     progress                  whether to show a bar with the time left
 
     An interrupt from the keyboard ends the sitting with a warning: the same call goes on.
-    Raises what `train` does where the run cannot begin, and then makes no folder; ValueError where the folder holds a
-    run with other settings, a torn or a foreign file (which stay as they are), RuntimeError where another process runs
-    in it (not noticed on Windows), OSError where it cannot be written.
+    Raises what `train` does where the run cannot begin, and then makes no folder; ValueError where a callable of the
+    settings has no name, where the folder holds a run with other settings, a torn or a foreign file (which stay as they
+    are), RuntimeError where another process runs in it (not noticed on Windows), OSError where it cannot be written.
     """
+    for name in ("schedule", "distribution"):
+        check_named(name, getattr(settings, name))
     options = dict(net_options or {})
     data = world.first(lambda: images.load(dataset, root, device, data_seed, val_size))
     asked = {

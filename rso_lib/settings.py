@@ -143,6 +143,15 @@ def name_of(choice: Any, known: Mapping[str, Any]) -> str:
     return f"{choice.__module__}.{choice.__qualname__}" if known.get(name, choice) is not choice else name
 
 
+def check_named(name: str, choice: object) -> None:
+    """Raise ValueError where an argument is a callable that its name does not tell from others."""
+    if callable(choice) and getattr(choice, "__name__", "<lambda>") == "<lambda>":
+        raise ValueError(
+            f"{name} must be a function with a name of its own, by which the run's folder tells it from others, "
+            f"not {choice!r}: write it with def"
+        )
+
+
 def check_whole(name: str, value: object, least: int) -> None:
     """Raise TypeError or ValueError where an argument is not a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):

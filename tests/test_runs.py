@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,17 @@ def test_another_machine_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert machines[0]["threads"] == 1 and machines[0]["device"]
 
 
+def half(cycle: int, cycles: int) -> float:
+    return 0.5
+
+
+def test_a_named_function_is_told_from_others(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, cycles=1, schedule=half)
+    assert begin(tmp_path, settings).settings["schedule"] == "half"
+    assert begin(tmp_path, settings).finished
+    refused(tmp_path, ValueError, "schedule is 'half' there, not 'linear'", settings=replace(SETTINGS, cycles=1))
+
+
 def test_a_run_from_before_a_setting_was_added_goes_on(copy: Path) -> None:
     about = copy / "settings.json"
     content = json.loads(about.read_text())
@@ -348,6 +360,8 @@ def test_the_bar_counts_the_whole_run(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"dataset": "digit"}, "did you mean 'digits'"),
         ({"device": "gpu"}, "device 'gpu' cannot be used here"),
         ({"settings": replace(SETTINGS, batch_size=1295)}, "set batch_size to at most 1294"),
+        ({"settings": replace(SETTINGS, schedule=lambda cycle, cycles: 1.0)}, "schedule must be .* write it with def"),
+        ({"settings": replace(SETTINGS, distribution=partial(torch.full, fill_value=1.0))}, "distribution must be "),
     ],
 )
 def test_wrong_arguments_leave_no_folder_behind(tmp_path: Path, other: dict[str, Any], words: str) -> None:
