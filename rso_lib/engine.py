@@ -5,9 +5,9 @@ batch norm's scale and shift, of the shortcut. So one weight moves one channel o
 the next layer, which is linear, sees one changed input channel. A step on a slice of the training set is
 
 1. the block, restricted to the rows that matter: those searched since the slice was last visited, and
-   the searched row twice more, with w + Δ and with w − Δ. Where only the searched row has changed, the compiled loops
-   start from its last output on the slice, and add only the input planes whose weights differ since then. Batch norm
-   treats each row by itself, so each candidate has its own statistics;
+   the searched row twice more, with w + Δ and with w − Δ. The compiled loops start from what these rows gave on the
+   slice before, and add only the input planes whose weights differ since then. Batch norm treats each row by itself,
+   so each candidate has its own statistics;
 2. the next layer's response, kept for every slice, and a one-channel convolution of each change;
 3. the rest of the net for each candidate, with the statistics of the batch. Where batches are small, several
    candidates go through it as one.
@@ -20,7 +20,7 @@ many weights at once.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
-from itertools import chain, islice
+from itertools import chain
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -248,9 +248,9 @@ class SearchedBlock:
         rows: Sequence[int],
         like: Sequence[tuple[int, int]],
         pairs: Sequence[tuple[int, int]],
-    ) -> Iterator[Flow]:
-        """How what comes behind some rows changes on slice s: a channel [batch, 1, H, W] of the next layer's input, and
-        of the skip that is opened.
+    ) -> Flow:
+        """How what comes behind some rows changes on slice s: channels of the next layer's input, and of the skip that is
+        opened, [pairs, batch, 1, H, W].
 
         pairs  of places in w: that of a row as it was, and as it is; other arguments as in `linear`
         """
@@ -258,13 +258,11 @@ class SearchedBlock:
         norm = fused_norm(self.block) if isinstance(self.next, BlockStage) and not self.block.opens else None
         if norm and z.moments is not None and (compiled := kernels.for_tensor(z.z)):
             fused = w["norm.weight"], w["norm.bias"], norm.eps, self.block.relu
-            yield from map(Flow, compiled.norm_changes(share_moments(z), *fused, pairs))
-            return
+            return Flow(compiled.norm_changes(share_moments(z), *fused, pairs))
         normed = normalise(self.block, w, z)
         x, skip = self.next.enter(self.block.activate(normed)), self.block.passes(normed, None)
-        change = lambda y, was, now: y[:, now, None] - y[:, was, None]  # noqa: E731
-        for pair in pairs:
-            yield Flow(change(x, *pair), None if skip is None else change(skip, *pair))
+        change = lambda y: torch.stack([y[:, now, None] - y[:, was, None] for was, now in pairs])  # noqa: E731
+        return Flow(change(x), None if skip is None else change(skip))
 
     def scores(self, s: int, candidates: Iterable[Candidate]) -> Tensor:
         """The losses on slice s of what the next layer may receive."""
@@ -277,50 +275,65 @@ class SearchedBlock:
         """What the next layer receives with the weights as they were kept."""
         return self.joining(self.responses[s], self.skips[s])
 
-    def moved(self, s: int, rows: Iterable[int], changes: Iterable[Flow]) -> Iterator[Candidate]:
-        """The same with one of the rows changed at a time.
+    def moved(self, s: int, rows: Sequence[int], changes: Flow) -> Iterator[Candidate]:
+        """The same with one of the rows changed at a time, as `changes` says.
 
         The change is added, so that what changes nothing has the same loss to the last bit: a tie keeps w.
         """
-        for row, change in zip(rows, changes, strict=True):
+        for k, row in enumerate(rows):
             skip = self.skips[s]
-            if skip is not None and change.skip is not None:
+            if skip is not None and changes.skip is not None:
                 skip = skip.clone()
-                skip[:, row, None] += change.skip
-            yield self.joining(self.add_channel(self.responses[s], change.x, row), skip)
+                skip[:, row, None] += changes.skip[k]
+            yield self.joining(self.add_channels(self.responses[s], changes.x[k : k + 1], [row]), skip)
 
     def joining(self, z: Preactivation, skip: Tensor | None) -> Candidate:
         if self.joined:
             z = Preactivation(z.z + bridge(self.joined.block, self.joined.w, skip))
         return z, skip
 
-    def add_channel(self, z: Preactivation, change: Tensor, row: int, in_place: bool = False) -> Preactivation:
-        """What the next layer receives when one channel of its input changes by [batch, 1, H, W]."""
+    def add_channels(
+        self, z: Preactivation, changes: Tensor, rows: Sequence[int], in_place: bool = False
+    ) -> Preactivation:
+        """What the next layer receives when channels of its input, rows, change by [rows, batch, 1, H, W]."""
         if isinstance(self.next, BlockStage) and (compiled := kernels.covering(z.z, z.z.shape[1])):
-            taps = self.next.taps[:, :, row].contiguous()
-            made = compiled.add_channel(z.z, change, taps, self.next.stride, z.z if in_place else None)
+            taps = torch.stack([self.next.taps[:, :, row] for row in rows])
+            made = compiled.add_channels(z.z, changes, taps, self.next.stride, z.z if in_place else None)
             # where the moments of z are still to be summed, so are these: another order would break ties
             return made if z.moments is not None else Preactivation(made.z)
-        response = self.next.response(change, slice(row, row + 1))
-        return Preactivation(z.z.add_(response) if in_place else response.add_(z.z))
+        total = z.z
+        for k, (change, row) in enumerate(zip(changes, rows, strict=True)):
+            response = self.next.response(change, slice(row, row + 1))
+            total = total.add_(response) if in_place or k else response.add_(total)
+        return Preactivation(total)
 
 
-class LastOutput(NamedTuple):
-    """Of the convolution, for the row that was searched last on a slice: z [batch, 1, H, W], due to weights [taps]."""
+class Kept(NamedTuple):
+    """What some rows of the convolution gave on a slice: z [batch, rows, H, W], due to weights [rows, taps]."""
 
-    row: int
+    rows: list[int]
     weights: Tensor
     z: Tensor
 
 
 class BlockSearch(SearchedBlock):
-    """One weight at a time: a step sees all steps before it."""
+    """One weight at a time: a step sees all steps before it.
+
+    With compiled loops each slice keeps what the row gave that was searched last, or what all rows gave where the order
+    of the visits comes back to a row.
+    """
+
+    def begin(self) -> None:
+        """As in `SearchedBlock`."""
+        self.comes_back = False
+        self.left: set[int] = set()
+        super().begin()
 
     def forget(self) -> None:
         """As in `SearchedBlock`."""
         super().forget()
         self.seen: dict[int, Weights] = {}
-        self.last: dict[int, LastOutput] = {}
+        self.outputs: dict[int, Kept] = {}
         self.visited: list[int] = []
 
     def step(self, name: str, index: int, delta: Tensor, turn: int) -> Tensor:
@@ -339,47 +352,78 @@ class BlockSearch(SearchedBlock):
         """The losses on slice s where weight j of a row takes the values w, w + Δ and w − Δ."""
         if self.cache == "input":
             self.forget()
+        self.turn_to(row)
         changed = self.changed(s, row)
-        self.visited.append(row)
         are, old = changed or [row], len(changed)
         w = self.rows([(self.seen[s], changed), (self.w, [*are, row, row])], name, j, candidates[1:])
         now = old + len(are) - 1
         like = (now, j % self.row_size)
         pairs = [*((k, old + k) for k in range(old)), (now, now + 1), (now, now + 2)]
-        changes = self.changes(s, w, [*changed, *are, row, row], [like, like], pairs)
+        x, skip = self.changes(s, w, [*changed, *are, row, row], [like, like], pairs)
         if changed:
-            self.refresh(s, changed, islice(changes, old))
-        return self.scores(s, chain([self.kept(s)], self.moved(s, [row, row], changes)))
+            self.refresh(s, changed, Flow(x[:old], None if skip is None else skip[:old]))
+        moved = self.moved(s, [row, row], Flow(x[old:], None if skip is None else skip[old:]))
+        return self.scores(s, chain([self.kept(s)], moved))
+
+    def turn_to(self, row: int) -> None:
+        """Note which row is visited. From the first return to one on, all rows of a slice are kept."""
+        if self.visited and self.visited[-1] != row:
+            self.left.add(self.visited[-1])
+        if row in self.left and not self.comes_back:
+            self.forget()
+            self.comes_back = True
+        self.visited.append(row)
 
     def convolved(
         self, s: int, kernel: Tensor, rows: Sequence[int] | None, like: Sequence[tuple[int, int]]
     ) -> Preactivation:
-        """As in `SearchedBlock`. Of the row that was searched last, only the taps whose weights differ are read."""
-        compiled = kernels.for_tensor(kernel)
-        if rows is None or not compiled:
+        """As in `SearchedBlock`. Of rows that are kept, only the taps whose weights differ are read."""
+        compiled, weights = kernels.for_tensor(kernel), kernel.flatten(1)
+        if not compiled:
             return super().convolved(s, kernel, rows, like)
-        weights, last = kernel.flatten(1), self.last.get(s)
-        now, j = like[0]
-        if last and {*rows} == {last.row}:
-            x, differences = self.inputs[s].x.to(kernel.dtype), weights - last.weights
+        if rows is None:
+            made = super().convolved(s, kernel, rows, like)
+            if self.comes_back:
+                self.keep(s, range(len(weights)), weights, made.z)
+            return made
+        kept, (now, j) = self.outputs.get(s), like[0]
+        if kept and {*rows} <= {*kept.rows}:
+            of = [kept.rows.index(row) for row in rows]
+            x, differences = self.inputs[s].x.to(kernel.dtype), weights - kept.weights[of]
             differ = differences.any(0)
             differ[j] = True
             where = shifts(len(differ), *x.shape[2:], self.folded)[differ]
             likes = [(now, int(differ[:j].sum()))] * len(like)
-            made = compiled.rows_conv(x, differences[:, differ], where, self.size(x), likes, last.z)
+            made = compiled.rows_conv(x, differences[:, differ], where, self.size(x), likes, kept.z, of)
         else:
             made = super().convolved(s, kernel, rows, like)
-        z = last.z if last else made.z.new_empty(made.z[:, :1].shape)  # kept: anew each time, it would riddle the heap
-        self.last[s] = LastOutput(rows[now], weights[now].clone(), z.copy_(made.z[:, now, None]))
+        are = slice((now + 1) // 2, now + 1)  # before these, the rows as they were
+        self.keep(s, rows[are], weights[are], made.z[:, are])
         return made
+
+    def keep(self, s: int, rows: Sequence[int], weights: Tensor, z: Tensor) -> None:
+        """Keep what some rows gave on slice s, in the same memory each time: new pieces would riddle the heap."""
+        if not self.comes_back:
+            rows, weights, z = rows[-1:], weights[-1:], z[:, -1:]
+        if s not in self.outputs:
+            self.outputs[s] = Kept([*rows], weights.clone(), z.contiguous())
+            return
+        kept = self.outputs[s]
+        if not self.comes_back:
+            kept.rows[:] = rows
+        for row, w, output in zip(rows, weights, z.unbind(1), strict=True):
+            place = kept.rows.index(row)
+            kept.weights[place] = w
+            kept.z[:, place] = output
 
     def changed(self, s: int, row: int) -> list[int]:
         """The rows with other weights than what is kept for slice s is due to, this one, which may have decayed, last.
 
         None where it has just been computed: on the first visit, and where that is cheaper than so many changes.
         """
-        rows = [*sorted(set(self.visited[-len(self.labels) :]) - {row}), row]
-        few = max(1, self.block.conv.out_channels // 4)  # measured: a changed row costs a quarter of `respond`
+        rows = [*sorted(set(self.visited[-len(self.labels) - 1 :]) - {row}), row]
+        share = 3 / 4 if s in self.outputs and self.comes_back else 1 / 4  # measured: of what `respond` costs
+        few = max(1, int(self.block.conv.out_channels * share))
         if s in self.responses and len(rows) <= few:
             return rows
         self.respond(s, self.linear(s, self.before))
@@ -396,13 +440,12 @@ class BlockSearch(SearchedBlock):
         w[name].view(len(w[name]), -1)[-len(tried) :, j] = tried
         return w
 
-    def refresh(self, s: int, rows: Sequence[int], changes: Iterable[Flow]) -> None:
+    def refresh(self, s: int, rows: Sequence[int], changes: Flow) -> None:
         """Bring slice s up to date in these rows, given how what comes behind them has changed."""
-        skip = self.skips[s]
-        for row, change in zip(rows, changes, strict=True):
-            self.responses[s] = self.add_channel(self.responses[s], change.x, row, in_place=True)
-            if skip is not None and change.skip is not None:
-                skip[:, row, None] += change.skip
+        self.responses[s] = self.add_channels(self.responses[s], changes.x, rows, in_place=True)
+        if (skip := self.skips[s]) is not None and changes.skip is not None:
+            for row, change in zip(rows, changes.skip, strict=True):
+                skip[:, row, None] += change
         self.remember(s)
 
 

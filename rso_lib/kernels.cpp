@@ -1,18 +1,18 @@
 // The inner loops of a step on a CPU.
 //
-//   rows_conv     a few output channels of a convolution, over all taps or some, from planes (+ base)
+//   rows_conv     some output channels of a convolution, over all taps or some, from planes (+ base)
 //   norm_changes  batch norm and ReLU of such channels, and the difference of some pairs of them
 //
 // and for images in channels-last layout and batch norm's blocks:
 //
-//   add_channel   base + the convolution of one input channel
+//   add_channels  base + the convolution of some input channels
 //   norm_conv     batch norm with the statistics that follow from given moments, ReLU, and the next block's convolution
 //   norm_max      the same batch norm and ReLU, and each channel's maximum over the picture
 //   moments       the per-channel sum and sum of squares, which batch norm needs
 //
 // the last three for several groups of images, one after the other, each with its own moments.
 //
-// add_channel and norm_conv return the moments of what they wrote, so that every activation is written once and
+// add_channels and norm_conv return the moments of what they wrote, so that every activation is written once and
 // read once. One output channel is one lane of a vector; a block of pixels is held in registers while all input
 // channels pass.
 
@@ -41,9 +41,9 @@ template <class T> constexpr int LANES = VECTOR_BYTES / sizeof(T);
 template <class T, int CO> struct Moments {
     Vec<T> sum[CO / LANES<T>] = {}, squares[CO / LANES<T>] = {};
 
-    void add(int v, Vec<T> z) {
+    void add(int v, Vec<T> z, Vec<T> square) {
         sum[v] += z;
-        squares[v] += z * z;
+        squares[v] += square;
     }
 
     void add_to(double* total) const {
@@ -122,13 +122,17 @@ inline void pixels(const T* u, int pitch, const T* kernel, const T* base, T* out
                         for (int k = 0; k < V; k++) acc[r][p][k] += w[k] * corner[r * S * pitch + p * S * CI + c];
             }
         }
-    for (int r = 0; r < R; r++)
-        for (int p = 0; p < P; p++)
-            for (int k = 0; k < V; k++) {
+    for (int k = 0; k < V; k++) {
+        Vec<T> sum = {}, squares = {};
+        for (int r = 0; r < R; r++)
+            for (int p = 0; p < P; p++) {
                 const Vec<T> z = acc[r][p][k];
                 *(Vec<T>*)(out + r * out_pitch + p * CO + first + k * LANES<T>) = z;
-                m.add(v + k, z);
+                sum += z;
+                squares += z * z;
             }
+        m.add(v + k, sum, squares);
+    }
 }
 
 template <class T, int CI, int CO, int S, int P>
@@ -202,32 +206,41 @@ struct Shape {
     int images, height, width;  // of the input
 };
 
-// The convolution of all images: `fill` writes the rows of one into a border of zeros; S = 2 pools the result. Each
-// image is read from so many values (of base, or what `fill` reads), one image after the other.
+// The convolution of all images: `fill` writes the rows of one into a border of zeros; S = 2 pools the result. It is the
+// sum of some parts [parts], each of CI channels with a kernel of its own. Each image is read from so many values (of
+// base, or what `fill` reads), one image after the other.
 template <class T, int CI, int CO, int S, class Fill>
-void convolve_all(Shape shape, const T* read, int64_t values, const T* kernel, const T* base, T* out, double* moments,
-                  int threads, Fill fill) {
+void convolve_all(int parts, Shape shape, const T* read, int64_t values, const T* kernels, const T* base, T* out,
+                  double* moments, int threads, Fill fill) {
     const int height = shape.height / S, width = shape.width / S, pitch = (shape.width + 2) * CI;
+    const int calls = 9 * height * width * CO / LANES<T> / ACROSS<T, CO> / PIXELS<T, CO>;
     const int64_t size = int64_t(height) * width * CO;
     Scratch<T> padded(threads, (shape.height + 2) * pitch), boxed(threads, S == 2 ? (shape.height + 2) * pitch : 0);
     all_images(shape.images, CO, moments, threads, [&](int n, double* total) {
         Moments<T, CO> m;
         T* u = padded.own();
         T* means = S == 2 ? boxed.own() : u;
-        for (int y = 0; y < shape.height; y++) fill(n, y, u + (y + 1) * pitch + CI);
-        if (S == 2) box<T, CI>(u, means, shape.height, shape.width);
-        const Prefetch next(read + (n + 1) * values, n + 1 < shape.images ? values : 0, 9 * height * width * CO / LANES<T> / ACROSS<T, CO> / PIXELS<T, CO>);
-        convolve<T, CI, CO, S>(means, pitch, kernel, base ? base + n * size : nullptr, out + n * size, height, width, m,
-                               next);
+        T* to = out + n * size;
+        for (int k = 0; k < parts; k++) {
+            for (int y = 0; y < shape.height; y++) fill(n, k, y, u + (y + 1) * pitch + CI);
+            if (S == 2) box<T, CI>(u, means, shape.height, shape.width);
+            const Prefetch next(read + (n + 1) * values, k == 0 && n + 1 < shape.images ? values : 0, calls);
+            const T* sum = k ? to : base ? base + n * size : nullptr;
+            m = {};
+            convolve<T, CI, CO, S>(means, pitch, kernels + k * 9 * CI * CO, sum, to, height, width, m, next);
+        }
         m.add_to(total);
     });
 }
 
 template <class T, int CO, int S>
-void add_channel(const T* base, const T* plane, const T* kernel, T* out, double* moments, Shape shape, int threads) {
+void add_channels(const T* base, const T* planes, const T* kernels, T* out, double* moments, int channels, Shape shape,
+                  int threads) {
     const int64_t outputs = int64_t(shape.height / S) * (shape.width / S) * CO;  // the planes are small beside them
-    convolve_all<T, 1, CO, S>(shape, base, outputs, kernel, base, out, moments, threads, [=](int n, int y, T* row) {
-        std::memcpy(row, plane + (int64_t(n) * shape.height + y) * shape.width, shape.width * sizeof(T));
+    convolve_all<T, 1, CO, S>(channels, shape, base, outputs, kernels, base, out, moments, threads,
+                              [=](int n, int k, int y, T* row) {
+        const T* plane = planes + (int64_t(k) * shape.images + n) * shape.height * shape.width;
+        std::memcpy(row, plane + y * shape.width, shape.width * sizeof(T));
     });
 }
 
@@ -280,8 +293,8 @@ void norm_conv(const T* z, const double* in, double count, const T* scale, const
     const int64_t outputs = int64_t(shape.images) * (shape.height / S) * (shape.width / S) * CO;
     for (int g = 0; g < groups; g++, z += shape.images * inputs, out += outputs) {
         const Norm<T, CI> norm(in + g * 2 * CI, count, scale, shift, eps, relu);
-        convolve_all<T, CI, CO, S>(shape, z, inputs, kernel, base ? base + g * outputs : nullptr, out,
-                                   moments + g * 2 * CO, threads, [=](int n, int y, T* to) {
+        convolve_all<T, CI, CO, S>(1, shape, z, inputs, kernel, base ? base + g * outputs : nullptr, out,
+                                   moments + g * 2 * CO, threads, [=](int n, int, int y, T* to) {
             norm(z + n * inputs + y * row, shape.width, to);
         });
     }
@@ -312,7 +325,10 @@ template <class T, int CO> void moments(const T* z, double* sums, int groups, Sh
         all_images(shape.images, CO, sums + g * 2 * CO, threads, [=](int n, double* total) {
             Moments<T, CO> m;
             for (const T *pixel = z + n * size, *end = pixel + size; pixel < end; pixel += CO)
-                for (int v = 0; v < CO / LANES<T>; v++) m.add(v, *(const Vec<T>*)(pixel + v * LANES<T>));
+                for (int v = 0; v < CO / LANES<T>; v++) {
+                    const Vec<T> z = *(const Vec<T>*)(pixel + v * LANES<T>);
+                    m.add(v, z, z * z);
+                }
             m.add_to(total);
         });
 }
@@ -367,11 +383,11 @@ void row_image(const Rows& rows, const T* x, const T* weights, T* out, int size,
     }
 }
 
-// x [N, size] and weights [rows + moved, taps] to out [N, rows + moved, height, width] and its moments; base
-// [N, height, width], added to every row, may be null.
+// x [N, size] and weights [rows + moved, taps] to out [N, rows + moved, height, width] and its moments. Row r is added to
+// the plane of[r] of base [N, bases, height, width], which may be null.
 template <class T>
-void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights, const T* base, T* out, double* moments,
-                   int images, int threads) {
+void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights, const T* base, const int64_t* of,
+                   int bases, T* out, double* moments, int images, int threads) {
     const int all = rows.rows + rows.moved, plane = rows.height * rows.width, reach = std::max(rows.reach(), 0);
     const int64_t begin = rows.begin(), values = rows.end() - begin;
     const int calls = rows.taps * ((reach + 4 * LANES<T> - 1) / (4 * LANES<T>)) * ((rows.rows + 3) / 4);
@@ -393,10 +409,11 @@ void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights,
         for (int r = 0; r < all; r++, to += plane) {
             for (int y = 0; y < rows.height; y++)
                 std::copy_n(stretch + r * reach + y * rows.pitch, rows.width, to + y * rows.width);
+            const T* known = base ? base + (int64_t(n) * bases + of[r]) * plane : nullptr;
             T sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum, squares)
             for (int p = 0; p < plane; p++) {
-                if (base) to[p] += base[int64_t(n) * plane + p];
+                if (known) to[p] += known[p];
                 sum += to[p];
                 squares += to[p] * to[p];
             }
@@ -437,10 +454,10 @@ void norm_changes(const T* z, const double* moments, double count, const T* scal
         return 0; \
     } \
     extern "C" int rows_conv_##NAME(const T* x, const int64_t* shifts, const T* weights, const int64_t* like, const T* base, \
-                                    T* out, double* moments, int taps, int rows, int moved, int images, int size, int height, \
-                                    int width, int pitch, int threads) { \
+                                    const int64_t* of, T* out, double* moments, int bases, int taps, int rows, int moved, \
+                                    int images, int size, int height, int width, int pitch, int threads) { \
         const Rows them{shifts, taps, rows, moved, like, height, width, pitch}; \
-        convolve_rows<T>(them, x, size, weights, base, out, moments, images, threads); \
+        convolve_rows<T>(them, x, size, weights, base, of, bases, out, moments, images, threads); \
         return 1; \
     } \
     extern "C" int norm_changes_##NAME(const T* z, const double* moments, double count, const T* scale, const T* shift, \
@@ -449,11 +466,11 @@ void norm_changes(const T* z, const double* moments, double count, const T* scal
         norm_changes<T>(z, moments, count, scale, shift, eps, relu, pairs, out, changes, images, rows, plane, threads); \
         return 1; \
     } \
-    extern "C" int add_channel_##NAME(const T* base, const T* plane, const T* kernel, T* out, double* moments, \
-                                      int images, int height, int width, int co, int stride, int threads) { \
+    extern "C" int add_channels_##NAME(const T* base, const T* planes, const T* kernels, T* out, double* moments, \
+                                       int channels, int images, int height, int width, int co, int stride, int threads) { \
         const Shape shape{images, height, width}; \
-        if (co == 16) { STRIDES((add_channel<T, 16, S>(base, plane, kernel, out, moments, shape, threads))) } \
-        if (co == 32) { STRIDES((add_channel<T, 32, S>(base, plane, kernel, out, moments, shape, threads))) } \
+        if (co == 16) { STRIDES((add_channels<T, 16, S>(base, planes, kernels, out, moments, channels, shape, threads))) } \
+        if (co == 32) { STRIDES((add_channels<T, 32, S>(base, planes, kernels, out, moments, channels, shape, threads))) } \
         return 0; \
     } \
     extern "C" int norm_conv_##NAME(const T* z, const double* in, double count, const T* scale, const T* shift, \

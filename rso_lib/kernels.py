@@ -60,6 +60,7 @@ class Kernels:
         size: tuple[int, int],
         like: Sequence[tuple[int, int]] = (),
         base: Tensor | None = None,
+        of: Sequence[int] = (),
     ) -> Preactivation:
         """Some output channels, rows, of a convolution without a border (+ base): [N, rows, *size], contiguous.
 
@@ -68,7 +69,8 @@ class Kernels:
         shifts   [taps], int64: which value of an image of x a tap meets at the first pixel of the output
         size     height and width of the output
         like     of each of the last rows: before these, the row that it is like but for one tap, and that tap
-        base     of all rows: [N, 1, *size], contiguous, or None
+        base     [N, bases, *size], contiguous, or None
+        of       of each row: which of the bases it is added to
         """
         moved, images, (rows, taps) = len(like), len(x), weights.shape
         out = torch.empty((images, rows, *size), dtype=x.dtype)
@@ -76,7 +78,8 @@ class Kernels:
         likes = torch.tensor(like, dtype=torch.int64)
         self._call(
             "rows_conv",
-            *(x, shifts, weights, likes, base, out, moments, taps, rows - moved, moved),
+            *(x, shifts, weights, likes, base, torch.tensor(of, dtype=torch.int64), out, moments),
+            *(0 if base is None else base.shape[1], taps, rows - moved, moved),
             *(images, x[0].numel(), *size, x.shape[3]),
         )
         return Preactivation(out, moments)
@@ -105,21 +108,22 @@ class Kernels:
         )
         return out
 
-    def add_channel(
-        self, base: Tensor, plane: Tensor, taps: Tensor, stride: int, out: Tensor | None = None
+    def add_channels(
+        self, base: Tensor, planes: Tensor, taps: Tensor, stride: int, out: Tensor | None = None
     ) -> Preactivation:
-        """base + the 3×3 convolution of one input channel.
+        """base + the 3×3 convolution of some input channels.
 
         base    [N, CO, H', W'] channels last; `out` may be the same tensor
-        plane   [N, 1, H, W], contiguous
-        taps    [3, 3, CO]
+        planes  [channels, N, 1, H, W], contiguous
+        taps    [channels, 3, 3, CO]
         stride  1, or 2 where average pooling follows the convolution
         """
-        images, _, height, width = plane.shape
+        channels, images, _, height, width = planes.shape
         outputs = base.shape[1]
         out = torch.empty_like(base) if out is None else out
         moments = torch.empty(1, 2, outputs, dtype=torch.float64)
-        self._call("add_channel", base, plane, taps, out, moments, images, height, width, outputs, stride)
+        sizes = channels, images, height, width, outputs, stride
+        self._call("add_channels", base, planes, taps, out, moments, *sizes)
         return Preactivation(out, moments)
 
     def norm_conv(

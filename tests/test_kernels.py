@@ -117,11 +117,13 @@ def by_rows(
     folded: bool,
     like: Sequence[tuple[int, int]] = (),
     base: Tensor | None = None,
+    of: Sequence[int] | None = None,
 ) -> Preactivation:
+    """`base` is that of all rows, unless `of` says more."""
     entered = planes(x, folded)
     where = shifts(kernel[0].numel(), *entered.shape[2:], folded)
     size = x.shape[2] // (1 + folded), x.shape[3] // (1 + folded)
-    made = compiled.rows_conv(entered, kernel.flatten(1), where, size, like, base)
+    made = compiled.rows_conv(entered, kernel.flatten(1), where, size, like, base, of or [0] * len(kernel))
     assert made.z.is_contiguous()
     return made
 
@@ -143,6 +145,9 @@ def test_rows_that_are_like_others_but_for_one_tap(compiled: Kernels, folded: bo
                 check(made, plain if added is None else plain + base.double())
                 same = by_rows(compiled, x, kernel[[0, 1, 1]], folded, [(1, j)], added).z
                 assert torch.equal(same[:, 1], same[:, 2])
+            bases, of = torch.cat([base, -base, base + 1], 1), [2, 0, 0, 0, 1]
+            made = by_rows(compiled, x, rows, folded, [*zip((1, 1, 0), taps, strict=True)], bases, of)
+            check(made, plain + bases[:, of].double())
 
 
 @dtypes
@@ -174,16 +179,16 @@ def test_sums(compiled: Kernels, channels: int, dtype: torch.dtype) -> None:
 @dtypes
 @strides
 @pytest.mark.parametrize("channels", kernels.CHANNELS)
-def test_add_channel(compiled: Kernels, channels: int, stride: int, dtype: torch.dtype) -> None:
-    for height, width in sizes(stride):
-        plane = torch.randn(3, 1, height, width, dtype=dtype)
-        taps = torch.randn(3, 3, channels, dtype=dtype)
-        change = convolve(plane, taps[:, :, None], stride)
+def test_add_channels(compiled: Kernels, channels: int, stride: int, dtype: torch.dtype) -> None:
+    for count, (height, width) in product((1, 3), sizes(stride)):
+        changes = torch.randn(count, 3, 1, height, width, dtype=dtype)
+        taps = torch.randn(count, 3, 3, channels, dtype=dtype) / count
+        change = convolve(changes[:, :, 0].transpose(0, 1), taps.permute(1, 2, 0, 3), stride)
         base = last(torch.randn(change.shape, dtype=dtype))
         before = base.clone()
-        check(compiled.add_channel(base, plane, taps, stride), before.double() + change)
+        check(compiled.add_channels(base, changes, taps, stride), before.double() + change)
         assert torch.equal(base, before)
-        made = compiled.add_channel(base, plane, taps, stride, out=base)
+        made = compiled.add_channels(base, changes, taps, stride, out=base)
         assert made.z is base
         check(made, before.double() + change)
 
@@ -338,7 +343,8 @@ def test_images_too_small_for_the_kernel(compiled: Kernels, dtype: torch.dtype) 
         == nothing.shape
     )
     assert (
-        compiled.add_channel(nothing, one[:, :1].contiguous(), taps[:, :, 0].contiguous(), 2).z.shape == nothing.shape
+        compiled.add_channels(nothing, one[None, :, :1].contiguous(), taps[None, :, :, 0].contiguous(), 2).z.shape
+        == nothing.shape
     )
     made = by_rows(compiled, one, torch.ones(4, 16, 3, 3, dtype=dtype), True, [(1, 143), (0, 7)])
     assert made.z.shape == (3, 4, 0, 0) and made.moments is not None and not made.moments.any()
@@ -350,7 +356,7 @@ def test_equal_runs_give_equal_bits_on_many_threads(compiled: Kernels) -> None:
     z = last(z)
     torch.set_num_threads(5)
     try:
-        made = [compiled.add_channel(z, plane, taps, 1) for _ in range(200)]
+        made = [compiled.add_channels(z, plane[None], taps[None], 1) for _ in range(200)]
         kernel = taps.permute(2, 0, 1)[:3, None].contiguous()
         rows = [by_rows(compiled, plane, kernel, False, base=plane) for _ in range(200)]
     finally:
@@ -370,8 +376,8 @@ def test_which_sizes_are_compiled(loaded: Kernels) -> None:
     assert not kernels.covering(x[:, :8], 16) and not kernels.covering(x, 10)
     assert not kernels.covering(x.half(), 16) and not kernels.covering(x.to("meta"), 16)
     assert kernels.for_tensor(x[:, :8]) and not kernels.for_tensor(x.half()) and not kernels.for_tensor(x.to("meta"))
-    with pytest.raises(ValueError, match="add_channel is not compiled for these sizes"):
-        loaded.add_channel(last(x[:, :8]), x[:, :1].contiguous(), torch.zeros(3, 3, 8), 1)
+    with pytest.raises(ValueError, match="add_channels is not compiled for these sizes"):
+        loaded.add_channels(last(x[:, :8]), x[None, :, :1].contiguous(), torch.zeros(1, 3, 3, 8), 1)
 
 
 # The engine on top of them
@@ -410,7 +416,7 @@ def test_the_engine_decides_the_same_without_them(
         losses = [search.step("conv.weight", first + k, delta, k) for k, delta in enumerate(deltas)]
         results[way] = torch.stack(losses), weight
         calls[way] = calls.total()
-    used = {"rows_conv", "norm_max"} | (set() if position == 5 else {"norm_changes", "add_channel"})
+    used = {"rows_conv", "norm_max"} | (set() if position == 5 else {"norm_changes", "add_channels"})
     assert used <= set(calls) and ("norm_conv" in calls) == (position < 5)
     assert calls["torch"] == 2 * calls["compiled"], "the second way calls no compiled function"
     torch.testing.assert_close(results["compiled"][0], results["torch"][0], rtol=0, atol=1e-12)
@@ -439,11 +445,43 @@ def test_of_a_row_that_is_known_the_taps_that_differ_are_read(loaded: Kernels, m
     rooms = []
     for k in range(8):
         search.step("conv.weight", k, torch.tensor(0.3, dtype=torch.float64), k)
-        rooms.append(search.last[k % 2].z.data_ptr())
+        rooms.append(search.outputs[k % 2].z.data_ptr())
     assert rooms == [*rooms[:2]] * 4 and rooms[0] != rooms[1]
     moved = [int(now != was) for now, was in zip(weight[:8], before[:8], strict=True)]
     assert 0 < sum(moved) < 8, "some of these weights are kept, and some are not"
     assert read == [144, 144, 144, 144, *(moved[k - 2] + moved[k - 1] + 1 for k in range(2, 8))]
+
+
+@torch.no_grad()
+def test_where_an_order_comes_back_to_rows_the_taps_that_differ_are_read(
+    loaded: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two slices; three weights of each row in turn. All rows of a slice are kept from the first return to one on, so
+    that a step reads the taps that the two steps before have changed, and its own."""
+    net, train = stirred(models.mnist_net((1, 20, 12), 3)).eval(), images(20, (1, 20, 12)).train
+    calibrate(net, train.images)
+    read: list[tuple[int, int]] = []
+    rows_conv = Kernels.rows_conv
+
+    def counted(self: Kernels, x: Tensor, weights: Tensor, *more: Any) -> Preactivation:
+        read.append((len(weights), weights.shape[1]))
+        return rows_conv(self, x, weights, *more)
+
+    monkeypatch.setattr(Kernels, "rows_conv", counted)
+    search = BlockSearch(net, 1, Batches(train.images, train.labels, 10))
+    weight = net.get_parameter("block2.conv.weight").detach().flatten(1)
+    visits = [(row, j) for j in range(0, 9, 3) for row in range(4) for j in range(j, j + 3)]
+    before = weight.clone()
+    for k, (row, j) in enumerate(visits):
+        if k == 14:  # all is known anew at the return to row 0, on both slices
+            read.clear()
+        search.step("conv.weight", 144 * row + j, torch.tensor(0.3, dtype=torch.float64), k)
+    assert len(read) == len(visits) - 14
+    for k, made in enumerate(read, 14):
+        recent = [visits[k - 2], visits[k - 1], visits[k]]
+        rows = {row for row, _ in recent}
+        taps = {j for row, j in recent[:2] if weight[row, j] != before[row, j]} | {visits[k][1]}
+        assert made == (2 * len(rows) + 2, len(taps))
 
 
 # Where they cannot be had
