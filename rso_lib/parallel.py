@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from .settings import check_choice
 
 SPLITS = ("batch", "weights")
+PATIENCE = timedelta(days=30)
+"""How long a process waits for the sweeps of the others. That one is gone shows at once: its connection closes."""
 
 
 @dataclass
@@ -127,7 +130,7 @@ def join(device: str = "cpu") -> str:
             raise ValueError(f"each process needs a GPU of its own, and this machine has {torch.cuda.device_count()}")
         torch.cuda.set_device(place)
         device = f"cuda:{place}"
-    dist.init_process_group(backend)
+    dist.init_process_group(backend, timeout=PATIENCE)
     world.rank, world.size = dist.get_rank(), dist.get_world_size()
     return device
 

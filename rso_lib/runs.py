@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from . import data as images
 from . import kernels, models
@@ -130,7 +131,7 @@ def start(
                 f"{folder / strange[0]} belongs to no run, as there is no settings.json; choose another folder"
             )
         run = _restore(folder, about, fresh)
-        world.tell((run.net.state_dict(), [vars(row) for row in run.history.rows]))
+        world.tell((_state(run.net), [vars(row) for row in run.history.rows]))
         if not run.finished:
             _note_machine(folder, about, device)  # the first file of a run: without it the others belong to none
         _copy_history(run)
@@ -232,12 +233,17 @@ def _restore(folder: Path, about: Mapping[str, Any], net: Net) -> Run:
     return Run(folder, settings, net, History([Report(**row) for row in content["history"]]))
 
 
+def _state(net: Net) -> dict[str, Tensor]:
+    """Weights and statistics on the CPU: whoever reads them has them on a device of its own."""
+    return {name: value.cpu() for name, value in net.state_dict().items()}
+
+
 def _save(run: Run) -> None:
     content = {
         "format": FORMAT,
         "settings": run.settings,
         "history": [vars(row) for row in run.history.rows],
-        "net": run.net.state_dict(),
+        "net": _state(run.net),
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rso_lib import engine, models
+from rso_lib import engine, models, runs
 from rso_lib.models import Head, Net
 from rso_lib.reference import Batches, ModuleSearch, choose
 from rso_lib.strategies import BLOCK_SEARCHES, NeuronSearch
@@ -103,3 +103,10 @@ def test_reading_a_value_back_is_noticed() -> None:
     with Copies() as copies:
         torch.randn(2, device="cuda")[[1, 0]]
     assert copies.between_devices == 1
+
+
+def test_what_a_run_saves_and_tells_is_on_the_cpu() -> None:
+    """Other processes would put a tensor of a GPU back on that GPU."""
+    net = on_cuda(models.mnist_net((1, 8, 8), 3))
+    assert {value.device.type for value in net.state_dict().values()} == {"cuda"}
+    assert {value.device.type for value in runs._state(net).values()} == {"cpu"}

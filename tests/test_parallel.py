@@ -155,6 +155,38 @@ def test_each_process_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         parallel.join("cuda")
 
 
+def test_a_process_waits_for_the_sweeps_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself gloo gives them half an hour."""
+    met: dict[str, Any] = {}
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(parallel.dist, "init_process_group", lambda backend, **options: met.update(options))
+    monkeypatch.setattr(parallel.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(parallel.dist, "get_world_size", lambda: 1)
+    assert parallel.join() == "cpu"
+    assert met["timeout"].days >= 7
+
+
+def left_alone(rank: int, port: int, queue: Any) -> None:
+    """The second of two processes ends; what the first one says, and after how many seconds."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    parallel.join()
+    world.gather(torch.zeros(1))
+    if rank:
+        os._exit(0)
+    began = time.monotonic()
+    try:
+        world.gather(torch.zeros(1))
+    except RuntimeError as error:
+        queue.put((str(error), time.monotonic() - began))
+
+
+def test_a_process_that_is_gone_is_noticed_at_once() -> None:
+    queue = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(left_alone, (free_port(), queue), 2)
+    said, seconds = queue.get()
+    assert said.startswith("process 0 lost another process of the run") and seconds < 30
+
+
 def test_strategies_need_a_net_of_blocks_and_whole_sweeps() -> None:
     net, shape = narrow("flat")
     settings = RSO(cycles=1, batch_size=8, strategy="layer")
