@@ -2,7 +2,7 @@
 
     settings.json   what is run, and the machines that it ran on
     checkpoint.pt   the net and the history behind the last finished sweep
-    history.csv     a copy of that history to read and plot
+    history.csv     a copy of that history to read and plot, made at the end of every cycle and at a stop
 
 Every draw of a run comes from a generator that is seeded by where in the run it is used (`proposals`), so
 the net and the history are all that is needed to go on. They are in one file, which is replaced as a whole:
@@ -134,10 +134,10 @@ def start(
         world.tell((_state(run.net), [vars(row) for row in run.history.rows]))
         if not run.finished:
             _note_machine(folder, about, device)  # the first file of a run: without it the others belong to none
-        _copy_history(run)
-        if not run.finished:
             _train(run, data, settings, progress)
-    return load(folder)
+        run = load(folder)
+        _copy_history(run)
+    return run
 
 
 def resume(
@@ -209,8 +209,10 @@ def _train(run: Run, data: Data, settings: RSO, progress: bool) -> None:
     """Train to the end, saving after every sweep."""
     items = train(run.net, data, settings, run.history, steps=True)
     try:
-        for _ in with_bar(items, run.net, settings, run.history, progress):
+        for report in with_bar(items, run.net, settings, run.history, progress):
             _save(run)
+            if report.is_cycle:
+                _copy_history(run)
     except KeyboardInterrupt:
         warnings.warn(f"stopped before the end; the same command goes on in {run.folder}", stacklevel=3)
 
@@ -249,12 +251,15 @@ def _save(run: Run) -> None:
     torch.save(content, buffer)
     with replacing(run.folder / "checkpoint.pt") as part:
         part.write_bytes(buffer.getbuffer())
-    _copy_history(run)
 
 
 def _copy_history(run: Run) -> None:
-    with replacing(run.folder / "history.csv") as part:
-        run.history.save(part)
+    """Write history.csv. Windows refuses that while another program reads it: the run goes on without."""
+    try:
+        with replacing(run.folder / "history.csv") as part:
+            run.history.save(part)
+    except OSError as error:
+        warnings.warn(f"{error}; the checkpoint has it all", stacklevel=2)
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

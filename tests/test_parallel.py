@@ -19,7 +19,6 @@ from oracle import images, narrow
 from torch import Tensor
 
 from rso_lib import engine, parallel, runs
-from rso_lib.history import History
 from rso_lib.models import Block, Head, Net
 from rso_lib.parallel import world
 from rso_lib.reference import Batches
@@ -253,8 +252,7 @@ SMALL = ["--net=two_conv", "--cycles=2", "--batch-size=128", "--strategy=neuron"
 def test_a_process_that_dies_ends_the_others_and_another_number_goes_on(tmp_path: Path, project: Path) -> None:
     """As a user would: torchrun, kill one, start again with three; the bits are those of one process."""
     command = start(tmp_path / "run", 2, project, *SMALL)
-    history = tmp_path / "run" / "history.csv"
-    wait(lambda: history.exists() and len(history.read_text().splitlines()) > 2)
+    wait((tmp_path / "run" / "checkpoint.pt").exists)
     workers = [child for child in psutil.Process(command.pid).children() if "rso_lib" in child.cmdline()]
     victim = next(worker for worker in workers if worker.environ()["RANK"] == "1")
     victim.send_signal(signal.SIGKILL)
@@ -265,7 +263,7 @@ def test_a_process_that_dies_ends_the_others_and_another_number_goes_on(tmp_path
     assert re.search(r"rank\s*: 1 ", errors) and "SIGKILL" in errors, errors
     assert not any(worker.is_running() for worker in workers)
 
-    done = History.load(history)
+    done = runs.load(tmp_path / "run").history
     assert 0 < len(done.cycles.rows) + len(done.rows) < len(runs_alone(tmp_path).history.rows)
     more = start(tmp_path / "run", 3, project)
     said, errors = more.communicate(timeout=300)

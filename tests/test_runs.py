@@ -2,8 +2,8 @@
 
 import contextlib
 import json
+import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -90,23 +90,24 @@ def test_the_folder_holds_what_was_run(unbroken: Run) -> None:
 KILLED = """
 import os, random, signal, sys, time
 sys.path.insert(0, {tests!r})
-from test_runs import Path, begin, load
+from test_runs import Path, begin, load, runs
 load("digits")  # imports what is needed once, for all children
 folder, rows = Path({folder!r}), []
-history = folder / "history.csv"
-count = lambda: len(history.read_text().splitlines()) - 1 if history.exists() else 0
+checkpoint = folder / "checkpoint.pt"
+saved = lambda: checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
 for kill in range(5):
+    before = saved()
     child = os.fork()
     if not child:
         begin(folder)
         os._exit(0)
-    while kill and count() == rows[-1]:  # the first may die before it has saved anything, the others go on for a bit
+    while kill and saved() == before:  # the first may die before it has saved anything, the others go on for a bit
         assert not os.waitpid(child, os.WNOHANG)[0], "it has ended"
         time.sleep(0.001)
     time.sleep(random.uniform(0, {limit}))
     os.kill(child, signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, "it had ended"
-    rows.append(count())
+    rows.append(len(runs.load(folder).history.rows) if saved() else 0)
 print(*rows)
 """
 
@@ -265,6 +266,7 @@ def test_the_checkpoint_of_another_run_is_refused(copy: Path, tmp_path: Path) ->
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource", reason="no limit on a file's size")
     with stopping_after(3, monkeypatch, KeyboardInterrupt), pytest.warns(UserWarning, match="stopped"):
         begin(tmp_path)
     checkpoint = (tmp_path / "checkpoint.pt").read_bytes()
@@ -278,6 +280,40 @@ def test_a_full_disk_leaves_the_last_checkpoint(unbroken: Run, tmp_path: Path, m
     assert (tmp_path / "checkpoint.pt").read_bytes() == checkpoint
     assert not list(tmp_path.glob("*.part"))
     assert_same(begin(tmp_path), unbroken)
+
+
+def test_the_history_is_copied_once_a_cycle_and_at_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied, settings = [], replace(SETTINGS, cycles=2)
+    save = History.save
+
+    def counted(history: History, path: Path) -> None:
+        copied.append(len(history.rows))
+        save(history, path)
+
+    monkeypatch.setattr(History, "save", counted)
+    with stopping_after(3, monkeypatch, KeyboardInterrupt), pytest.warns(UserWarning, match="stopped"):
+        run = begin(tmp_path, settings)
+    assert copied == [3]
+    assert facts(History.load(tmp_path / "history.csv")) == facts(run.history)
+    begin(tmp_path, settings)
+    assert copied == [3, 8, 16, 16]
+
+
+def test_a_history_that_cannot_be_replaced_does_not_end_the_run(
+    unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, while another program reads it."""
+    replaced = os.replace
+
+    def in_use(part: Path, path: Path) -> None:
+        if path.name == "history.csv":
+            raise PermissionError(13, "Permission denied")
+        replaced(part, path)
+
+    monkeypatch.setattr(runs.os, "replace", in_use)
+    with pytest.warns(UserWarning, match=r"history.csv cannot be written \(Permission denied\)"):
+        run = begin(tmp_path)
+    assert_same(run, unbroken)
 
 
 def test_what_a_killed_writer_leaves_behind_is_ignored(copy: Path, unbroken: Run) -> None:
