@@ -154,7 +154,9 @@ Runs = History | Sequence[History] | Mapping[str, History | Sequence[History]]
 
 
 @style()
-def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log: bool = False) -> Picture:
+def curves(
+    runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log: bool = False, title: str = ""
+) -> Picture:
     """Accuracy and loss of runs against what they cost; axes in %, nats and the unit of `against`.
 
     runs     a history; or several that differ in their seeds, drawn as the mean and a band from the lowest
@@ -162,6 +164,7 @@ def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log
     parts    of the data: "train", "val", "test"; by default those that one run has, the test part of several
     against  "cycle", "steps", "image_forwards" or "seconds", all counted from the start of the run
     log      whether that axis is logarithmic
+    title    above the legend: the data and the net, say
 
     Raises ValueError for an unknown part or axis, and where a run has not finished a cycle.
     """
@@ -170,7 +173,8 @@ def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log
         check_choice("parts", part, PARTS)
     named = _named(runs)
     parts = parts or _parts(list(named.values()))
-    lines = -(-len(named) * len(parts) // 3)  # of the legend, above the panels: it would hide some of many curves
+    columns = 3 if max(map(len, named)) <= 24 else 2  # of the legend above the panels: inside it would hide curves
+    lines = -(-len(named) * len(parts) // columns) + bool(title)
     picture = blank(9, 3.33 + 0.27 * lines, top=0.2 + 0.27 * lines, wspace=0.3)
     panels = dict(zip(SCORES, picture.subplots(1, 2), strict=True))
     for label, histories in named.items():
@@ -187,9 +191,10 @@ def curves(runs: Runs, *, parts: Sequence[str] = (), against: str = "cycle", log
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter(NullFormatter())
     panels["accuracy"].yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}")
-    picture.legend(*panels["loss"].get_legend_handles_labels(), loc="upper center", ncols=3)
+    picture.legend(*panels["loss"].get_legend_handles_labels(), loc="upper center", ncols=columns, title=title or None)
     ends = [_end(label, histories, part) for label, histories in named.items() for part in parts]
-    picture.alt = f"Accuracy (left) and loss (right) against {AGAINST[against]}. Final accuracy: {'; '.join(ends)}."
+    picture.alt = f"{title}: accuracy" if title else "Accuracy"
+    picture.alt += f" (left) and loss (right) against {AGAINST[against]}. Final accuracy: {'; '.join(ends)}."
     return picture
 
 

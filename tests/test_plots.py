@@ -97,13 +97,26 @@ def test_what_curves_are_drawn_against(against: str, expected: list[float]) -> N
     assert axes.get_xscale() == "log"
 
 
-def test_the_legend_hides_no_curve() -> None:
-    picture = plots.curves({f"run number {k}": [run([0.5, 0.7]), run([0.6, 0.9])] for k in range(7)})
+@pytest.mark.parametrize("label", ["run number", "a run whose name is as long as this"])
+def test_the_legend_hides_no_curve(label: str) -> None:
+    picture = plots.curves({f"{label} {k}": [run([0.5, 0.7]), run([0.6, 0.9])] for k in range(7)})
     picture.image()
     [legend] = picture.legends
+    assert legend.get_window_extent().x0 >= 0
+    assert legend.get_window_extent().x1 <= picture.bbox.x1
     low = legend.get_window_extent().y0
     assert all(axes.get_window_extent().y1 <= low for axes in picture.axes)
     assert legend.get_window_extent().y1 <= picture.bbox.y1
+
+
+def test_the_title_of_curves_stands_above_the_legend() -> None:
+    picture = plots.curves({"small": run([0.5, 0.7]), "large": run([0.7, 0.9])}, title="digits, one_conv")
+    picture.image()
+    [legend] = picture.legends
+    assert legend.get_title().get_text() == "digits, one_conv"
+    assert all(axes.get_window_extent().y1 <= legend.get_window_extent().y0 for axes in picture.axes)
+    assert legend.get_window_extent().y1 <= picture.bbox.y1
+    assert picture.alt.startswith("digits, one_conv: accuracy (left)")
 
 
 def test_a_shorter_run_ends_the_mean() -> None:
