@@ -1,6 +1,7 @@
 """Algorithm 1 as the paper prints it: slow, short, and for any `nn.Module` and any loss.
 
-The search engine is tested against this file.
+`train` takes these steps where a net is not a `models.Net`. The search engine is tested against another writing of
+the algorithm, which shares no code with this one or with it: tests/oracle.py.
 """
 
 from collections.abc import Callable, Sequence

@@ -167,6 +167,7 @@ def fit(net: nn.Module, data: Data, settings: RSO, history: History | None = Non
         del history.rows[rows:]
         for weight, value in zip(weights, values, strict=True):
             weight.copy_(value)
+        calibrate(net, data.train.images)
         warnings.warn("stopped before the end; net and history are as behind the last finished sweep", stacklevel=2)
     return history
 
