@@ -67,6 +67,10 @@ def peak(device: torch.device) -> int:
     """The most bytes at once so far: of the process, or of the CUDA device's tensors."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss begins with that of the parent process there
         return 1024 * int(next(line.split()[1] for line in status.read_text().splitlines() if "VmHWM" in line))

@@ -6,7 +6,9 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -78,6 +80,18 @@ def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch
     assert memory.available(torch.device("cpu")) == 900
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert memory.available(torch.device("cpu")) == 225
+
+
+def test_the_peak_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which has neither /proc nor the module `resource`."""
+
+    class Process:
+        def memory_info(self) -> SimpleNamespace:
+            return SimpleNamespace(peak_wset=123)
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(psutil, "Process", Process)
+    assert memory.peak(torch.device("cpu")) == 123
 
 
 @pytest.mark.parametrize(
