@@ -41,10 +41,11 @@ def compare(
 
     The net stays as it is. `slices` batches of the training part are used in turn.
     """
-    rng = generator(settings.seed, cycle)
+    rng, batch_size = generator(settings.seed, cycle), settings.batch(cycle)
     for position, (layer, module) in enumerate(net.named_children()):
-        tried = _search(copy.deepcopy(net), position, data, settings, slices)
-        exact = _search(copy.deepcopy(net).double(), position, data, replace(settings, cache="full"), slices)
+        tried = _search(copy.deepcopy(net), position, data, settings, batch_size, slices)
+        full = replace(settings, cache="full")
+        exact = _search(copy.deepcopy(net).double(), position, data, full, batch_size, slices)
         turn = 0
         for name, weight in module.named_parameters():
             first = int(torch.randint(max(weight.numel() - visits, 0) + 1, (), generator=rng))
@@ -62,10 +63,12 @@ def compare(
             yield Decisions(f"{layer}.{name}", len(indices), differ)
 
 
-def _search(net: Net, position: int, data: Data, settings: RSO, slices: int) -> engine.BlockSearch | engine.HeadSearch:
+def _search(
+    net: Net, position: int, data: Data, settings: RSO, batch_size: int, slices: int
+) -> engine.BlockSearch | engine.HeadSearch:
     """The search of the net, on the first images of the training part in the net's type."""
-    images = data.train.images[: slices * settings.batch_size].to(next(net.parameters()))
-    batches = Batches(images, data.train.labels[: len(images)], settings.batch_size)
+    images = data.train.images[: slices * batch_size].to(next(net.parameters()))
+    batches = Batches(images, data.train.labels[: len(images)], batch_size)
     with arithmetic(settings.precision):
         calibrate(net, images)
         net.eval()

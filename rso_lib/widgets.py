@@ -423,7 +423,7 @@ def step_in_words(run: LiveRun) -> str:
     place = "all weights" if step.index is None else f"weight {step.index:,}"
     delta = "" if step.index is None else f", Δ = {float(step.delta):+.3f}"
     return (
-        f"Step {run.steps:,}, on {run.settings.batch_size:,} images: {place} of {step.layer}{delta}. "
+        f"Step {run.steps:,}, on {run.settings.batch(step.at.cycle):,} images: {place} of {step.layer}{delta}. "
         f"Losses {losses[0]} for w, {losses[1]} for w + Δ, {losses[2]} for w − Δ. "
         f"{list(LIGHT)[run.recent[-1]]} wins."
     )

@@ -105,6 +105,21 @@ def test_every_decision_is_compared() -> None:
     assert all(torch.equal(a.double(), b) for a, b in zip(before, net.parameters(), strict=True))
 
 
+def test_visits_have_the_batch_of_their_cycle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a batch that grows from cycle to cycle."""
+    sizes = []
+    of_a_sweep = precision.Batches
+
+    def watched(images, labels, size):
+        sizes.append((size, len(images)))
+        return of_a_sweep(images, labels, size)
+
+    monkeypatch.setattr(precision, "Batches", watched)
+    settings = RSO(cycles=3, first_batch=25, batch_size=400)
+    list(compare(models.one_conv((1, 8, 8)), load("digits"), settings, 1, visits=1, slices=2))
+    assert {*sizes} == {(100, 200)}
+
+
 @pytest.mark.parametrize("kind", [models.two_conv, models.mnist_net])
 def test_what_differs_is_counted(kind: Callable[..., models.Net], monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses in coarse steps tie, and a tie keeps w: at these visits float64 chooses otherwise."""

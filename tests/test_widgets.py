@@ -414,6 +414,13 @@ def test_bar(data: Data) -> None:
     assert re.findall(r"width: ([\d.]+)%", bar(run))[1:4] == ["10.0", "30.0", "60.0"]
 
 
+def test_text_says_the_batch_of_a_cycle_that_grows(data: Data) -> None:
+    trainer = LiveTrainer(small_net, data, replace(SETTINGS, first_batch=25, batch_size=400))
+    taken(trainer.run, 1)
+    settle(trainer.run)
+    assert "on 25 images: weight" in html.unescape(trainer.numbers.value)
+
+
 def test_text_says_what_the_step_did(data: Data) -> None:
     trainer = LiveTrainer(small_net, data, SETTINGS)
     [step] = taken(trainer.run, 1)
