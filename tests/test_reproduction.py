@@ -4,6 +4,7 @@ import math
 import re
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from torch import nn
@@ -229,6 +230,42 @@ def test_directions_count_what_helps() -> None:
     split = Split(torch.zeros(4, 1, 1, 1), torch.tensor([0, 1, 0, 1]))
     table = reproduction.directions(net, split, [2], [1.0], tries=20)
     assert (table.helps[0], table.gain[0]) == (0, 0)
+
+
+# Pictures
+
+
+def test_a_histogram_of_changes() -> None:
+    """Of two directions one helps, by 1 nat."""
+    picture = reproduction.change_histogram(torch.tensor([[-1.0, 1.0], [2.0, 4.0]]), "the net")
+    assert sum(bar.get_height() for bar in picture.axes[0].patches) == 4
+    assert picture.alt.startswith("the net: the change of the loss has a mean of +1.5 and a deviation of 2.1 nats.")
+    assert picture.alt.endswith("50% of the directions help; a step changes the loss by -0.5 in the mean.")
+
+
+def test_curves_of_directions() -> None:
+    table = pandas.DataFrame({"weights": [1, 8], "factor": [0.5, 0.5], "helps": [0.75, 0.25], "helps_error": [0.1, 0]})
+    picture = reproduction.direction_curves({"fresh": table, "trained": table.assign(factor=1.0)})
+    for axes, label in zip(picture.axes, ("0.5 σ", "σ"), strict=True):
+        [curve] = axes.containers
+        assert curve.get_label() == label
+        assert curve.lines[0].get_xydata().tolist() == [[1, 75], [8, 25]]
+    assert "fresh, 0.5 σ: 75% for one weight, 25% for all 8; trained, σ: 75% for one weight" in picture.alt
+
+
+def test_curves_of_levels() -> None:
+    """The paper's are drawn where they are asked for."""
+    histories = {"layer": [run([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])], "weight": [run([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])]}
+    table = reproduction.table_2(histories)
+    alone, beside = (reproduction.level_curves(table, paper) for paper in (False, True))
+    assert [line.get_label() for line in beside.axes[0].lines if "paper" in line.get_label()] == [
+        "layer, paper",
+        "weight, paper",
+    ]
+    assert len(beside.axes[0].lines) == len(alone.axes[0].lines) + 2
+    layer, _ = alone.axes[0].containers
+    assert layer.lines[0].get_ydata().tolist() == pytest.approx([10, 20, 30, 40, 50, 60])
+    assert alone.alt.endswith("At the last checkpoint: layer 60.00 %; weight 100.00 %.")
 
 
 def test_presets_of_the_notebooks() -> None:
