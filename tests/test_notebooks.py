@@ -209,6 +209,8 @@ WRONG = {
     "two candidates": "w − Δ should win",
     "argmin": "NaN must never win",
     "last of equals": "in a tie",
+    "NaN at w": "not even that of w",
+    "minus infinity": "what is not finite must never win",
 }
 STEPS = """
 def score(f, weights, index, candidates):
@@ -240,6 +242,8 @@ def test_the_check_of_a_step_finds_the_mistake(mistake: str) -> None:
         "two candidates": {"tried": 2},
         "argmin": {"nan": "-float('inf')"},
         "last of equals": {"pick": "max(j for j, loss in enumerate(clean) if loss == min(clean))"},
+        "NaN at w": {"pick": "losses.index(min(losses))"},
+        "minus infinity": {},
     }[mistake]
     code = STEPS.format(name="my_step", **(right | wrong)) + notebook.cells[k + 1].source.replace(
         "check(", "said = verdict("
