@@ -26,12 +26,13 @@
 
 #include <omp.h>
 
-#if defined(__AVX512F__)
-constexpr int VECTOR_BYTES = 64;
+#if defined(VECTOR_BYTES)  // by a test
+#elif defined(__AVX512F__)
+#define VECTOR_BYTES 64
 #elif defined(__AVX__)
-constexpr int VECTOR_BYTES = 32;
+#define VECTOR_BYTES 32
 #else
-constexpr int VECTOR_BYTES = 16;
+#define VECTOR_BYTES 16
 #endif
 
 template <class T> using Vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)), may_alias)) = T;

@@ -84,10 +84,10 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     """Bytes that the search of the most demanding layer takes in this process, beyond the data itself.
 
     Per image: the shuffled copy, the searched layer's input and the open skip, and unless settings.cache is "input" or
-    settings.strategy "layer" the next layer's response and the skip that the layer opens, and in the sequential one an
-    output of one row. Per image of a batch: `NORMED` or `PLAIN` tensors of the largest activation, times the candidates
-    that go through the net together, and one more for an input in half precision. Where processes split the batch, this
-    is one's share.
+    settings.strategy "layer" the next layer's response and the skip that the layer opens, and in the sequential strategy
+    what one row of the layer gives, or all rows where settings.order comes back to them. Per image of a batch: `NORMED` or
+    `PLAIN` tensors of the largest activation, times the candidates that go through the net together, and one more for an
+    input in half precision. Where processes split the batch, this is one's share.
     Raises ValueError for another level or net.
     """
     if settings.level != "weight" or not isinstance(net, Net):
@@ -104,7 +104,8 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
         entered = cut.enter(behind.x)
         row = pool2(flow.x[:, :1], block.pool) if folds(block) else flow.x[:, :1]
         states = [cut.response(entered), *([behind.skip] if block.opens else [])]
-        states += [row] if settings.strategy == "sequential" else []
+        if settings.strategy == "sequential":
+            states += [row] * (1 if settings.order == "output" else block.conv.out_channels)
         input_size = 2 if half else image.element_size()
         size = sum(part.numel() for part in kept) * input_size
         if settings.cache != "input" and settings.strategy != "layer":

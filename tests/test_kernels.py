@@ -36,8 +36,8 @@ dtypes = pytest.mark.parametrize("dtype", TOLERANCE)
 strides = pytest.mark.parametrize("stride", [1, 2])
 
 
-NARROW = {"32 bytes": ["-mavx2", "-mfma"], "16 bytes": []}
-"""Vectors as they are on other machines, and the flags that a compiler for x86 needs for them."""
+OTHERS = {"64 bytes": ["-mavx2", "-DVECTOR_BYTES=64"], "32 bytes": ["-mavx2", "-mfma"], "16 bytes": []}
+"""Vectors as they are on other machines, and the flags for them, for any x86; those of 64 bytes are made of two."""
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +52,17 @@ def loaded() -> Kernels:
     return kernels_here
 
 
-@pytest.fixture(scope="module", params=["this machine", *NARROW])
+@pytest.fixture(scope="module", params=["this machine", *OTHERS])
 def compiled(request: pytest.FixtureRequest, loaded: Kernels, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     """The kernels with vectors of all widths."""
     if request.param == "this machine":
         return loaded
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("flags for x86")
-    library = tmp_path_factory.mktemp("kernels") / "narrow.so"
+    library = tmp_path_factory.mktemp("kernels") / "kernels.so"
     flags = [flag for flag in kernels.FLAGS if flag not in ("-march=native", "-O3")]
     compiler = next(filter(None, map(shutil.which, COMPILERS)))
-    command = [compiler, *flags, "-O1", *NARROW[request.param], str(kernels.SOURCE), "-o", str(library)]
+    command = [compiler, *flags, "-O1", *OTHERS[request.param], str(kernels.SOURCE), "-o", str(library)]
     subprocess.run(command, check=True)
     return Kernels(ctypes.CDLL(str(library)))
 
