@@ -3,9 +3,11 @@
 import argparse
 import ast
 import inspect
+import io
 import re
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,34 +16,38 @@ import torch
 
 from . import parallel, presets, runs
 from .parallel import world
-from .settings import RSO, check_choice
+from .settings import RSO, check_choice, check_whole
 
+Options = Mapping[str, tuple[Any, str]]
+"""Of a command line, by name: the default and what --help says."""
 NETS = ", ".join(runs.NETS)
-WHAT: dict[str, tuple[Any, str]] = {
-    "dataset": ("digits", "digits, mnist, fashion_mnist, kmnist, cifar10 or folder:PATH"),
+WHAT: Options = {
+    "dataset": ("digits", "digits (with batches of 128), mnist, fashion_mnist, kmnist, cifar10 or folder:PATH"),
     "net": ("one_conv", f"{NETS}; initialised with the seed of the run"),
     "net_options": ({}, "of the net, separated by commas, such as depth=5,head=mean"),
     "data_seed": (0, "of the split in training and validation part"),
     "val_size": (None, "training images kept for validation; else 5000, or a tenth if that is less"),
+}
+PLACE: Options = {
+    "device": ("cpu", "such as cuda"),
+    "threads": (None, "of the CPU (default: as torch chooses)"),
+    "data_root": (None, "folder of downloaded images (default: $RSO_DATA, else data)"),
 }
 ENDING = """\
 A run that was stopped, in whatever way, goes on with the same command, or with the folder alone, and
 ends with the bits of an unbroken run. In names, - and _ are the same."""
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train as the command line says, and print what came out.
 
     Ends with status 2 and a message where something is wrong, with 130 after an interrupt.
     """
     parser = _parser()
-    given = _parse(parser, sys.argv[1:] if arguments is None else arguments)
-    folder, preset, threads = Path(given.pop("folder")), given.pop("preset", None), given.pop("threads", None)
-    place = {"device": given.pop("device", "cpu"), "root": given.pop("data_root", None)}
-    split = given.pop("split", None)
+    given = parse(parser, arguments)
+    folder, preset, split = Path(given.pop("folder")), given.pop("preset", None), given.pop("split", None)
     try:
-        if threads is not None:
-            torch.set_num_threads(threads)
+        place = take_place(given)
         place["device"] = parallel.join(place["device"])
         run = _run(folder, presets.choose(preset, **given) if preset else given, split, place)
     except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
@@ -67,16 +73,18 @@ def _run(folder: Path, given: dict[str, Any], split: str | None, place: dict[str
     """Start or resume: a setting that is not given is as the folder has it, or else the default."""
     there = runs.settings_of(folder) if world.rank == 0 and (folder / "settings.json").exists() else {}
     asked = {**{name: default for name, (default, _) in WHAT.items()}, **world.tell(there), **given}
+    asked.setdefault("batch_size", presets.batch_size(asked["dataset"]))
     what = {name: asked.pop(name) for name in WHAT}
     settings = RSO(**asked)
     parallel.share(split, settings.strategy)
     return runs.start(folder, **what, settings=settings, **place)
 
 
-def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> dict[str, Any]:
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> dict[str, Any]:
     """The arguments that are given. A name that is not known ends the program with the nearest one."""
+    any_terminal()
     known = [option for action in parser._actions for option in action.option_strings]
-    given, unknown = parser.parse_known_args([_dashed(word) for word in arguments])
+    given, unknown = parser.parse_known_args(map(_dashed, sys.argv[1:] if arguments is None else arguments))
     for word in unknown:
         try:
             check_choice("a setting", word.partition("=")[0], known)
@@ -85,37 +93,57 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> dict[str, A
     return vars(given)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m rso_lib",
-        usage="%(prog)s RUNFOLDER [settings]",
-        description=__doc__,
-        epilog=ENDING,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
+def any_terminal() -> None:
+    """Let a terminal that lacks a letter, such as σ, show a question mark instead of an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def take_place(given: dict[str, Any]) -> dict[str, Any]:
+    """Take what `PLACE` has out of the arguments: set the threads, and return device and root as `load` has them.
+
+    Raises ValueError for fewer threads than one.
+    """
+    if (threads := given.pop("threads", None)) is not None:
+        check_whole("threads", threads, least=1)
+        torch.set_num_threads(threads)
+    return {"device": given.pop("device", "cpu"), "root": given.pop("data_root", None)}
+
+
+def new_parser(command: str, **options: Any) -> argparse.ArgumentParser:
+    """Of `python -m COMMAND`: what is not given has no value."""
+    return argparse.ArgumentParser(
+        f"python -m {command}", argument_default=argparse.SUPPRESS, allow_abbrev=False, **options
     )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = new_parser("rso_lib", usage="%(prog)s RUNFOLDER [settings]", description=__doc__, epilog=ENDING)
     parser.add_argument("folder", metavar="RUNFOLDER", help="where settings, history and checkpoint are written")
     group = parser.add_argument_group("what is trained")
     group.add_argument(
         "--preset", choices=presets.PRESETS, help=f"values for some settings, to be overridden: {_sizes()}"
     )
-    for name, (default, text) in WHAT.items():
-        _add(group, name, KINDS.get(name, type(default)), default, text)
-    group = parser.add_argument_group("how it is searched")
-    for field in fields(RSO):
-        _add(group, field.name, KINDS.get(field.name, type(field.default)), field.default, _docs()[field.name])
-    group = parser.add_argument_group("where it runs")
-    group.add_argument("--device", metavar="NAME", help="such as cuda (default: cpu)")
-    group.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: as torch chooses)")
-    group.add_argument("--split", metavar="NAME", help=_SPLIT)
-    group.add_argument("--data-root", metavar="FOLDER", help="of downloaded images (default: $RSO_DATA, else data)")
+    add(group, WHAT)
+    add(parser.add_argument_group("how it is searched"), described(RSO))
+    add(parser.add_argument_group("where it runs"), {**PLACE, "split": (None, _SPLIT)})
     return parser
 
 
-def _add(group: Any, name: str, kind: Any, default: Any, text: str) -> None:
-    metavar = {int: "N", float: "X"}.get(kind, "NAME")
-    text = text if default in (None, {}) else f"{text} (default: {default})"
-    group.add_argument(_dashed(f"--{name}"), type=kind, metavar=metavar, help=text.replace("%", "%%"))
+def add(group: Any, options: Options) -> None:
+    """Add options to a group of a parser."""
+    for name, (default, text) in options.items():
+        kind = KINDS.get(name, str if default is None else type(default))
+        metavar = {int: "N", float: "X"}.get(kind, "NAME")
+        text = text if default in (None, {}) else f"{text} (default: {default})"
+        group.add_argument(_dashed(f"--{name}"), type=kind, metavar=metavar, help=text.replace("%", "%%"))
+
+
+def described(settings: type) -> Options:
+    """The fields of a class of settings, with what its docstring says about each."""
+    entries = re.findall(r"^(\w+) {2,}(.+(?:\n {2,}.+)*)", inspect.getdoc(settings) or "", re.MULTILINE)
+    docs = {name: " ".join(text.split()) for name, text in entries}
+    return {field.name: (field.default, docs[field.name]) for field in fields(settings)}
 
 
 def _dashed(word: str) -> str:
@@ -134,7 +162,13 @@ def _options(text: str) -> dict[str, Any]:
 
 _SPLIT = "of the work over the processes that torchrun starts: batch or weights (default: weights, where the \
 strategy is neuron or layer)"
-KINDS = {"net_options": _options, "val_size": int, "first_batch": int}
+KINDS: dict[str, Any] = {
+    "net_options": _options,
+    "val_size": int,
+    "first_batch": int,
+    "threads": int,
+    "target": float,
+}
 """How the values are read of which the default does not tell."""
 
 
@@ -143,12 +177,6 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
     except (ValueError, SyntaxError):
         return text
-
-
-def _docs() -> dict[str, str]:
-    """What the docstring of `RSO` says about each field."""
-    entries = re.findall(r"^(\w+) {2,}(.+(?:\n {2,}.+)*)", inspect.getdoc(RSO) or "", re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
 
 
 def _sizes() -> str:

@@ -81,7 +81,9 @@ def main() -> None:
     from tqdm import tqdm
 
     from . import runs
+    from .__main__ import any_terminal
 
+    any_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="of a run: its net as it stands, its images, batch and σ")
     parser.add_argument("--visits", type=int, default=100, help="of every tensor (100)")

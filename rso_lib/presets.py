@@ -106,6 +106,11 @@ CIFAR: dict[str, dict[str, Any]] = {
 search of Depth-10 keeps about 0.2 MB for each of them."""
 
 
+def batch_size(dataset: str) -> int:
+    """Where nothing is said: the paper's, and that of smoke for its digits, which are fewer."""
+    return PRESETS["smoke" if dataset == PRESETS["smoke"]["dataset"] else "paper"]["batch_size"]
+
+
 def choose(preset: str, table: Table = PRESETS, /, **values: Any) -> dict[str, Any]:
     """The values of a preset, overridden by those that are given and not None. Raises ValueError for another name."""
     check_choice("preset", preset, table)

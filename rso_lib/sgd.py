@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import runs
+from . import presets, runs
 from .data import Data, load
 from .history import NAN, History, Report
 from .proposals import generator
@@ -48,7 +48,7 @@ class SGD:
     rate           the learning rate, once warmed up
     momentum       share of the last change that is added to the next
     weight_decay   added to the gradient, times the weight
-    warmup         epochs in which the rate grows linearly from 0 to `rate`
+    warmup         epochs in which the rate grows linearly from 0 to `rate`, before it is stepped down
     schedule       "step": a tenth of the rate after half of the epochs and a hundredth after three
                    quarters (the paper steps down twice and does not say when), or "constant"
     target         accuracy on the validation part at which training stops; None trains all epochs
@@ -79,6 +79,12 @@ class SGD:
         if self.target is not None and not 0 < self.target <= 1:
             raise ValueError(f"target must be None or a fraction such as 0.9912, not {self.target!r}")
         check_choice("schedule", self.schedule, SCHEDULES)
+        most = self.epochs if self.schedule == "constant" else self.epochs // 2
+        if self.warmup > most:
+            raise ValueError(
+                f"warmup must be at most {most} of {self.epochs} epochs, not {self.warmup}, or the rate is never "
+                f"reached: set warmup to {most}, or epochs higher"
+            )
 
     def rate_at(self, step: int, per_epoch: int) -> float:
         """The learning rate of a step, counted from 0 over the whole run."""
@@ -143,6 +149,7 @@ def baseline(
     Raises ValueError where the folder holds runs with other settings, and as `check` and `runs.build` do, which leaves
     no folder.
     """
+    check_whole("seeds", seeds, least=1)
     folder, options = Path(folder), dict(net_options or {})
     about_net = {"net": net, **({"net_options": options} if options else {})}
     asked = {"dataset": data.name, "data": runs.facts(data), **about_net, **asdict(settings)}
@@ -285,56 +292,52 @@ def _write(path: Path, rows: Mapping[Words, Words]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train as the command line says, and print what came out."""
-    from .__main__ import KINDS
+    from . import __main__ as command
 
     about = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m rso_lib.sgd", description=__doc__, formatter_class=about)
+    parser = command.new_parser("rso_lib.sgd", description=__doc__, formatter_class=about)
     parser.add_argument("folder", metavar="FOLDER", help="where settings and history are written")
-    parser.add_argument("--dataset", default="digits", help="as in python -m rso_lib")
-    parser.add_argument("--val-size", type=int, metavar="N", help="training images kept for validation, as there")
-    parser.add_argument("--net", default="one_conv", choices=runs.NETS)
-    options: Any = KINDS["net_options"]
-    parser.add_argument("--net-options", type=options, help="such as depth=5,head=mean")
-    parser.add_argument("--seeds", type=int, metavar="N", help="trains N times, with the seeds 0 … N − 1 (default: 1)")
-    asked = [field for field in fields(SGD) if field.name != "seed"]
-    for field in asked:
-        kind = float if field.default is None else type(field.default)
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
-    parser.add_argument("--grid-batch-sizes", metavar="N,N", help="a search over these, in FOLDER/grid.csv")
-    parser.add_argument("--grid-rates", metavar="X,X", help="and over these")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--data-root", metavar="FOLDER", help="of downloaded images, as there")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: as torch chooses)")
-    given = vars(parser.parse_args(arguments))
-    if given["threads"]:
-        torch.set_num_threads(given["threads"])
+    what = {name: option for name, option in command.WHAT.items() if name != "data_seed"}
+    how = {name: option for name, option in command.described(SGD).items() if name != "seed"}
+    command.add(parser.add_argument_group("what is trained"), what)
+    command.add(parser.add_argument_group("how it is trained"), {**how, **SEVERAL})
+    command.add(parser.add_argument_group("where it runs"), command.PLACE)
+    given = {**{name: default for name, (default, _) in what.items()}, **command.parse(parser, arguments)}
     try:
-        settings = SGD(**{field.name: given[field.name] for field in asked})
-        data = load(given["dataset"], given["data_root"], device=given["device"], val_size=given["val_size"])
-        what = Path(given["folder"]), given["net"], data, settings, given["net_options"]
-        sizes, rates, seeds = (given[name] for name in ("grid_batch_sizes", "grid_rates", "seeds"))
-        if sizes or rates:
-            if seeds:
-                raise ValueError("seeds is for a run: a grid search makes one of each kind, with the seed 0")
-            _search(*what, sizes or str(settings.batch_size), rates or str(settings.rate))
-        else:
-            _train(*what, seeds or 1)
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        place = command.take_place(given)
+        asked = {name: given[name] for name in how if name in given}
+        settings = SGD(**{"batch_size": presets.batch_size(given["dataset"]), **asked})
+        data = load(given["dataset"], **place, val_size=given["val_size"])
+        _run(Path(given["folder"]), given["net"], data, settings, given)
+    except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 
-def _train(folder: Path, net: str, data: Data, settings: SGD, options: Mapping[str, Any] | None, seeds: int) -> None:
-    for history in baseline(folder, net, data, settings, seeds, options):
-        row = history.last
-        print(f"test accuracy {row.test_accuracy:.4f} after {row.cycle:,} updates and {row.seconds:.0f} seconds")
+SEVERAL = {
+    "seeds": (1, "trains so many times, with the seeds 0, 1 …"),
+    "grid_batch_sizes": (None, "a search over these, such as 128,1000, in FOLDER/grid.csv"),
+    "grid_rates": (None, "and over these, such as 0.02,0.1"),
+}
 
 
-def _search(
-    folder: Path, net: str, data: Data, settings: SGD, options: Mapping[str, Any] | None, batches: str, rates: str
-) -> None:
-    sizes, tried = numbers("grid_batch_sizes", batches), numbers("grid_rates", rates, float)
-    path = folder / "grid.csv"
-    table = grid(path, net, data, settings, batch_sizes=sizes, rates=tried, net_options=options)
+def _run(folder: Path, net: str, data: Data, settings: SGD, given: Mapping[str, Any]) -> None:
+    """A run for each seed, or a grid search where one is asked for, as the command line gives them."""
+    if not given.keys() & {"grid_batch_sizes", "grid_rates"}:
+        for history in baseline(folder, net, data, settings, given.get("seeds", 1), given["net_options"]):
+            row = history.last
+            print(f"test accuracy {row.test_accuracy:.4f} after {row.cycle:,} updates and {row.seconds:.0f} seconds")
+        return
+    if "seeds" in given:
+        raise ValueError("seeds is for a run: a grid search makes one of each kind, with the seed 0")
+    table = grid(
+        folder / "grid.csv",
+        net,
+        data,
+        settings,
+        batch_sizes=numbers("grid_batch_sizes", given.get("grid_batch_sizes", settings.batch_size)),
+        rates=numbers("grid_rates", given.get("grid_rates", settings.rate), float),
+        net_options=given["net_options"],
+    )
     print(table[["batch_size", "rate", *CAME_OUT]].to_string(index=False))
 
 

@@ -1,6 +1,7 @@
 """`python -m rso_lib`: settings from the command line, errors that help, an interrupt that costs nothing."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -74,6 +75,25 @@ def test_a_run_and_what_it_reached(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"{tmp_path} holds a run with other settings" in words
     assert "cycles is 2 there, not 3" in words and "order is 'output' there, not 'input'" in words
     assert "batch_size" not in words
+
+
+def test_defaults_of_the_command_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On digits, which have fewer images than the paper's batch."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(runs, "start", lambda folder, **arguments: asked.update(arguments) or sys.exit())
+    for dataset, batch_size in (("digits", 128), ("mnist", 5000)):
+        with pytest.raises(SystemExit):
+            call(tmp_path, *([] if dataset == "digits" else ["--dataset", dataset]))
+        assert (asked["dataset"], asked["settings"].batch_size) == (dataset, batch_size)
+
+
+@pytest.mark.parametrize("module", ["rso_lib", "rso_lib.sgd", "rso_lib.precision", "rso_lib.bench"])
+def test_help_on_a_terminal_without_greek(module: str, project: Path) -> None:
+    env = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    command = [sys.executable, "-m", module, "--help"]
+    done = subprocess.run(command, cwd=project, env=env, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"--threads" in done.stdout or b"--visits" in done.stdout
 
 
 def test_without_a_validation_part_there_is_no_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -258,11 +258,9 @@ def test_curves_of_levels() -> None:
     histories = {"layer": [run([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])], "weight": [run([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])]}
     table = reproduction.table_2(histories)
     alone, beside = (reproduction.level_curves(table, paper) for paper in (False, True))
-    assert [line.get_label() for line in beside.axes[0].lines if "paper" in line.get_label()] == [
-        "layer, paper",
-        "weight, paper",
-    ]
-    assert len(beside.axes[0].lines) == len(alone.axes[0].lines) + 2
+    dotted = {line.get_label(): list(line.get_ydata()) for line in beside.axes[0].lines if line.get_linestyle() == ":"}
+    assert dotted == {f"{level}, paper": list(reproduction.PAPER_2[level]) for level in histories}
+    assert len(alone.axes[0].lines) == len(beside.axes[0].lines) - 2
     layer, _ = alone.axes[0].containers
     assert layer.lines[0].get_ydata().tolist() == pytest.approx([10, 20, 30, 40, 50, 60])
     assert alone.alt.endswith("At the last checkpoint: layer 60.00 %; weight 100.00 %.")

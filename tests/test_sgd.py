@@ -130,6 +130,7 @@ def test_it_ends_where_the_loss_is_not_finite(digits: Data) -> None:
         ("momentum", 1, ValueError),
         ("weight_decay", -1, ValueError),
         ("warmup", -1, ValueError),
+        ("warmup", 26, ValueError),
         ("target", 99.12, ValueError),
         ("schedule", "stairs", ValueError),
     ],
@@ -219,7 +220,7 @@ def test_a_grid_leaves_a_foreign_table_alone(digits: Data, tmp_path: Path) -> No
 
 
 def test_the_baseline_is_not_repeated_and_not_confused(digits: Data, tmp_path: Path) -> None:
-    settings = SGD(epochs=1, batch_size=64, rate=0.05)
+    settings = SGD(epochs=1, batch_size=64, rate=0.05, warmup=0)
     [first, second] = sgd.baseline(tmp_path, "one_conv", digits, settings, 2)
     assert first.last.test_accuracy != second.last.test_accuracy
     [again] = sgd.baseline(tmp_path, "one_conv", digits, settings, 1)
@@ -259,3 +260,48 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         sgd.main([str(tmp_path / "other"), "--rate", "-1"])
     assert ended.value.code == 2
     assert "rate must be above 0" in capsys.readouterr().err
+
+
+def test_a_warm_up_ends_before_the_rate_is_stepped_down() -> None:
+    """Else the rate that is asked for is never reached."""
+    with pytest.raises(ValueError, match="warmup must be at most 2 of 4 epochs, not 5, or the rate is never reached"):
+        SGD(epochs=4, warmup=5)
+    for settings in (SGD(epochs=4, warmup=2), SGD(epochs=4, warmup=4, schedule="constant")):
+        assert max(settings.rate_at(step, 11) for step in range(44)) == settings.rate
+
+
+def test_defaults_of_the_command_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On digits, which have fewer images than the paper's batch."""
+    asked = []
+    monkeypatch.setattr(sgd, "baseline", lambda folder, net, data, settings, *_: asked.append((data, settings)) or [])
+    sgd.main([str(tmp_path)])
+    [(data, settings)] = asked
+    sgd.check(data, settings)
+    assert (data.name, settings) == ("digits", SGD(batch_size=128))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--threads -1", "threads must be at least 1, not -1"),
+        ("--threads 0", "threads must be at least 1, not 0"),
+        ("--seeds 0", "seeds must be at least 1, not 0"),
+        ("--seeds -1", "seeds must be at least 1, not -1"),
+        ("--grid-rates 0.1 --seeds 1", "seeds is for a run"),
+        ("--momentun 0.5", "did you mean '--momentum'"),
+        ("--net one_con", "did you mean 'one_conv'"),
+    ],
+)
+def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, says: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        sgd.main([str(tmp_path / "run"), *words.split()])
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_dashes_and_underscores_are_the_same(tmp_path: Path) -> None:
+    words = "--batch_size=100 --val_size 200 --weight_decay 0.01 --epochs 1 --warmup 0"
+    sgd.main([str(tmp_path), *words.split()])
+    stored = json.loads((tmp_path / "settings.json").read_text())
+    assert (stored["batch_size"], stored["weight_decay"], stored["data"]["val"]) == (100, 0.01, 200)
