@@ -35,7 +35,7 @@ from .models import Flow, Head, Net, calibrate
 from .precision import arithmetic
 from .proposals import sigma
 from .reference import Batches, cross_entropy
-from .settings import PRECISIONS
+from .settings import PRECISIONS, check_whole
 from .stages import channels_last, folds, stages
 
 SHAPES = {"one_conv": (1, 28, 28), "two_conv": (1, 28, 28), "mnist_net": (1, 28, 28)}
@@ -311,6 +311,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of products on a CUDA device")
     options = parser.parse_args()
+    try:
+        for name in ("batch", "images", "slices", "threads", "repeats"):
+            if (value := getattr(options, name)) is not None:
+                check_whole(name, value, least=1)
+        check_whole("images", options.images or IMAGES[build(options.net)[1][0]], least=options.batch)
+    except ValueError as error:
+        parser.error(str(error))
     torch.set_num_threads(options.threads)
     with arithmetic(options.precision):
         result = bench(options.net, options.batch, options.device, options.images, options.repeats, options.slices)

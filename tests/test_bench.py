@@ -182,6 +182,25 @@ def report(
     return json.loads(file.read_text()), capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--batch 100 --images 50", "images must be at least 100, not 50"),
+        ("--batch 70000", "images must be at least 70000, not 60000"),
+        ("--threads 0", "threads must be at least 1, not 0"),
+        ("--slices 0", "slices must be at least 1, not 0"),
+    ],
+)
+def test_errors_of_the_command(
+    words: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", *words.split()])
+    monkeypatch.setattr(bench, "bench", lambda *_: {})
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert says in capsys.readouterr().err
+
+
 def test_float32_is_not_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CUDA device PyTorch would round the factors of convolutions."""
     products: list[str] = []
