@@ -84,10 +84,10 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     """Bytes that the search of the most demanding layer takes in this process, beyond the data itself.
 
     Per image: the shuffled copy, the searched layer's input and the open skip, and unless settings.cache is "input" or
-    settings.strategy "layer" the next layer's response and the skip that the layer opens, and in the sequential strategy
-    what one row of the layer gives, or all rows where settings.order comes back to them. Per image of a batch: `NORMED` or
-    `PLAIN` tensors of the largest activation, times the candidates that go through the net together, and one more for an
-    input in half precision. Where processes split the batch, this is one's share.
+    settings.strategy "layer" the next layer's response and the skip that the layer opens, and in the sequential
+    strategy what one row of the layer gives, or all rows where settings.order comes back to them. Per image of a
+    batch: `NORMED` or `PLAIN` tensors of the largest activation, times the candidates that go through the net
+    together, and one more for an input in half precision. Where processes split the batch, this is one's share.
     Raises ValueError for another level or net.
     """
     if settings.level != "weight" or not isinstance(net, Net):
