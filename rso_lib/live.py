@@ -21,7 +21,7 @@ from .history import History, Report
 from .models import calibrate, count_weights
 from .reference import choose
 from .settings import check_choice
-from .train import Step, evaluate, steps_in, sweeps, train
+from .train import Step, evaluate, sweeps, train
 
 READY, RUNNING, PAUSED, STOPPED, FINISHED, FAILED = "ready", "running", "paused", "stopped", "finished", "failed"
 
@@ -223,7 +223,7 @@ class LiveRun:
         """Whether all steps of a sweep are done, but its report is still to come."""
         if self.last is None:
             return False
-        return len(self.begun) == steps_in(self.net, sweeps(self.net, self.settings)[self.last.at.sweep])
+        return len(self.begun) == sweeps(self.net, self.settings)[self.last.at.sweep].steps
 
     def advance(self) -> None:
         """The next item of the run: a step or a report."""

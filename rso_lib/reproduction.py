@@ -374,7 +374,7 @@ def directions(
 
 def sizes(net: nn.Module) -> list[int]:
     """1, 8, 64 … and all weights of a net."""
-    total = sum(weight.numel() for weight in net.parameters())
+    total = count_weights(net)
     return [*(8**k for k in range(math.ceil(math.log(total, 8)))), total]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import engine, memory, reference
 from .data import Data, Split
 from .history import NAN, History, Report
-from .models import Head, Net, calibrate
+from .models import Head, Net, calibrate, count_weights
 from .parallel import world
 from .proposals import ORDERS, generator, sigma
 from .reference import Batches
@@ -56,11 +56,22 @@ class Position(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """What one row of a history is about: the tensors searched together, of the layer at a position of the net."""
+    """What one row of a history is about.
 
+    number    of the sweep in its cycle, from 0
+    layer     the tensor, or "network"
+    position  of the searched layer in the net
+    names     of the tensors that are searched together
+    before    steps of the layer that precede the sweep
+    steps     visits of the sweep
+    """
+
+    number: int
     layer: str
     position: int
     names: Sequence[str]
+    before: int
+    steps: int
 
 
 class Step(NamedTuple):
@@ -98,11 +109,19 @@ class Outcome(NamedTuple):
 def sweeps(net: nn.Module, settings: RSO) -> list[Sweep]:
     """The sweeps of a cycle in order."""
     if settings.level == "network":
-        return [Sweep("network", 0, [name for name, _ in net.named_parameters()])]
-    plan = [[Sweep(name, position, [name]) for name in names] for position, names in enumerate(_layers(net))]
+        layers = [(0, {"network": [name for name, _ in net.named_parameters()]})]
+    else:
+        layers = [(position, {name: [name] for name in names}) for position, names in enumerate(_layers(net))]
     if settings.direction == "backward":
-        plan.reverse()
-    return [sweep for layer in plan for sweep in layer]
+        layers.reverse()
+    plan: list[Sweep] = []
+    for position, tensors in layers:
+        before = 0
+        for layer, names in tensors.items():
+            steps = sum(net.get_parameter(name).numel() for name in names)
+            plan.append(Sweep(len(plan), layer, position, names, before, steps))
+            before += steps
+    return plan
 
 
 @torch.no_grad()
@@ -179,7 +198,7 @@ def with_bar(
     from tqdm import tqdm
 
     steps = lambda: sum(row.steps for row in history.rows if not row.is_cycle)  # noqa: E731
-    total = settings.cycles * sum(weight.numel() for weight in net.parameters())
+    total = settings.cycles * count_weights(net)
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules  # a log file wants fewer lines
     # smoothing=0: layers differ in the time of a step, so only the mean over the sitting tells the time left
     with tqdm(
@@ -255,16 +274,15 @@ def _reports(
     for cycle in range(start.cycle, settings.cycles):
         rows = [row for row in rows if row.cycle == cycle + 1]
         search = None
-        for k in range(len(rows), len(plan)):
-            before = sum(steps_in(net, sweep) for sweep in plan[:k] if sweep.position == plan[k].position)
-            if search is None or plan[k].position != plan[k - 1].position:
+        for sweep in plan[len(rows) :]:
+            if search is None or not sweep.before:
                 search = None  # its caches go before those of the next layer come
                 memory.release()
-                search = _search(net, data, settings, cycle, plan[k].position)
-            losses = [*begun] if (cycle, k) == start[:2] else []
-            outcome = yield from _walk(net, search, settings, Position(cycle, k), plan[k], before, losses)
+                search = _search(net, data, settings, cycle, sweep.position)
+            losses = [*begun] if (cycle, sweep.number) == start[:2] else []
+            outcome = yield from _walk(net, search, settings, cycle, sweep, losses)
             calibrate(net, data.train.images)
-            rows.append(_sweep_report(net, settings, cycle, plan[k], outcome))
+            rows.append(_sweep_report(net, settings, cycle, sweep, outcome))
             yield rows[-1]
         world.agree(net)
         yield _cycle_report(net, data, settings, rows)
@@ -282,11 +300,6 @@ def _layers(net: nn.Module) -> list[list[str]]:
 def _place_in_block(name: str) -> int:
     inner = name.partition(".")[2]
     return WITHIN_A_BLOCK.index(inner) if inner in WITHIN_A_BLOCK else 0
-
-
-def steps_in(net: nn.Module, sweep: Sweep) -> int:
-    """Visits of a sweep."""
-    return sum(net.get_parameter(name).numel() for name in sweep.names)
 
 
 def _search(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int) -> Search:
@@ -309,130 +322,134 @@ def _search(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int
     return BLOCK_SEARCHES[settings.strategy](net, position, batches, settings.cache)
 
 
+class Visits(NamedTuple):
+    """The steps of a sweep of one tensor, as they are drawn before the first of them.
+
+    name     of the tensor in its layer
+    indices  of the weights in the tensor, flat: [steps], int64, on the CPU
+    deltas   Δ of each: [steps], on the weights' device
+    before   steps of the layer that precede the sweep
+    """
+
+    name: str
+    indices: Tensor
+    deltas: Tensor
+    before: int
+
+
 def _walk(
-    net: nn.Module, search: Search, settings: RSO, at: Position, sweep: Sweep, before: int, losses: list[Tensor]
+    net: nn.Module, search: Search, settings: RSO, cycle: int, sweep: Sweep, losses: list[Tensor]
 ) -> Generator[Step, None, Outcome]:
     """The steps of a sweep, and what came out.
 
-    at      where the sweep begins
-    before  steps of the layer that precede the sweep
     losses  of the first steps, which are not made again; those of the others come behind them
     """
-    weights = [net.get_parameter(name).detach() for name in sweep.names]
-    sigmas = [sigma(weight) * settings.sigma_factor(at.cycle) for weight in weights]
     if settings.level != "weight":
-        assert isinstance(search, reference.ModuleSearch)
-        return (yield from _walk_jointly(search, settings, at, sweep, before, losses, weights, sigmas))
-    [weight], [scale] = weights, sigmas
-    rng = generator(settings.seed, at.cycle, DRAWS, at.sweep)
-    visits = ORDERS[settings.order](tuple(weight.shape), rng)
-    deltas = (settings.draw()((len(visits),), rng) * scale).to(weight)
+        return (yield from _walk_jointly(net, search, settings, cycle, sweep, losses))
+    weight = net.get_parameter(sweep.layer).detach()
+    rng = generator(settings.seed, cycle, DRAWS, sweep.number)
+    indices = ORDERS[settings.order](tuple(weight.shape), rng)
+    scale = sigma(weight) * settings.sigma_factor(cycle)
+    deltas = (settings.draw()((len(indices),), rng) * scale).to(weight)
     if settings.strategy != "sequential":
         weight *= 1 - settings.weight_decay
-    old, flat, indices = weight.flatten()[visits], weight.view(-1), visits.tolist()
-    name = sweep.layer.split(".", 1)[1] if isinstance(net, Net) else sweep.layer
+    flat = weight.view(-1)
+    old, places = flat[indices], indices.tolist()
+    visits = Visits(
+        sweep.layer.split(".", 1)[1] if isinstance(net, Net) else sweep.layer, indices, deltas, sweep.before
+    )
     search.begin()
-    owners = _owners(search, visits, len(weight), before)
+    owners = _owners(search, indices, len(weight), sweep.before)
     own = (owners == world.rank).nonzero().flatten()[len(losses) :]
     if isinstance(search, NeuronSearch):
-        found = _at_once(search, name, visits, deltas, before, own)
+        found = _at_once(search, visits, own)
     else:
         decay = settings.weight_decay if settings.strategy == "sequential" else 0.0
-        found = _one_by_one(search, name, flat, indices, deltas, before, own, decay)
-    places = []
+        found = _one_by_one(search, visits, own, flat, decay)
+    made = []
     for t, scores in found:
-        places.append(t)
+        made.append(t)
         losses.append(scores)
-        yield Step(at._replace(step=t + 1), sweep.layer, indices[t], deltas[t], scores)
+        yield Step(Position(cycle, sweep.number, t + 1), sweep.layer, places[t], deltas[t], scores)
     if not world.splits_weights:
         return Outcome.of(losses)
-    return _merged(flat, visits, torch.stack([old, old + deltas, old - deltas]), owners, places, losses)
+    return _merged(flat, indices, torch.stack([old, old + deltas, old - deltas]), owners, made, losses)
 
 
 def _one_by_one(
-    search: OneByOne,
-    name: str,
-    weight: Tensor,
-    visits: list[int],
-    deltas: Tensor,
-    before: int,
-    own: Tensor,
-    decay: float,
+    search: OneByOne, visits: Visits, own: Tensor, weight: Tensor, decay: float
 ) -> Iterator[tuple[int, Tensor]]:
     """The place in the sweep, and the losses, of each step that this process makes: those at the places `own`."""
+    indices = visits.indices.tolist()
     for t in own.tolist():
         if decay:
-            weight[visits[t]] *= 1 - decay
-        yield t, search.step(name, visits[t], deltas[t], before + t)
+            weight[indices[t]] *= 1 - decay
+        yield t, search.step(visits.name, indices[t], visits.deltas[t], visits.before + t)
 
 
-def _at_once(
-    search: NeuronSearch, name: str, visits: Tensor, deltas: Tensor, before: int, own: Tensor
-) -> Iterator[tuple[int, Tensor]]:
+def _at_once(search: NeuronSearch, visits: Visits, own: Tensor) -> Iterator[tuple[int, Tensor]]:
     """The same where steps do not see each other: in the order of their turns, several of the same turn at once."""
-    turns, order = search.turns(visits, before)[own].sort(stable=True)
+    name, indices, deltas, before = visits
+    turns, order = search.turns(indices, before)[own].sort(stable=True)
     own = own[order]
     turns, counts = turns.unique_consecutive(return_counts=True)
     groups = zip(turns.tolist(), own.split(counts.tolist()), strict=True)
     parts = [(turn, part) for turn, group in groups for part in group.split(search.steps_at_once)]
     sizes, device = [len(part) for _, part in parts], deltas.device
-    on_device = visits[own].to(device).split(sizes), deltas[own.to(device)].split(sizes)
+    on_device = indices[own].to(device).split(sizes), deltas[own.to(device)].split(sizes)
     for (turn, part), at, some in zip(parts, *on_device, strict=True):
-        yield from zip(part.tolist(), search.steps(name, visits[part].tolist(), at, some, turn), strict=True)
+        yield from zip(part.tolist(), search.steps(name, indices[part].tolist(), at, some, turn), strict=True)
 
 
-def _owners(search: Search, visits: Tensor, rows: int, before: int) -> Tensor:
+def _owners(search: Search, indices: Tensor, rows: int, before: int) -> Tensor:
     """The process that makes each visit: this one, or where weights are split, that of its output neuron or slice."""
     if not world.splits_weights:
-        return torch.full_like(visits, world.rank)
+        return torch.full_like(indices, world.rank)
     if not isinstance(search, NeuronSearch):
-        return torch.zeros_like(visits)
-    shares = visits // (len(visits) // rows)
+        return torch.zeros_like(indices)
+    shares = indices // (len(indices) // rows)
     if isinstance(search, LayerSearch):
         every_process_has_slices = len(search.labels) >= world.size
-        shares = search.turns(visits, before) if every_process_has_slices else torch.arange(len(visits)) + before
+        shares = search.turns(indices, before) if every_process_has_slices else torch.arange(len(indices)) + before
     return shares % world.size
 
 
 def _merged(
-    flat: Tensor, visits: Tensor, candidates: Tensor, owners: Tensor, places: list[int], losses: list[Tensor]
+    flat: Tensor, indices: Tensor, candidates: Tensor, owners: Tensor, places: list[int], losses: list[Tensor]
 ) -> Outcome:
     """Tell the other processes what won here, at some places of the sweep, and write back what won in all of them."""
     own = Outcome.of(losses)
-    choices = torch.zeros_like(visits)
+    choices = torch.zeros_like(indices)
     choices[places] = own.choices.cpu()
     choices = world.exchange(choices, owners)
-    flat[visits] = candidates.gather(0, choices[None].to(flat.device))[0]
+    flat[indices] = candidates.gather(0, choices[None].to(flat.device))[0]
     return Outcome(choices, world.add(own.loss.cpu()))
 
 
 def _walk_jointly(
-    search: reference.ModuleSearch,
-    settings: RSO,
-    at: Position,
-    sweep: Sweep,
-    before: int,
-    losses: list[Tensor],
-    weights: list[Tensor],
-    sigmas: list[float],
+    net: nn.Module, search: Search, settings: RSO, cycle: int, sweep: Sweep, losses: list[Tensor]
 ) -> Generator[Step, None, Outcome]:
-    for t in range(len(losses), sum(weight.numel() for weight in weights)):
-        rng = generator(settings.seed, at.cycle, DRAWS, at.sweep, t)
+    """The same where all weights of the sweep's tensors move together."""
+    assert isinstance(search, reference.ModuleSearch)
+    weights = [net.get_parameter(name).detach() for name in sweep.names]
+    sigmas = [sigma(weight) * settings.sigma_factor(cycle) for weight in weights]
+    for t in range(len(losses), sweep.steps):
+        rng = generator(settings.seed, cycle, DRAWS, sweep.number, t)
         deltas = [(settings.draw()(tuple(w.shape), rng) * s).to(w) for w, s in zip(weights, sigmas, strict=True)]
         for weight in weights:
             weight *= 1 - settings.weight_decay
-        losses.append(search.step_jointly(weights, deltas, before + t))
-        yield Step(at._replace(step=t + 1), sweep.layer, None, torch.tensor(torch.nan), losses[-1])
+        losses.append(search.step_jointly(weights, deltas, sweep.before + t))
+        at = Position(cycle, sweep.number, t + 1)
+        yield Step(at, sweep.layer, None, torch.tensor(torch.nan), losses[-1])
     return Outcome.of(losses)
 
 
 def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, outcome: Outcome) -> Report:
     weights = [net.get_parameter(name) for name in sweep.names]
-    total = sum(weight.numel() for weight in weights)
     return Report(
         cycle=cycle + 1,
         layer=sweep.layer,
-        sigma=sum(sigma(w) * w.numel() for w in weights) / total * settings.sigma_factor(cycle),
+        sigma=sum(sigma(w) * w.numel() for w in weights) / sweep.steps * settings.sigma_factor(cycle),
         **_counts(outcome.choices.bincount(minlength=3).tolist(), settings.batch(cycle)),
         train_loss=float(outcome.loss) / len(outcome.choices) if len(outcome.choices) else NAN,
         bytes_sent=world.take_sent(),

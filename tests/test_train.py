@@ -71,6 +71,10 @@ def test_sweeps_go_from_the_labels_to_the_input(level: str) -> None:
     assert [sweep.layer for sweep in plan] == [name for names in GROWING.values() for name in names]
     assert all(list(sweep.names) == [sweep.layer] for sweep in plan)
     assert [sweep.position for sweep in plan] == [5] * 2 + [4] * 6 + [3] * 3 + [2] * 6 + [1] * 3 + [0] * 3
+    assert [sweep.number for sweep in plan] == list(range(23))
+    assert sum(sweep.steps for sweep in plan) == count_weights(net)
+    first, second, third = plan[:3]
+    assert (first.before, second.before, third.before) == (0, first.steps, 0)
 
 
 def test_sweeps_forward() -> None:
