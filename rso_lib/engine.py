@@ -188,7 +188,7 @@ class SearchedBlock:
 
     def respond(self, s: int, z: Preactivation) -> None:
         """Keep for slice s the next layer's response where the block's batch norm receives z, and the skip behind."""
-        z, skip = Preactivation(channels_last(z.z), z.moments), self.inputs[s].skip
+        z, skip = Preactivation(self.cut.layout(z.z), z.moments), self.inputs[s].skip
         if self.joined:
             flow = self.cut.finish(z, skip)
             self.responses[s], self.skips[s] = Preactivation(self.joined.response(flow.x)), flow.skip
@@ -249,8 +249,8 @@ class SearchedBlock:
         like: Sequence[tuple[int, int]],
         pairs: Sequence[tuple[int, int]],
     ) -> Flow:
-        """How what comes behind some rows changes on slice s: channels of the next layer's input, and of the skip that is
-        opened, [pairs, batch, 1, H, W].
+        """How what comes behind some rows changes on slice s: channels [pairs, batch, 1, H, W] of the next layer's
+        input, and of the skip that is opened.
 
         pairs  of places in w: that of a row as it was, and as it is; other arguments as in `linear`
         """
@@ -506,13 +506,15 @@ class HeadSearch:
     def refresh(self, s: int, row: int, matrix: Tensor, x: Tensor) -> None:
         """Bring what is kept for slice s up to date with the matrix as it is, for a visit of a row."""
         recent = slice(-len(self.labels) - 1, None)  # a weight that is visited now may have decayed
+        visited = {*self.rows[recent]}
         if s in self.logits:
-            columns = span(set(self.columns[recent]))
-            self.logits[s].addmm_(matrix[:, columns] - self.seen[s][:, columns], x[columns])
+            changed, columns = slice(min(visited), max(visited) + 1), span({*self.columns[recent]})
+            change = matrix[changed, columns] - self.seen[s][changed, columns]
+            self.logits[s][changed].addmm_(change, x[columns])
         else:
             self.logits[s] = self.logits_of(s)
         self.seen[s] = matrix.clone()
-        if s not in self.others or {self.others[s].row, *self.rows[recent]} != {row}:
+        if s not in self.others or {self.others[s].row, *visited} != {row}:
             self.others[s] = others(self.logits[s], self.labels[s], row)
 
     def logits_of(self, s: int) -> Tensor:

@@ -5,7 +5,7 @@ A `BlockStage` or `HeadStage` is a layer with fixed weights: `receive` is its li
 Several candidates pass side by side, as one batch with statistics for each.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from typing import cast
 
@@ -31,6 +31,11 @@ def weights_of(layer: nn.Module) -> Weights:
 
 def channels_last(x: Tensor) -> Tensor:
     return x.to(memory_format=torch.channels_last)
+
+
+def layout(channels: int) -> Callable[[Tensor], Tensor]:
+    """The memory layout in which convolutions to so many channels are fast: channels last, if these fill a vector."""
+    return channels_last if channels >= 8 else Tensor.contiguous
 
 
 # A convolution and the average pooling after it are one linear map: a 3×3 convolution with stride 2 of the input's
@@ -102,7 +107,8 @@ class BlockStage:
         self.block, self.w = block, w
         kernel = self.w["conv.weight"]
         self.stride = 2 if folds(block) else 1
-        self.kernel = channels_last(fold(kernel) if folds(block) else kernel)
+        self.layout = layout(len(kernel))
+        self.kernel = self.layout(fold(kernel) if folds(block) else kernel)
         self.taps = kernel.permute(2, 3, 1, 0).contiguous()
 
     def enter(self, x: Tensor) -> Tensor:
@@ -115,8 +121,8 @@ class BlockStage:
 
     def response(self, x: Tensor, channels: slice = slice(None)) -> Tensor:
         """The linear map of x [N, C, H, W], or the part of it that is due to some input channels."""
-        kernel = channels_last(self.kernel[:, channels])
-        return F.conv2d(channels_last(x), kernel, stride=self.stride, padding=1)
+        kernel = self.layout(self.kernel[:, channels])
+        return F.conv2d(self.layout(x), kernel, stride=self.stride, padding=1)
 
     def finish(self, z: Preactivation, skip: Tensor | None) -> Flow:
         """The block's output, given what `receive` gave and the skip before it."""
@@ -245,7 +251,7 @@ def fused_norm(block: Block) -> nn.BatchNorm2d | None:
 
 def forward(cuts: Sequence[Stage], images: Tensor) -> Flow:
     """What the last of the stages, which are those of a net from its first on, gives for some images."""
-    flow = Flow(channels_last(images))
+    flow = Flow(images)
     if not cuts:
         return flow
     z, skip = Preactivation(cuts[0].receive(flow)), flow.skip
