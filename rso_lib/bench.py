@@ -32,10 +32,9 @@ from tqdm import tqdm
 from . import kernels, memory, models
 from .engine import BlockSearch, HeadSearch, cached_input
 from .models import Flow, Head, Net, calibrate
-from .precision import arithmetic
 from .proposals import sigma
 from .reference import Batches, cross_entropy
-from .settings import PRECISIONS, check_whole
+from .settings import PRECISIONS, arithmetic, check_whole
 from .stages import channels_last, folds, stages
 
 SHAPES = {"one_conv": (1, 28, 28), "two_conv": (1, 28, 28), "mnist_net": (1, 28, 28)}

@@ -308,6 +308,11 @@ class SearchedBlock:
         return Preactivation(total)
 
 
+def some(changes: Flow, pairs: slice) -> Flow:
+    """The changes of some of the pairs."""
+    return Flow(changes.x[pairs], None if changes.skip is None else changes.skip[pairs])
+
+
 class Kept(NamedTuple):
     """What some rows of the convolution gave on a slice: z [batch, rows, H, W], due to weights [rows, taps]."""
 
@@ -352,20 +357,19 @@ class BlockSearch(SearchedBlock):
         """The losses on slice s where weight j of a row takes the values w, w + Δ and w − Δ."""
         if self.cache == "input":
             self.forget()
-        self.turn_to(row)
+        self.come_to(row)
         changed = self.changed(s, row)
         are, old = changed or [row], len(changed)
         w = self.rows([(self.seen[s], changed), (self.w, [*are, row, row])], name, j, candidates[1:])
         now = old + len(are) - 1
         like = (now, j % self.row_size)
         pairs = [*((k, old + k) for k in range(old)), (now, now + 1), (now, now + 2)]
-        x, skip = self.changes(s, w, [*changed, *are, row, row], [like, like], pairs)
+        changes = self.changes(s, w, [*changed, *are, row, row], [like, like], pairs)
         if changed:
-            self.refresh(s, changed, Flow(x[:old], None if skip is None else skip[:old]))
-        moved = self.moved(s, [row, row], Flow(x[old:], None if skip is None else skip[old:]))
-        return self.scores(s, chain([self.kept(s)], moved))
+            self.refresh(s, changed, some(changes, slice(old)))
+        return self.scores(s, chain([self.kept(s)], self.moved(s, [row, row], some(changes, slice(old, None)))))
 
-    def turn_to(self, row: int) -> None:
+    def come_to(self, row: int) -> None:
         """Note which row is visited. From the first return to one on, all rows of a slice are kept."""
         if self.visited and self.visited[-1] != row:
             self.left.add(self.visited[-1])
@@ -397,7 +401,7 @@ class BlockSearch(SearchedBlock):
             made = compiled.rows_conv(x, differences[:, differ], where, self.size(x), likes, kept.z, of)
         else:
             made = super().convolved(s, kernel, rows, like)
-        are = slice((now + 1) // 2, now + 1)  # before these, the rows as they were
+        are = slice((now + 1) // 2, now + 1)  # as many rows before these are as they were, or none
         self.keep(s, rows[are], weights[are], made.z[:, are])
         return made
 

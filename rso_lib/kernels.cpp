@@ -150,8 +150,8 @@ inline void columns(const T* u, int pitch, const T* kernel, const T* base, T* ou
     };
     constexpr int R = PIXELS<T, CO> / P;
     lines(std::integral_constant<int, R>());
-    if (R > 2) lines(std::integral_constant<int, 2>());
-    if (R > 1) lines(std::integral_constant<int, 1>());
+    if constexpr (R > 2) lines(std::integral_constant<int, 2>());
+    if constexpr (R > 1) lines(std::integral_constant<int, 1>());
 }
 
 // One image, in blocks as wide as registers allow and the width asks for.
@@ -347,11 +347,14 @@ struct Rows {
     int64_t end() const { return *std::max_element(shifts, shifts + taps) + reach(); }
 };
 
+// How many vectors of some rows are summed at a time: beside these sums, as many of inputs and a weight.
+constexpr int together(int rows) { return std::min(4, (REGISTERS - 1) / (rows + 1)); }
+
 // R rows [R, taps] of one image by vectors of L values, K of them at a time; the last ones overlap the ones before.
 template <class T, int L, int R>
 void row_lanes(const Rows& rows, const T* x, const T* weights, T* out, int size, Prefetch& next) {
     using Lanes __attribute__((vector_size(L * sizeof(T)), aligned(sizeof(T)), may_alias)) = T;
-    constexpr int K = std::min(4, (REGISTERS - 1) / (R + 1));  // R × K sums, K vectors and a weight
+    constexpr int K = together(R);
     const int vectors = (rows.reach() + L - 1) / L;
     for (int v = 0; v < vectors; v += K) {
         int at[K];
@@ -391,7 +394,11 @@ void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights,
                    int bases, T* out, double* moments, int images, int threads) {
     const int all = rows.rows + rows.moved, plane = rows.height * rows.width, reach = std::max(rows.reach(), 0);
     const int64_t begin = rows.begin(), values = rows.end() - begin;
-    const int calls = rows.taps * ((reach + 4 * LANES<T> - 1) / (4 * LANES<T>)) * ((rows.rows + 3) / 4);
+    int calls = 0;  // as `row_image` goes
+    for (int r = 0; r < rows.rows; r += 4) {
+        const int values = together(std::min(4, rows.rows - r)) * LANES<T>;
+        calls += rows.taps * ((reach + values - 1) / values);
+    }
     Scratch<T> stretches(threads, int64_t(all) * reach);
     all_images(images, all, moments, plane ? threads : 1, [&](int n, double* total) {
         if (!plane) return;
