@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from . import kernels, memory, models
 from .engine import BlockSearch, HeadSearch, cached_input
+from .graphs import block_search
 from .models import Flow, Head, Net, calibrate
 from .proposals import sigma
 from .reference import Batches, cross_entropy
@@ -159,7 +160,7 @@ def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int
     images = len(batches.labels) if tried == slices else tried * batches.size
     part = Batches(batches.images[:images], batches.labels[:images], batches.size)
     net.eval()
-    search = (HeadSearch if isinstance(layer, Head) else BlockSearch)(net, position, part)
+    search = (HeadSearch if isinstance(layer, Head) else block_search)(net, position, part)
     build = clock(lambda: [search.inputs[s] for s in range(tried)], device) * len(batches.labels) / images
     visit = partial(visits, search, name, delta, slices // tried)
     in_a_row = max(1, weight[0].numel() // (slices // tried))

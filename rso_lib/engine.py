@@ -18,6 +18,7 @@ other with it; `strategies` has searches that make some at once. `HeadSearch` is
 many weights at once.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
@@ -37,6 +38,7 @@ from .stages import (
     BlockStage,
     Candidate,
     HeadStage,
+    Place,
     Stage,
     Weights,
     advance,
@@ -46,6 +48,7 @@ from .stages import (
     forward,
     fused_norm,
     normalise,
+    one,
     outputs,
     share_moments,
     stages,
@@ -142,7 +145,11 @@ def most_at_once(device: torch.device) -> int:
 
 
 class SearchedBlock:
-    """The block at a position of the net (in eval mode, calibrated), and the losses where one of its rows changes."""
+    """The block at a position of the net (in eval mode, calibrated), and the losses where one of its rows changes.
+
+    plane   lines and columns of the cached input's planes
+    size    height and width of what the convolution makes of them
+    """
 
     def __init__(self, net: Net, position: int, batches: Batches, cache: str = "full"):
         self.block, after = net.blocks[position], net.layers[position + 1 :]
@@ -157,19 +164,21 @@ class SearchedBlock:
         images, before = batches.slices(batches.images), stages(net.blocks[:position], calibrated=True)
         self.inputs = OnDemand(lambda s: cached_input(before, images[s], prepare, half=cache == "half"))
         self.labels = batches.slices(batches.labels)
-        self.at_once = self.candidates_at_once(cached_input(before, images[0][:1], prepare).x)
+        _, _, *self.plane = cached_input(before, images[0][:1], prepare).x.shape
+        less = 1 if folded else 2
+        self.size = self.plane[0] - less, self.plane[1] - less
+        self.at_once = self.candidates_at_once(batches.images.device)
         self.begin()
 
-    def candidates_at_once(self, x: Tensor) -> int:
-        """How many candidates go through the net as one batch, given the planes x of an image.
+    def candidates_at_once(self, device: torch.device) -> int:
+        """How many candidates go through the net as one batch on a device.
 
         Many where they are small, as calls cost more than their arithmetic; and those of a step where processes share a
         batch, so that the moments behind each layer travel together.
         """
-        height, width = self.size(x)
         images = world.batch if world.splits_batch else len(self.labels[0])
         channels = [self.block.conv.out_channels, *(len(cut.w["conv.weight"]) for cut in self.stages[:-1])]
-        count = most_at_once(x.device) // (images * max(channels) * height * width)
+        count = most_at_once(device) // (images * max(channels) * math.prod(self.size))
         return max(count, 3) if count >= MANY or world.splits_batch else 1
 
     def begin(self) -> None:
@@ -196,7 +205,7 @@ class SearchedBlock:
             self.responses[s], self.skips[s] = advance(self.cut, self.next, z, skip)
 
     def linear(
-        self, s: int, w: Weights, rows: Sequence[int] | None = None, like: Sequence[tuple[int, int]] = ()
+        self, s: int, w: Weights, rows: Sequence[Place] | None = None, like: Sequence[tuple[int, Place]] = ()
     ) -> Preactivation:
         """What the block's batch norm receives on slice s, contiguous: [batch, len(w), H, W].
 
@@ -206,47 +215,42 @@ class SearchedBlock:
         """
         return self.bridged(s, self.convolved(s, w["conv.weight"], rows, like), w, rows)
 
-    def bridged(self, s: int, z: Preactivation, w: Weights, rows: Sequence[int] | None = None) -> Preactivation:
+    def bridged(self, s: int, z: Preactivation, w: Weights, rows: Sequence[Place] | None = None) -> Preactivation:
         """z with the skip added where the block closes one."""
         if not self.block.closes:
             return z
         return Preactivation((z.z + bridge(self.block, w, self.inputs[s].skip, rows)).contiguous())
 
     def convolved(
-        self, s: int, kernel: Tensor, rows: Sequence[int] | None, like: Sequence[tuple[int, int]]
+        self, s: int, kernel: Tensor, rows: Sequence[Place] | None, like: Sequence[tuple[int, Place]]
     ) -> Preactivation:
         """The same without the skip."""
         x = self.inputs[s].x.to(kernel.dtype)
         if compiled := kernels.for_tensor(x):
-            where = shifts(kernel[0].numel(), *x.shape[2:], self.folded)
-            return compiled.rows_conv(x, kernel.flatten(1), where, self.size(x), like)
+            where = shifts(kernel[0].numel(), *self.plane, self.folded)
+            return compiled.rows_conv(x, kernel.flatten(1), where, self.size, [(row, int(j)) for row, j in like])
         known = F.conv2d(x, plane_kernel(kernel[: len(kernel) - len(like)], self.folded))
         return self.moved_on(x, kernel, [*known.unbind(1)], like)
 
-    def moved_on(self, x: Tensor, kernel: Tensor, z: list[Tensor], like: Sequence[tuple[int, int]]) -> Preactivation:
+    def moved_on(self, x: Tensor, kernel: Tensor, z: list[Tensor], like: Sequence[tuple[int, Place]]) -> Preactivation:
         """The convolution of planes x, given z [batch, H, W] of the first rows: a weight moves its row by a multiple of
         one shifted plane, so that what changes nothing does so to the last bit."""
         for weights, (row, j) in zip(kernel.flatten(1)[len(z) :], like, strict=True):
             z.append(torch.addcmul(z[row], self.tap(x, j), weights[j] - kernel[row].view(-1)[j]))
         return Preactivation(torch.stack(z, 1))
 
-    def tap(self, x: Tensor, j: int) -> Tensor:
+    def tap(self, x: Tensor, j: Place) -> Tensor:
         """What weight j of a row of the convolution is multiplied with, out of planes x: [batch, H, W]."""
-        plane, line, column = place(j, self.folded)
-        height, width = self.size(x)
+        plane, line, column = place(int(j), self.folded)
+        height, width = self.size
         return x[:, plane, line : line + height, column : column + width]
-
-    def size(self, x: Tensor) -> tuple[int, int]:
-        """Height and width of what the convolution makes of planes x."""
-        less = 1 if self.folded else 2
-        return x.shape[2] - less, x.shape[3] - less
 
     def changes(
         self,
         s: int,
         w: Weights,
-        rows: Sequence[int],
-        like: Sequence[tuple[int, int]],
+        rows: Sequence[Place],
+        like: Sequence[tuple[int, Place]],
         pairs: Sequence[tuple[int, int]],
     ) -> Flow:
         """How what comes behind some rows changes on slice s: channels [pairs, batch, 1, H, W] of the next layer's
@@ -275,7 +279,7 @@ class SearchedBlock:
         """What the next layer receives with the weights as they were kept."""
         return self.joining(self.responses[s], self.skips[s])
 
-    def moved(self, s: int, rows: Sequence[int], changes: Flow) -> Iterator[Candidate]:
+    def moved(self, s: int, rows: Sequence[Place], changes: Flow) -> Iterator[Candidate]:
         """The same with one of the rows changed at a time, as `changes` says.
 
         The change is added, so that what changes nothing has the same loss to the last bit: a tie keeps w.
@@ -284,7 +288,7 @@ class SearchedBlock:
             skip = self.skips[s]
             if skip is not None and changes.skip is not None:
                 skip = skip.clone()
-                skip[:, row, None] += changes.skip[k]
+                skip[:, one(row)] += changes.skip[k]
             yield self.joining(self.add_channels(self.responses[s], changes.x[k : k + 1], [row]), skip)
 
     def joining(self, z: Preactivation, skip: Tensor | None) -> Candidate:
@@ -293,7 +297,7 @@ class SearchedBlock:
         return z, skip
 
     def add_channels(
-        self, z: Preactivation, changes: Tensor, rows: Sequence[int], in_place: bool = False
+        self, z: Preactivation, changes: Tensor, rows: Sequence[Place], in_place: bool = False
     ) -> Preactivation:
         """What the next layer receives when channels of its input, rows, change by [rows, batch, 1, H, W]."""
         if isinstance(self.next, BlockStage) and (compiled := kernels.covering(z.z, z.z.shape[1])):
@@ -303,7 +307,7 @@ class SearchedBlock:
             return made if z.moments is not None else Preactivation(made.z)
         total = z.z
         for k, (change, row) in enumerate(zip(changes, rows, strict=True)):
-            response = self.next.response(change, slice(row, row + 1))
+            response = self.next.response(change, one(row))
             total = total.add_(response) if in_place or k else response.add_(total)
         return Preactivation(total)
 
@@ -316,7 +320,7 @@ def some(changes: Flow, pairs: slice) -> Flow:
 class Kept(NamedTuple):
     """What some rows of the convolution gave on a slice: z [batch, rows, H, W], due to weights [rows, taps]."""
 
-    rows: list[int]
+    rows: list[Place]
     weights: Tensor
     z: Tensor
 
@@ -346,28 +350,36 @@ class BlockSearch(SearchedBlock):
 
         turn   of the step among those of the layer, over all tensors; the slices are used in turn
         """
-        weight = self.w[name].view(-1)
-        row, j = divmod(index, weight.numel() // len(self.w[name]))
-        candidates = torch.stack([weight[index], weight[index] + delta, weight[index] - delta])
-        losses = self.losses(turn % len(self.labels), name, row, j, candidates)
-        weight[index] = candidates.take(choose(losses))
-        return losses
-
-    def losses(self, s: int, name: str, row: int, j: int, candidates: Tensor) -> Tensor:
-        """The losses on slice s where weight j of a row takes the values w, w + Δ and w − Δ."""
         if self.cache == "input":
             self.forget()
+        s, (row, j) = turn % len(self.labels), divmod(index, self.w[name][0].numel())
         self.come_to(row)
         changed = self.changed(s, row)
-        are, old = changed or [row], len(changed)
-        w = self.rows([(self.seen[s], changed), (self.w, [*are, row, row])], name, j, candidates[1:])
-        now = old + len(are) - 1
+        return self.decide(s, name, len(changed), delta, index, j, *(changed or [row]))
+
+    def decide(self, s: int, name: str, old: int, delta: Tensor, index: Place, j: Place, *rows: Place) -> Tensor:
+        """The step on slice s, which is brought up to date first: in its `old` rows, or if these are none, as a whole.
+
+        index, j  of the weight, in the tensor and in its row
+        rows      the old ones, this one last
+        """
+        weight, row, now = self.w[name].view(-1), rows[-1], old + len(rows) - 1
+        value = weight[one(index)]
+        candidates = torch.cat([value, value + delta, value - delta])
+        if not old:
+            self.respond(s, self.linear(s, self.w))
+            self.remember(s)
+        changed = rows[:old]
+        w = self.rows([(self.seen[s], changed), (self.w, [*rows, row, row])], name, j, candidates[1:])
         like = (now, j % self.row_size)
         pairs = [*((k, old + k) for k in range(old)), (now, now + 1), (now, now + 2)]
-        changes = self.changes(s, w, [*changed, *are, row, row], [like, like], pairs)
-        if changed:
+        changes = self.changes(s, w, [*changed, *rows, row, row], [like, like], pairs)
+        if old:
             self.refresh(s, changed, some(changes, slice(old)))
-        return self.scores(s, chain([self.kept(s)], self.moved(s, [row, row], some(changes, slice(old, None)))))
+        moved = self.moved(s, [row, row], some(changes, slice(old, None)))
+        losses = self.scores(s, chain([self.kept(s)], moved))
+        weight[one(index)] = candidates.take(choose(losses))
+        return losses
 
     def come_to(self, row: int) -> None:
         """Note which row is visited. From the first return to one on, all rows of a slice are kept."""
@@ -379,7 +391,7 @@ class BlockSearch(SearchedBlock):
         self.visited.append(row)
 
     def convolved(
-        self, s: int, kernel: Tensor, rows: Sequence[int] | None, like: Sequence[tuple[int, int]]
+        self, s: int, kernel: Tensor, rows: Sequence[Place] | None, like: Sequence[tuple[int, Place]]
     ) -> Preactivation:
         """As in `SearchedBlock`. Of rows that are kept, only the taps whose weights differ are read."""
         compiled, weights = kernels.for_tensor(kernel), kernel.flatten(1)
@@ -396,16 +408,16 @@ class BlockSearch(SearchedBlock):
             x, differences = self.inputs[s].x.to(kernel.dtype), weights - kept.weights[of]
             differ = differences.any(0)
             differ[j] = True
-            where = shifts(len(differ), *x.shape[2:], self.folded)[differ]
+            where = shifts(len(differ), *self.plane, self.folded)[differ]
             likes = [(now, int(differ[:j].sum()))] * len(like)
-            made = compiled.rows_conv(x, differences[:, differ], where, self.size(x), likes, kept.z, of)
+            made = compiled.rows_conv(x, differences[:, differ], where, self.size, likes, kept.z, of)
         else:
             made = super().convolved(s, kernel, rows, like)
         are = slice((now + 1) // 2, now + 1)  # as many rows before these are as they were, or none
         self.keep(s, rows[are], weights[are], made.z[:, are])
         return made
 
-    def keep(self, s: int, rows: Sequence[int], weights: Tensor, z: Tensor) -> None:
+    def keep(self, s: int, rows: Sequence[Place], weights: Tensor, z: Tensor) -> None:
         """Keep what some rows gave on slice s, in the same memory each time: new pieces would riddle the heap."""
         if not self.comes_back:
             rows, weights, z = rows[-1:], weights[-1:], z[:, -1:]
@@ -423,33 +435,32 @@ class BlockSearch(SearchedBlock):
     def changed(self, s: int, row: int) -> list[int]:
         """The rows with other weights than what is kept for slice s is due to, this one, which may have decayed, last.
 
-        None where it has just been computed: on the first visit, and where that is cheaper than so many changes.
+        None where all is to be computed: on the first visit, and where that is cheaper than so many changes.
         """
         rows = [*sorted(set(self.visited[-len(self.labels) - 1 :]) - {row}), row]
         share = 3 / 4 if s in self.outputs and self.comes_back else 1 / 4  # measured: of what `respond` costs
         few = max(1, int(self.block.conv.out_channels * share))
-        if s in self.responses and len(rows) <= few:
-            return rows
-        self.respond(s, self.linear(s, self.before))
-        self.remember(s)
-        return []
+        return rows if s in self.responses and len(rows) <= few else []
 
     def remember(self, s: int) -> None:
         """Keep the weights that the response to slice s is due to, as they go on to change."""
-        self.seen[s] = copied(self.w)
+        if s not in self.seen:
+            self.seen[s] = copied(self.w)
+        for key, weight in self.w.items():
+            self.seen[s][key].copy_(weight)
 
-    def rows(self, parts: Sequence[tuple[Weights, Sequence[int]]], name: str, j: int, tried: Tensor) -> Weights:
+    def rows(self, parts: Sequence[tuple[Weights, Sequence[Place]]], name: str, j: Place, tried: Tensor) -> Weights:
         """Rows out of some states of the block, put together; in the last ones weight j takes the tried values."""
-        w = {key: torch.stack([weights[key][row] for weights, rows in parts for row in rows]) for key in self.w}
-        w[name].view(len(w[name]), -1)[-len(tried) :, j] = tried
+        w = {key: torch.cat([weights[key][one(row)] for weights, rows in parts for row in rows]) for key in self.w}
+        w[name].view(len(w[name]), -1)[-len(tried) :, one(j)] = tried[:, None]
         return w
 
-    def refresh(self, s: int, rows: Sequence[int], changes: Flow) -> None:
+    def refresh(self, s: int, rows: Sequence[Place], changes: Flow) -> None:
         """Bring slice s up to date in these rows, given how what comes behind them has changed."""
         self.responses[s] = self.add_channels(self.responses[s], changes.x, rows, in_place=True)
         if (skip := self.skips[s]) is not None and changes.skip is not None:
             for row, change in zip(rows, changes.skip, strict=True):
-                skip[:, row, None] += change
+                skip[:, one(row)] += change
         self.remember(s)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from . import graphs
 from .data import Data
 from .engine import most_at_once, planes
 from .models import Flow, Net, pool2
@@ -117,6 +118,8 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     net.train(training)
     per_image = most + image.numel() * image.element_size()
     temporaries = NORMED if any(block.norm for block in net.blocks) else PLAIN
+    if settings.strategy == "sequential" and graphs.covers(image.device, settings.cache):
+        temporaries *= 2  # graphs have memory of their own
     values = settings.batch_size * largest
     values = half * values + temporaries * together(values, net, data, settings)
     whole = len(data.train) * per_image + values * image.element_size()

@@ -55,15 +55,26 @@ def fold(kernel: Tensor) -> Tensor:
     return F.conv2d(single, mean, padding=1).view(*kernel.shape[:2], 4, 4)
 
 
-def picked(x: Tensor, rows: Sequence[int]) -> Tensor:
+Place = int | Tensor
+"""Which channel or weight: a number, or a tensor [1] of it where it must stay on the device."""
+
+
+def one(place: Place) -> slice | Tensor:
+    """An index that leaves a dimension of size 1."""
+    return place if isinstance(place, Tensor) else slice(place, place + 1)
+
+
+def picked(x: Tensor, rows: Sequence[Place]) -> Tensor:
     """Some channels of x [N, C, ...]. Places on the host would be uploaded, and the device waited for."""
-    return torch.stack([x[:, row] for row in rows], 1)
+    return torch.cat([x[:, one(row)] for row in rows], 1)
 
 
 # What follows a block's linear map, for all of its rows or some: w holds the weights of these rows.
 
 
-def bridge(block: Block, w: Weights, skip: Tensor | None, rows: Sequence[int] | None = None, groups: int = 1) -> Tensor:
+def bridge(
+    block: Block, w: Weights, skip: Tensor | None, rows: Sequence[Place] | None = None, groups: int = 1
+) -> Tensor:
     """What the open skip adds to the linear map's output."""
     assert skip is not None, "no block before this one opens a skip"
     skip = skip.to(w["conv.weight"])  # it may be cached in half precision
@@ -119,7 +130,7 @@ class BlockStage:
         z = self.response(flow.x)
         return z + bridge(self.block, self.w, flow.skip, groups=groups) if self.block.closes else z
 
-    def response(self, x: Tensor, channels: slice = slice(None)) -> Tensor:
+    def response(self, x: Tensor, channels: slice | Tensor = slice(None)) -> Tensor:
         """The linear map of x [N, C, H, W], or the part of it that is due to some input channels."""
         kernel = self.layout(self.kernel[:, channels])
         return F.conv2d(self.layout(x), kernel, stride=self.stride, padding=1)
@@ -151,7 +162,7 @@ class HeadStage:
             return self.response(x)
         return torch.cat([self.response(part.clone()) for part in x.chunk(groups)])
 
-    def response(self, x: Tensor, channels: slice = slice(None)) -> Tensor:
+    def response(self, x: Tensor, channels: slice | Tensor = slice(None)) -> Tensor:
         kernel = self.w["linear.weight"]
         kernel = kernel.view(len(kernel), -1, x[0, 0].numel())[:, channels]
         return x.flatten(1) @ kernel.flatten(1).T

@@ -1,6 +1,6 @@
 """Steps that do not see each other (section 4.6): some of them are made at once, as one batch of candidates."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .engine import BlockSearch, SearchedBlock, copied
+from .graphs import block_search
 from .kernels import Preactivation
 from .reference import choose
-from .stages import Candidate, Weights
+from .stages import Candidate, Place, Weights
 
 
 class Where(NamedTuple):
@@ -131,7 +132,7 @@ class LayerSearch(NeuronSearch):
         return torch.cat([losses[:1].expand(n, 1), losses[1:].view(n, 2)], 1)
 
     def convolved(
-        self, s: int, kernel: Tensor, rows: Sequence[int] | None, like: Sequence[tuple[int, int]]
+        self, s: int, kernel: Tensor, rows: Sequence[Place] | None, like: Sequence[tuple[int, Place]]
     ) -> Preactivation:
         """As in `SearchedBlock`. The first rows are known."""
         if rows is None:
@@ -148,8 +149,8 @@ class LayerSearch(NeuronSearch):
         self.loss = self.scores(s, [self.kept(s)]) if self.steps_at_once == 1 else None
 
 
-BLOCK_SEARCHES: dict[str, type[BlockSearch] | type[NeuronSearch]] = {
-    "sequential": BlockSearch,
+BLOCK_SEARCHES: dict[str, Callable[..., BlockSearch | NeuronSearch]] = {
+    "sequential": block_search,
     "neuron": NeuronSearch,
     "layer": LayerSearch,
 }

@@ -307,9 +307,9 @@ def test_a_sample_of_the_slices_stands_for_all(monkeypatch: pytest.MonkeyPatch) 
         visited.append((turn, index))
         return step(self, name, index, delta, turn)
 
-    def small(self: Any, net: models.Net, position: int, batches: bench.Batches) -> None:
+    def small(self: Any, net: models.Net, position: int, batches: bench.Batches, cache: str) -> None:
         assert len(batches.images) == len(batches.labels) == 16
-        build(self, net, position, batches)
+        build(self, net, position, batches, cache)
 
     monkeypatch.setattr(bench.BlockSearch, "step", watched)
     monkeypatch.setattr(bench.BlockSearch, "__init__", small)

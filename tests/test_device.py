@@ -5,7 +5,7 @@ mixes devices. What comes out is tested in `test_engine.py`, on the devices that
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rso_lib import engine, models, runs
+from rso_lib import engine, graphs, models, runs
+from rso_lib.graphs import GraphSearch, Work
 from rso_lib.models import Head, Net
 from rso_lib.reference import Batches, ModuleSearch, choose
 from rso_lib.strategies import BLOCK_SEARCHES, NeuronSearch
@@ -44,7 +45,8 @@ class Copies(TorchDispatchMode):
 
 
 @pytest.fixture(autouse=True)
-def fake() -> Iterator[None]:
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(graphs, "shifts", engine.shifts.__wrapped__)  # what is kept for all searches holds values
     with FakeTensorMode(), torch.no_grad():
         yield
 
@@ -65,14 +67,31 @@ def batches() -> Batches:
 def searches(net: Net, position: int, on: Batches, cache: str) -> list[Any]:
     if isinstance(net[position], Head):
         return [engine.HeadSearch(net, position, on)]
-    return [search(net, position, on, cache) for search in BLOCK_SEARCHES.values()]
+    return [search(net, position, on, cache) for search in [*BLOCK_SEARCHES.values(), engine.BlockSearch]]
+
+
+class Unrecorded:
+    """The work that a graph would record, done each time."""
+
+    works: ClassVar[list[Work]] = []
+
+    def __init__(self, work: Work, inputs: tuple[Tensor, Tensor], beside: object = None):
+        self.work = work
+        self.works.append(work)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        with Copies() as copies:
+            losses = self.work(*inputs)
+        assert copies.between_devices == 0
+        return losses
 
 
 @pytest.mark.parametrize(
     ("name", "cache"),
     [("one_conv", "full"), ("mnist_net", "full"), ("mnist_net of the text", "half"), ("depth 10", "input")],
 )
-def test_a_step_stays_on_the_device(name: str, cache: str) -> None:
+def test_a_step_stays_on_the_device(name: str, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "Graph", Unrecorded)
     net, on = on_cuda(NETS[name]()), batches()
     on = on._replace(images=on.images.expand(-1, net[0].conv.in_channels, -1, -1))
     for position in range(len(net.layers)):
@@ -80,7 +99,8 @@ def test_a_step_stays_on_the_device(name: str, cache: str) -> None:
             for tensor, weight in search.w.items():
                 search.begin()
                 size = weight[0].numel()
-                for t in range(3):  # both slices, and the first again when two rows have changed
+                # both slices, and the first again when two rows have changed; a graph is of steps where one has
+                for t in range(7 if isinstance(search, GraphSearch) else 3):
                     delta = torch.randn(2, device="cuda")
                     both = [size - 1, min(2 * size - 1, weight.numel() - 1)]
                     at = torch.tensor(both, device="cuda")
@@ -88,10 +108,11 @@ def test_a_step_stays_on_the_device(name: str, cache: str) -> None:
                         if isinstance(search, NeuronSearch):
                             losses = search.steps(tensor, both, at, delta, t)
                         else:
-                            losses = search.step(tensor, min(size - 1 + t, weight.numel() - 1), delta[0], t)
+                            losses = search.step(tensor, min(size - 1 + min(t, 1), weight.numel() - 1), delta[0], t)
                     assert losses.device.type == "cuda"
                     if not isinstance(search, engine.HeadSearch):  # which uploads the places of scattered columns
                         assert copies.between_devices == 0, f"{type(search).__name__}, {position}, {tensor}"
+    assert Unrecorded.works or cache == "input"
 
 
 def test_reading_a_value_back_is_noticed() -> None:
@@ -110,3 +131,36 @@ def test_what_a_run_saves_and_tells_is_on_the_cpu() -> None:
     net = on_cuda(models.mnist_net((1, 8, 8), 3))
     assert {value.device.type for value in net.state_dict().values()} == {"cuda"}
     assert {value.device.type for value in runs._state(net).values()} == {"cpu"}
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that launch kernels: all but views, questions, and memory that is not filled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not function.is_view and not function.name().startswith(("aten::empty", "prim::"))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_replayed_step_launches_a_handful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each step does around its graph, against a step without one."""
+
+    class Replayed(graphs.Graph):
+        def __init__(self, work: Work, inputs: tuple[Tensor, Tensor], beside: object = None):
+            self.inputs, self.made, self.graph = [x.clone() for x in inputs], work(*inputs), self  # type: ignore
+
+        def replay(self) -> None:
+            pass
+
+    monkeypatch.setattr(graphs, "Graph", Replayed)
+    counts = {}
+    for kind in (engine.BlockSearch, GraphSearch):
+        search, delta = kind(on_cuda(NETS["mnist_net"]()), 1, batches()), torch.randn((), device="cuda")
+        for t in range(7):
+            with Launches() as launches:
+                search.step("conv.weight", t, delta, t)
+        counts[kind] = launches.count
+    assert counts == {engine.BlockSearch: 74, GraphSearch: 4}  # the README says so
