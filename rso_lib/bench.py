@@ -8,11 +8,11 @@ engine   what `rso_lib.train` does
 
 A cycle is extrapolated from measured steps of every layer: its cached input is built once, every slice is
 visited for the first time, and all further steps cost what those measured do. A step in the engine costs more where a
-row of weights begins, so whole rows are timed. Steps are medians of several rounds. With --slices only so many are
-built and visited, which takes less memory and time: the cache's time grows with the images, and the weights visited
-lie as far apart as they would on all slices; those between are changed, as if visited. Images are random: the time
-does not depend on them. All three run with the same allocator settings (`memory.keep_freed`). --precision tf32 lets a
-CUDA device round the factors of products.
+row of weights begins, so whole rows are timed; on a CUDA device whole sweeps, in which steps are recorded and replayed.
+Steps are medians of several rounds. With --slices only so many are built and visited, which takes less memory and time:
+the cache's time grows with the images, and the weights visited lie as far apart as they would on all slices; those
+between are changed, as if visited. Images are random: the time does not depend on them. All three run with the same
+allocator settings (`memory.keep_freed`). --precision tf32 lets a CUDA device round the factors of products.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from . import kernels, memory, models
 from .engine import BlockSearch, HeadSearch, cached_input
-from .graphs import block_search
+from .graphs import GraphSearch, block_search
 from .models import Flow, Head, Net, calibrate
 from .proposals import sigma
 from .reference import Batches, cross_entropy
@@ -132,7 +132,10 @@ def plain_step(weight: Tensor, index: int, delta: Tensor, loss: Callable[[], Ten
 
 @dataclass
 class Timing:
-    """Milliseconds in one layer: of a step by method; in the engine also of the cache and a slice's first visit."""
+    """Milliseconds in one layer: of a step by method; in the engine also of the cache and a slice's first visit.
+
+    firsts  the first visits that `engine` does not have its share of: none where whole sweeps are timed
+    """
 
     layer: str
     weights: int
@@ -169,22 +172,29 @@ def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int
     behind = cached_input(stages(net.blocks[:position], calibrated=True), x, channels_last)
     behind = behind._replace(x=channels_last(behind.x))  # grey images have two layouts, and convolutions ask for one
     labels = batches.labels[: batches.size]
+    replays = isinstance(search, GraphSearch)
     whole = lambda: cross_entropy(net(x), labels)  # noqa: E731
     tail = lambda: cross_entropy(run(net, position, behind), labels)  # noqa: E731
     times: dict[str, list[float]] = {"plain": [], "cached": [], "engine": []}
     for k in range(repeats):
         net.train()
-        times["plain"].append(clock(lambda: plain_step(weight, 0, delta, whole), device))
-        times["cached"].append(clock(lambda: plain_step(weight, 0, delta, tail), device))
+        for method, loss in (("plain", whole), ("cached", tail)):
+            step = partial(plain_step, weight, 0, delta, loss)
+            if replays:
+                step()  # recording has left torch no memory for it
+            times[method].append(clock(step, device))
         row = range(tried + k * in_a_row, tried + (k + 1) * in_a_row)
-        times["engine"].append(clock(partial(visit, row), device) / in_a_row)
+        if replays:
+            search.begin()
+            row = range(weight.numel() * tried // slices)
+        times["engine"].append(clock(partial(visit, row), device) / len(row))
     return Timing(
         layer=list(dict(net.named_children()))[position],
         weights=models.count_weights(layer),
         **{method: statistics.median(values) for method, values in times.items()},
         first=statistics.median(first),
         build=build,
-        firsts=sum(min(slices, tensor.numel()) for tensor in layer.parameters()),
+        firsts=0 if replays else sum(min(slices, tensor.numel()) for tensor in layer.parameters()),
     )
 
 

@@ -38,7 +38,7 @@ from .stages import (
     BlockStage,
     Candidate,
     HeadStage,
-    Place,
+    Index,
     Stage,
     Weights,
     advance,
@@ -205,7 +205,7 @@ class SearchedBlock:
             self.responses[s], self.skips[s] = advance(self.cut, self.next, z, skip)
 
     def linear(
-        self, s: int, w: Weights, rows: Sequence[Place] | None = None, like: Sequence[tuple[int, Place]] = ()
+        self, s: int, w: Weights, rows: Sequence[Index] | None = None, like: Sequence[tuple[int, Index]] = ()
     ) -> Preactivation:
         """What the block's batch norm receives on slice s, contiguous: [batch, len(w), H, W].
 
@@ -215,14 +215,14 @@ class SearchedBlock:
         """
         return self.bridged(s, self.convolved(s, w["conv.weight"], rows, like), w, rows)
 
-    def bridged(self, s: int, z: Preactivation, w: Weights, rows: Sequence[Place] | None = None) -> Preactivation:
+    def bridged(self, s: int, z: Preactivation, w: Weights, rows: Sequence[Index] | None = None) -> Preactivation:
         """z with the skip added where the block closes one."""
         if not self.block.closes:
             return z
         return Preactivation((z.z + bridge(self.block, w, self.inputs[s].skip, rows)).contiguous())
 
     def convolved(
-        self, s: int, kernel: Tensor, rows: Sequence[Place] | None, like: Sequence[tuple[int, Place]]
+        self, s: int, kernel: Tensor, rows: Sequence[Index] | None, like: Sequence[tuple[int, Index]]
     ) -> Preactivation:
         """The same without the skip."""
         x = self.inputs[s].x.to(kernel.dtype)
@@ -232,14 +232,14 @@ class SearchedBlock:
         known = F.conv2d(x, plane_kernel(kernel[: len(kernel) - len(like)], self.folded))
         return self.moved_on(x, kernel, [*known.unbind(1)], like)
 
-    def moved_on(self, x: Tensor, kernel: Tensor, z: list[Tensor], like: Sequence[tuple[int, Place]]) -> Preactivation:
+    def moved_on(self, x: Tensor, kernel: Tensor, z: list[Tensor], like: Sequence[tuple[int, Index]]) -> Preactivation:
         """The convolution of planes x, given z [batch, H, W] of the first rows: a weight moves its row by a multiple of
         one shifted plane, so that what changes nothing does so to the last bit."""
         for weights, (row, j) in zip(kernel.flatten(1)[len(z) :], like, strict=True):
             z.append(torch.addcmul(z[row], self.tap(x, j), weights[j] - kernel[row].view(-1)[j]))
         return Preactivation(torch.stack(z, 1))
 
-    def tap(self, x: Tensor, j: Place) -> Tensor:
+    def tap(self, x: Tensor, j: Index) -> Tensor:
         """What weight j of a row of the convolution is multiplied with, out of planes x: [batch, H, W]."""
         plane, line, column = place(int(j), self.folded)
         height, width = self.size
@@ -249,8 +249,8 @@ class SearchedBlock:
         self,
         s: int,
         w: Weights,
-        rows: Sequence[Place],
-        like: Sequence[tuple[int, Place]],
+        rows: Sequence[Index],
+        like: Sequence[tuple[int, Index]],
         pairs: Sequence[tuple[int, int]],
     ) -> Flow:
         """How what comes behind some rows changes on slice s: channels [pairs, batch, 1, H, W] of the next layer's
@@ -279,7 +279,7 @@ class SearchedBlock:
         """What the next layer receives with the weights as they were kept."""
         return self.joining(self.responses[s], self.skips[s])
 
-    def moved(self, s: int, rows: Sequence[Place], changes: Flow) -> Iterator[Candidate]:
+    def moved(self, s: int, rows: Sequence[Index], changes: Flow) -> Iterator[Candidate]:
         """The same with one of the rows changed at a time, as `changes` says.
 
         The change is added, so that what changes nothing has the same loss to the last bit: a tie keeps w.
@@ -297,7 +297,7 @@ class SearchedBlock:
         return z, skip
 
     def add_channels(
-        self, z: Preactivation, changes: Tensor, rows: Sequence[Place], in_place: bool = False
+        self, z: Preactivation, changes: Tensor, rows: Sequence[Index], in_place: bool = False
     ) -> Preactivation:
         """What the next layer receives when channels of its input, rows, change by [rows, batch, 1, H, W]."""
         if isinstance(self.next, BlockStage) and (compiled := kernels.covering(z.z, z.z.shape[1])):
@@ -320,7 +320,7 @@ def some(changes: Flow, pairs: slice) -> Flow:
 class Kept(NamedTuple):
     """What some rows of the convolution gave on a slice: z [batch, rows, H, W], due to weights [rows, taps]."""
 
-    rows: list[Place]
+    rows: list[Index]
     weights: Tensor
     z: Tensor
 
@@ -357,26 +357,26 @@ class BlockSearch(SearchedBlock):
         changed = self.changed(s, row)
         return self.decide(s, name, len(changed), delta, index, j, *(changed or [row]))
 
-    def decide(self, s: int, name: str, old: int, delta: Tensor, index: Place, j: Place, *rows: Place) -> Tensor:
-        """The step on slice s, which is brought up to date first: in its `old` rows, or if these are none, as a whole.
+    def decide(self, s: int, name: str, stale: int, delta: Tensor, index: Index, j: Index, *rows: Index) -> Tensor:
+        """The step on slice s, which is brought up to date first: in its `stale` rows, or as a whole where these are 0.
 
         index, j  of the weight, in the tensor and in its row
-        rows      the old ones, this one last
+        rows      the stale ones, this one last
         """
-        weight, row, now = self.w[name].view(-1), rows[-1], old + len(rows) - 1
+        weight, row, now = self.w[name].view(-1), rows[-1], stale + len(rows) - 1
         value = weight[one(index)]
         candidates = torch.cat([value, value + delta, value - delta])
-        if not old:
+        if not stale:
             self.respond(s, self.linear(s, self.w))
             self.remember(s)
-        changed = rows[:old]
+        changed = rows[:stale]
         w = self.rows([(self.seen[s], changed), (self.w, [*rows, row, row])], name, j, candidates[1:])
         like = (now, j % self.row_size)
-        pairs = [*((k, old + k) for k in range(old)), (now, now + 1), (now, now + 2)]
+        pairs = [*((k, stale + k) for k in range(stale)), (now, now + 1), (now, now + 2)]
         changes = self.changes(s, w, [*changed, *rows, row, row], [like, like], pairs)
-        if old:
-            self.refresh(s, changed, some(changes, slice(old)))
-        moved = self.moved(s, [row, row], some(changes, slice(old, None)))
+        if stale:
+            self.refresh(s, changed, some(changes, slice(stale)))
+        moved = self.moved(s, [row, row], some(changes, slice(stale, None)))
         losses = self.scores(s, chain([self.kept(s)], moved))
         weight[one(index)] = candidates.take(choose(losses))
         return losses
@@ -391,7 +391,7 @@ class BlockSearch(SearchedBlock):
         self.visited.append(row)
 
     def convolved(
-        self, s: int, kernel: Tensor, rows: Sequence[Place] | None, like: Sequence[tuple[int, Place]]
+        self, s: int, kernel: Tensor, rows: Sequence[Index] | None, like: Sequence[tuple[int, Index]]
     ) -> Preactivation:
         """As in `SearchedBlock`. Of rows that are kept, only the taps whose weights differ are read."""
         compiled, weights = kernels.for_tensor(kernel), kernel.flatten(1)
@@ -417,7 +417,7 @@ class BlockSearch(SearchedBlock):
         self.keep(s, rows[are], weights[are], made.z[:, are])
         return made
 
-    def keep(self, s: int, rows: Sequence[Place], weights: Tensor, z: Tensor) -> None:
+    def keep(self, s: int, rows: Sequence[Index], weights: Tensor, z: Tensor) -> None:
         """Keep what some rows gave on slice s, in the same memory each time: new pieces would riddle the heap."""
         if not self.comes_back:
             rows, weights, z = rows[-1:], weights[-1:], z[:, -1:]
@@ -449,13 +449,13 @@ class BlockSearch(SearchedBlock):
         for key, weight in self.w.items():
             self.seen[s][key].copy_(weight)
 
-    def rows(self, parts: Sequence[tuple[Weights, Sequence[Place]]], name: str, j: Place, tried: Tensor) -> Weights:
+    def rows(self, parts: Sequence[tuple[Weights, Sequence[Index]]], name: str, j: Index, tried: Tensor) -> Weights:
         """Rows out of some states of the block, put together; in the last ones weight j takes the tried values."""
         w = {key: torch.cat([weights[key][one(row)] for weights, rows in parts for row in rows]) for key in self.w}
         w[name].view(len(w[name]), -1)[-len(tried) :, one(j)] = tried[:, None]
         return w
 
-    def refresh(self, s: int, rows: Sequence[Place], changes: Flow) -> None:
+    def refresh(self, s: int, rows: Sequence[Index], changes: Flow) -> None:
         """Bring slice s up to date in these rows, given how what comes behind them has changed."""
         self.responses[s] = self.add_channels(self.responses[s], changes.x, rows, in_place=True)
         if (skip := self.skips[s]) is not None and changes.skip is not None:
@@ -556,14 +556,15 @@ class JointSearch(ModuleSearch):
     For the network level the position is 0, and the cached input are the images.
     """
 
-    def __init__(self, net: Net, position: int, batches: Batches):
+    def __init__(self, net: Net, position: int, batches: Batches, cache: str = "full"):
         super().__init__(net, batches)
         self.layers = net.layers[position:]
         net.eval()
         images, before = self.x, stages(net.blocks[:position], calibrated=True)
-        self.inputs = OnDemand(lambda s: cached_input(before, images[s], channels_last))
+        self.inputs = OnDemand(lambda s: cached_input(before, images[s], channels_last, half=cache == "half"))
 
     def loss(self, s: int) -> Tensor:
-        flow, searched = self.inputs[s], stages(self.layers)
+        searched, flow = stages(self.layers), self.inputs[s]
+        flow = flow._replace(x=flow.x.to(self.x[s]))  # a skip is made so where it ends
         [z] = outputs(searched, [(Preactivation(searched[0].receive(flow)), flow.skip)], at_once=1)
         return world.mean(cross_entropy(z, self.labels[s])[None], len(z))[0]

@@ -1,16 +1,18 @@
 """A step on a GPU as one replayed graph, in place of launches that take longer than their arithmetic.
 
 A CUDA graph repeats the same kernels on the same memory. So what is kept for a slice keeps its place, and what differs
-between the steps on a slice is read from tensors: which weight, in which row, which other rows have changed, and Δ.
+between the steps on a slice is read from tensors: which weight, in which row, which other rows are out of date, and Δ.
 The choice among the candidates and its write-back are in the graph too: nothing is read back to the host.
 
-With RSO_GRAPHS=0 in the environment each kernel is launched by itself: the same steps.
+With RSO_GRAPHS=0 in the environment each kernel is launched by itself: the same steps, up to rounding.
 """
 
 import os
+import threading
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,11 +22,15 @@ from .kernels import Preactivation
 from .models import Net
 from .parallel import world
 from .reference import Batches
-from .stages import Place
+from .stages import Index
+
+WORTH = 8
+"""Steps on a slice within a sweep, in the mean, from which on graphs are recorded: recording takes as long as a few
+steps (an estimate, not a measurement)."""
 
 Work = Callable[[Tensor, Tensor], Tensor]
 Kind = tuple[int, str, int]
-"""Of a step: its slice, its tensor, and how many rows of the slice are brought up to date."""
+"""Of a step: its slice, its tensor, and how many rows of the slice are out of date."""
 
 
 class Graph:
@@ -34,27 +40,46 @@ class Graph:
         """beside  a graph that shares its memory for what is temporary: the two never run at the same time"""
         self.inputs = [x.clone() for x in inputs]
         self.graph = torch.cuda.CUDAGraph()
-        pool = beside.graph.pool() if beside else None
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
-            self.made = work(*self.inputs)
+        device, pool = inputs[0].device, beside.graph.pool() if beside else None
+        stream = stream_of(device, threading.get_ident())
+        with torch.cuda.device(device):
+            usual = torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                    self.made = work(*self.inputs)
+            finally:
+                torch.cuda.set_stream(usual)  # after a failure, torch before 2.15 stays on the other
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         for mine, x in zip(self.inputs, inputs, strict=True):
             mine.copy_(x)
         self.graph.replay()
-        return self.made.clone()
+        return self.made.clone()  # before another graph writes there
+
+
+@cache
+def stream_of(device: torch.device, thread: int) -> torch.cuda.Stream:
+    """Where a thread records. Graphs of one stream share a workspace, which in some versions of torch goes with the
+    first of them; those of one search go together."""
+    return torch.cuda.Stream(device)
 
 
 class GraphSearch(BlockSearch):
-    """The steps of `BlockSearch` on a CUDA device. Those that do the same on a slice share a graph."""
+    """The steps of `BlockSearch` on a CUDA device. Those that do the same on a slice share a graph.
+
+    records  whether graphs can be recorded in this process: until it fails
+    """
+
+    records: ClassVar[bool] = True
 
     def __init__(self, net: Net, position: int, batches: Batches, cache: str = "full"):
-        self.graphs: dict[Kind, Graph | None] = {}
-        self.records = True
+        self.graphs: dict[Kind, Graph] = {}
+        self.warm: set[tuple[str, int]] = set()
         super().__init__(net, position, batches, cache)
         device, (height, width) = batches.images.device, self.size
         self.numbers = torch.arange(max(weight.numel() for weight in self.w.values()), device=device)
-        self.shifts = shifts(self.row_size, *self.plane, self.folded).to(device)
+        # in an image's planes: what each weight of a row meets first, and what lies between that and each pixel's
+        self.tap_shifts = shifts(self.row_size, *self.plane, self.folded).to(device)
         self.pixels = (self.plane[1] * torch.arange(height)[:, None] + torch.arange(width)).flatten().to(device)
 
     def forget(self) -> None:
@@ -62,30 +87,45 @@ class GraphSearch(BlockSearch):
         super().forget()
         self.graphs.clear()
 
-    def decide(self, s: int, name: str, old: int, delta: Tensor, *places: Place) -> Tensor:
-        """As in `BlockSearch`. The first step of a kind runs as it is, which makes what its graph has to find."""
-        kind, where = (s, name, old), torch.stack([self.numbers[place] for place in places])
-        work = partial(self.work, *kind)
-        if kind not in self.graphs or not self.records:
-            self.graphs[kind] = None
+    def come_to(self, row: int) -> None:
+        """As in `BlockSearch`. The outputs of rows are not kept here, so that it makes no difference if one returns."""
+        self.visited.append(row)
+
+    def decide(self, s: int, name: str, stale: int, delta: Tensor, *places: Index) -> Tensor:
+        """As in `BlockSearch`, by a graph where that is worth while."""
+        kind = s, name, stale
+        where = torch.stack([self.numbers[place] for place in places])  # out of memory of the device: no upload
+        work = partial(self.decide_there, *kind)
+        if kind not in self.graphs and not self.is_ready(*kind):
+            self.warm.add((name, stale))
             return work(delta, where)
         try:
-            graph = self.graphs[kind] = self.graphs[kind] or Graph(work, (delta, where), self.any_graph())
+            graph = self.graphs.get(kind) or self.record(kind, work, delta, where)
         except RuntimeError as error:
             warnings.warn(f"the steps are not replayed but launched kernel by kernel: {error}", stacklevel=2)
-            self.records = False
-            self.forget()  # what was recorded in part
-            index, j, *_, row = places
-            self.visited.append(int(row))
-            return self.decide(s, name, 0, delta, index, j, row)
-        return graph(delta, where)
+            GraphSearch.records = False
+        else:
+            return graph(delta, where)
+        self.forget()  # what was recorded in part
+        index, j, *_, row = places
+        self.visited.append(int(row))
+        return self.decide(s, name, 0, delta, index, j, row)
 
-    def work(self, s: int, name: str, old: int, delta: Tensor, where: Tensor) -> Tensor:
+    def decide_there(self, s: int, name: str, stale: int, delta: Tensor, where: Tensor) -> Tensor:
         """The step with its places [n] on the device."""
-        return super().decide(s, name, old, delta, *where.split(1))
+        return super().decide(s, name, stale, delta, *where.split(1))
 
-    def any_graph(self) -> Graph | None:
-        return next((graph for graph in self.graphs.values() if graph), None)
+    def is_ready(self, s: int, name: str, stale: int) -> bool:
+        """Whether to record a step: if it will be repeated, what it changes has its place, and the libraries are set up
+        for it by one that ran as it is."""
+        often = self.w[name].numel() >= WORTH * len(self.labels)
+        return often and s in self.responses and (name, stale) in self.warm and self.records
+
+    def record(self, kind: Kind, work: Work, *inputs: Tensor) -> Graph:
+        """A graph of the steps of a kind."""
+        delta, where = inputs
+        self.graphs[kind] = Graph(work, (delta, where), next(iter(self.graphs.values()), None))
+        return self.graphs[kind]
 
     def respond(self, s: int, z: Preactivation) -> None:
         """As in `BlockSearch`, in the same memory each time."""
@@ -96,9 +136,9 @@ class GraphSearch(BlockSearch):
         if skip is not None and (made := self.skips[s]) is not None:
             self.skips[s] = skip.copy_(made)
 
-    def tap(self, x: Tensor, j: Place) -> Tensor:
+    def tap(self, x: Tensor, j: Index) -> Tensor:
         """As in `BlockSearch`."""
-        return x.flatten(1)[:, self.pixels + self.shifts[j]].view(-1, *self.size)
+        return x.flatten(1)[:, self.pixels + self.tap_shifts[j]].view(-1, *self.size)
 
 
 def block_search(net: Net, position: int, batches: Batches, cache: str = "full") -> BlockSearch:

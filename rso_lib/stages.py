@@ -55,16 +55,16 @@ def fold(kernel: Tensor) -> Tensor:
     return F.conv2d(single, mean, padding=1).view(*kernel.shape[:2], 4, 4)
 
 
-Place = int | Tensor
+Index = int | Tensor
 """Which channel or weight: a number, or a tensor [1] of it where it must stay on the device."""
 
 
-def one(place: Place) -> slice | Tensor:
+def one(place: Index) -> slice | Tensor:
     """An index that leaves a dimension of size 1."""
     return place if isinstance(place, Tensor) else slice(place, place + 1)
 
 
-def picked(x: Tensor, rows: Sequence[Place]) -> Tensor:
+def picked(x: Tensor, rows: Sequence[Index]) -> Tensor:
     """Some channels of x [N, C, ...]. Places on the host would be uploaded, and the device waited for."""
     return torch.cat([x[:, one(row)] for row in rows], 1)
 
@@ -73,7 +73,7 @@ def picked(x: Tensor, rows: Sequence[Place]) -> Tensor:
 
 
 def bridge(
-    block: Block, w: Weights, skip: Tensor | None, rows: Sequence[Place] | None = None, groups: int = 1
+    block: Block, w: Weights, skip: Tensor | None, rows: Sequence[Index] | None = None, groups: int = 1
 ) -> Tensor:
     """What the open skip adds to the linear map's output."""
     assert skip is not None, "no block before this one opens a skip"

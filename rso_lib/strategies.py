@@ -11,7 +11,7 @@ from .engine import BlockSearch, SearchedBlock, copied
 from .graphs import block_search
 from .kernels import Preactivation
 from .reference import choose
-from .stages import Candidate, Place, Weights
+from .stages import Candidate, Index, Weights
 
 
 class Where(NamedTuple):
@@ -132,7 +132,7 @@ class LayerSearch(NeuronSearch):
         return torch.cat([losses[:1].expand(n, 1), losses[1:].view(n, 2)], 1)
 
     def convolved(
-        self, s: int, kernel: Tensor, rows: Sequence[Place] | None, like: Sequence[tuple[int, Place]]
+        self, s: int, kernel: Tensor, rows: Sequence[Index] | None, like: Sequence[tuple[int, Index]]
     ) -> Preactivation:
         """As in `SearchedBlock`. The first rows are known."""
         if rows is None:

@@ -1,6 +1,7 @@
 """The benchmark: its operation counts against counts made by hand, and its report against its own medians."""
 
 import json
+import math
 import statistics
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rso_lib import bench, memory, models
+from rso_lib import bench, graphs, memory, models
 from rso_lib.bench import Timing, operations, operations_per_step, plain_step, summary
 
 METHODS = ("plain", "cached", "engine")
@@ -295,6 +296,26 @@ def test_measured_times_are_medians(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timing.cached == statistics.median(rest[1::3])
     assert timing.engine == statistics.median(rest[2::3]) / 9, "a row of one_conv has nine weights"
     assert len(rest) == 9
+
+
+def test_where_steps_are_replayed_whole_sweeps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As recording takes time, and the first visits are part of them."""
+    monkeypatch.setattr(graphs, "covers", lambda *_: True)
+    monkeypatch.setattr(graphs, "WORTH", math.inf)  # all steps run as they are
+    turns: list[int] = []
+    step = graphs.GraphSearch.step
+
+    def watched(self: Any, name: str, index: int, delta: Tensor, turn: int) -> Tensor:
+        turns.append(turn)
+        return step(self, name, index, delta, turn)
+
+    monkeypatch.setattr(graphs.GraphSearch, "step", watched)
+    net, shape = bench.build("two_conv")
+    batches = bench.Batches(torch.randn(16, *shape), torch.randint(10, (16,)), 8)
+    with torch.no_grad():
+        timing = bench.measure(net, 0, batches, repeats=2)
+    assert turns == [*range(2), *range(144), *range(144)]
+    assert timing.cycle("engine") == timing.build + timing.weights * timing.engine
 
 
 def test_a_sample_of_the_slices_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Recording]]:
     monkeypatch.setattr(kernels, "load", lambda: None)
     monkeypatch.setattr(graphs, "Graph", Recording)
     monkeypatch.setattr(graphs, "covers", lambda *_: True)
+    monkeypatch.setattr(graphs, "WORTH", 0)
+    monkeypatch.setattr(GraphSearch, "records", True)
     yield Recording
 
 
@@ -89,14 +91,19 @@ def test_real_nets(kind: str, name: str, recorded: type[Recording]) -> None:
             assert recorded.replays > replays, f"nothing is replayed in block {position + 1}"
 
 
-def test_a_step_that_is_alone_is_not_recorded(recorded: type[Recording]) -> None:
-    """Four slices, four steps: each is the first of its kind."""
+def test_what_is_recorded(recorded: type[Recording], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a row of nine weights on four slices: not the first steps of a slice, not the first one behind these."""
     net, data = stirred(REAL["one_conv"]()), images(16, (1, 8, 8))
     settings = RSO(cycles=1, batch_size=4, direction="forward")
-    compare(net, data, settings, (0, 0, 0), 4)
+    compare(net, data, settings, (0, 0, 0), 5)
     assert recorded.made_so_far == 0
-    compare(net, data, settings, (0, 0, 0), 16)
-    assert recorded.made_so_far >= 4
+    compare(net, data, settings, (0, 0, 0), 9)
+    assert recorded.made_so_far == 4
+    for worth, recordings in ((9, 4), (10, 0)):  # 36 weights, 9 for each slice
+        monkeypatch.setattr(recorded, "made_so_far", 0)
+        monkeypatch.setattr(graphs, "WORTH", worth)
+        compare(net, data, settings, (0, 0, 0), 9)
+        assert recorded.made_so_far == recordings
 
 
 @pytest.mark.parametrize("fails", [1, 3])
