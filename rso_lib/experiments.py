@@ -69,8 +69,7 @@ def visits(net: Net, split: Split, per_layer: int, *, factor: float = 1.0, seed:
 
     Raises ValueError for a net with batch norm: there the loss of an image depends on the batch.
     """
-    if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
-        raise ValueError("the net has batch norm, so an image has no loss of its own: take one_conv or two_conv")
+    _check_no_norm(net)
     layers, losses = [], []
     for k, (name, weight) in enumerate(net.named_parameters()):
         rng = generator(seed, k)
@@ -82,6 +81,11 @@ def visits(net: Net, split: Split, per_layer: int, *, factor: float = 1.0, seed:
             candidates = (old, old + delta, old - delta)
             losses.append(torch.stack(list(_image_losses(net, split, weight.view(-1), index, candidates))))
     return Visits(layers, torch.stack(losses))
+
+
+def _check_no_norm(net: nn.Module) -> None:
+    if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
+        raise ValueError("the net has batch norm, so an image has no loss of its own: take one_conv or two_conv")
 
 
 def _image_losses(
@@ -102,7 +106,10 @@ def losses_along(net: nn.Module, name: str, split: Split, offsets: Tensor) -> Te
 
     name     of the tensor
     offsets  from where a weight stands, in units of its σ: [K]
+
+    Raises ValueError for a net with batch norm, as `visits`.
     """
+    _check_no_norm(net)
     weight = net.get_parameter(name).detach()
     lines = []
     for index in tqdm(range(weight.numel()), unit="weight"):

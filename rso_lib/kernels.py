@@ -218,7 +218,7 @@ def _compiled() -> Path:
         raise OSError("there is no C++ compiler")
     source = SOURCE.read_text(encoding="utf-8")
     key = hashlib.sha256(f"{source}{FLAGS}{compiler}{_processor()}".encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rso_lib"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "rso_lib"
     target = folder / f"kernels-{key}.so"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -148,7 +148,7 @@ class LiveRun:
             action()
             self.look()
         except Exception as error:
-            self.items, self.state, self.error = None, FAILED, error
+            self.state, self.error = FAILED, error
             with suppress(Exception):
                 self.show(self)
 
@@ -188,6 +188,7 @@ class LiveRun:
         self.state, self.error = state, None
         if state == STOPPED:
             self.items = None
+            self.begun.clear()
         if state != RUNNING:
             self.score()
 
@@ -229,7 +230,13 @@ class LiveRun:
         """The next item of the run: a step or a report."""
         self.items = self.items or self.open()
         began = time.perf_counter()
-        item = next(self.items, None)
+        try:
+            item = next(self.items, None)
+        except Exception:
+            self.items = None
+            if self.settings.strategy != "sequential":  # such a sweep cannot be cut, and begins anew
+                self.begun.clear()
+            raise
         self.seconds += time.perf_counter() - began
         if item is None:
             self.enter(FINISHED)

@@ -84,22 +84,24 @@ def peak(device: torch.device) -> int:
 def needed(net: Net, data: Data, settings: RSO) -> int:
     """Bytes that the search of the most demanding layer takes in this process, beyond the data itself.
 
-    Per image: the shuffled copy, the searched layer's input and the open skip, and unless settings.cache is "input" or
-    settings.strategy "layer" the next layer's response and the skip that the layer opens, and in the sequential
-    strategy what one row of the layer gives, or all rows where settings.order comes back to them. Per image of a
-    batch: `NORMED` or `PLAIN` tensors of the largest activation, times the candidates that go through the net
-    together, and one more for an input in half precision. Where processes split the batch, this is one's share.
-    Raises ValueError for another level or net.
+    Per image: the shuffled copy, the searched layer's input and the open skip. At the weight level, unless
+    settings.cache is "input" or settings.strategy "layer", also the next layer's response and the skip that the layer
+    opens, and in the sequential strategy what one row of the layer gives, or all rows where settings.order comes back
+    to them. Per image of a batch: `NORMED` or `PLAIN` tensors of the largest activation, times the candidates that go
+    through the net together, and one more for an input in half precision. Where processes split the batch, this is
+    one's share.
+    Raises ValueError for a net that is not a `models.Net`.
     """
-    if settings.level != "weight" or not isinstance(net, Net):
-        raise ValueError("the estimate is for the weight level of a models.Net")
-    image, half = data.train.images[:1], settings.cache == "half"
+    if not isinstance(net, Net):
+        raise ValueError("the estimate is for a models.Net")
+    image, half, jointly = data.train.images[:1], settings.cache == "half", settings.level != "weight"
     training = net.training
     net.eval()  # in train mode one image would replace the calibrated statistics, and 1×1 maps have none
     flow, most, largest = Flow(channels_last(image)), 0, image.numel()
-    for block, following in zip(net.blocks, net.layers[1:], strict=True):
+    blocks = net.blocks[:1] if settings.level == "network" else net.blocks
+    for block, following in zip(blocks, net.layers[1:], strict=False):
         behind = block(flow)
-        x = planes(flow.x, folds(block))
+        x = flow.x if jointly else planes(flow.x, folds(block))
         kept = [x] if flow.skip is None else [x, flow.skip]
         cut = stage(following)
         entered = cut.enter(behind.x)
@@ -109,7 +111,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
             states += [row] * (1 if settings.order == "output" else block.conv.out_channels)
         input_size = 2 if half else image.element_size()
         size = sum(part.numel() for part in kept) * input_size
-        if settings.cache != "input" and settings.strategy != "layer":
+        if settings.cache != "input" and settings.strategy != "layer" and not jointly:
             size += sum(part.numel() for part in states) * image.element_size()
         most = max(most, size)
         unpooled = flow.x if folds(block) else block.conv(flow.x)
@@ -118,7 +120,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     net.train(training)
     per_image = most + image.numel() * image.element_size()
     temporaries = NORMED if any(block.norm for block in net.blocks) else PLAIN
-    if settings.strategy == "sequential" and graphs.covers(image.device, settings.cache):
+    if settings.strategy == "sequential" and not jointly and graphs.covers(image.device, settings.cache):
         temporaries *= 2  # graphs have memory of their own
     values = settings.batch_size * largest
     values = half * values + temporaries * together(values, net, data, settings)
@@ -129,10 +131,10 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
 def together(candidate: int, net: Net, data: Data, settings: RSO) -> int:
     """Values of the largest activation of all candidates that go through the net as one batch, given those of one."""
     slices = max(len(data.train) // settings.batch_size, 1)
-    sweep = max(block.conv.weight.numel() for block in net.blocks)
+    sweep = max((block.conv.weight.numel() for block in net.blocks), default=0)
     candidates = {
         "sequential": 3,
-        "neuron": 3 * max(block.conv.out_channels for block in net.blocks),
+        "neuron": 3 * max((block.conv.out_channels for block in net.blocks), default=1),
         "layer": 2 * -(-sweep // slices) + 1,
     }[settings.strategy]
     most = most_at_once(data.train.images.device)

@@ -7,18 +7,20 @@ run would score it.
 
 import argparse
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from . import engine
 from .data import Data
 from .models import Head, Net, calibrate
 from .proposals import generator, sigma
 from .reference import Batches, choose
-from .settings import RSO, arithmetic
+from .runs import Run, load
+from .settings import RSO, arithmetic, check_whole
 
 CPU: dict[str, dict[str, Any]] = {"float32": {}, 'float32, cache="half"': {"cache": "half"}}
 CUDA = CPU | {"tf32": {"precision": "tf32"}}
@@ -77,26 +79,31 @@ def _search(
         return engine.BlockSearch(net, position, batches, settings.cache)
 
 
-def main() -> None:
-    from tqdm import tqdm
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Count as the command line says, and print a table."""
+    from . import __main__ as command
 
-    from . import runs
-    from .__main__ import any_terminal
+    about = argparse.RawDescriptionHelpFormatter
+    parser = command.new_parser("rso_lib.precision", description=__doc__, formatter_class=about)
+    parser.add_argument("folder", metavar="RUNFOLDER", help="of a run: its net as it stands, its images, batch and σ")
+    command.add(parser, {"visits": (100, "of every tensor"), **command.PLACE})
+    given = command.parse(parser, arguments)
+    try:
+        place, visits = command.take_place(given), given.get("visits", 100)
+        check_whole("visits", visits, least=1)
+        _count(load(given["folder"]), visits, **place)
+    except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
 
-    any_terminal()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="of a run: its net as it stands, its images, batch and σ")
-    parser.add_argument("--visits", type=int, default=100, help="of every tensor (100)")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--data-root", help="folder of the downloaded image sets")
-    options = parser.parse_args()
-    run = runs.load(options.folder)
-    data, net = run.data(options.data_root, options.device), run.net.to(options.device)
+
+def _count(run: Run, count: int, device: str, root: str | None) -> None:
+    """The table for the net of a run, a line for each arithmetic."""
+    settings, data = run.rso, run.data(root, device)
+    net = run.net.to(data.train.images.device)
     print("| arithmetic | decisions | other than in float64 | share |\n|---|---:|---:|---:|")
-    for label, changed in (CUDA if options.device.type == "cuda" else CPU).items():
-        settings = replace(run.rso, **changed)
+    for label, changed in (CUDA if data.train.images.is_cuda else CPU).items():
         cycle = min(len(run.history.cycles.rows), settings.cycles - 1)
-        found = compare(net, data, settings, cycle, options.visits)
+        found = compare(net, data, replace(settings, **changed), cycle, count)
         rows = list(tqdm(found, total=len(list(net.parameters())), unit="tensor", desc=label))
         visits, differ = sum(row.visits for row in rows), sum(row.differ for row in rows)
         print(f"| {label} | {visits:,} | {differ} | {differ / visits:.2%} |")

@@ -3,6 +3,7 @@
     settings.json   what is run, and the machines that it ran on
     checkpoint.pt   the net and the history behind the last finished sweep
     history.csv     a copy of that history to read and plot, made at the end of every cycle and at a stop
+    lock            held by the process that runs in the folder
 
 Every draw of a run comes from a generator that is seeded by where in the run it is used (`proposals`), so
 the net and the history are all that is needed to go on. They are in one file, which is replaced as a whole:
@@ -32,6 +33,7 @@ from .data import Data
 from .history import History, Report
 from .models import Net
 from .parallel import world
+from .proposals import DISTRIBUTIONS, SCHEDULES
 from .settings import RSO, check_choice, check_named
 from .train import check, train, with_bar
 
@@ -147,13 +149,22 @@ def resume(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Run:
-    """Take up the run in a folder with its own settings. Arguments and errors as in `start`."""
+    """Take up the run in a folder with its own settings.
+
+    Arguments and errors as in `start`; ValueError where one of the settings is a function, which only `start` can have.
+    """
     stored = settings_of(folder)
     what = {name: stored[name] for name in WHAT}
     return start(folder, **what, settings=_rso(stored), root=root, device=device, progress=progress)
 
 
 def _rso(settings: Settings) -> RSO:
+    for name, known in (("schedule", SCHEDULES), ("distribution", DISTRIBUTIONS)):
+        if name in settings and settings[name] not in known:
+            raise ValueError(
+                f"the {name} of this run is a function, {settings[name]}, which its folder does not hold: "
+                f"call start with it"
+            )
     return RSO(**{name: value for name, value in settings.items() if name not in WHAT})
 
 

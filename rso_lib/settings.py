@@ -35,7 +35,8 @@ class RSO:
                    "constant", "cosine", "step", or a callable (cycle from 0, cycles) → factor
     distribution   of Δ: "gaussian" N(0, σ), "uniform" on (−2σ, 2σ), "template" of −σ, 0, σ,
                    or a callable (shape, generator) → tensor in units of σ
-    level          what a step perturbs: "weight", "layer" or "network"; σ/10 for the last two (section 4.2).
+    level          what a step perturbs: "weight", "layer" (one of its tensors) or "network"; σ/10 for the last two
+                   (section 4.2).
                    A cycle has as many steps as the net has weights at every level.
     order          which index runs outside within a layer: "output", "input" (the paper's inverted
                    order, section 4.3) or "shuffled"
@@ -48,8 +49,8 @@ class RSO:
                    strategy is not sequential)
     seed           of every random draw of the run
     cache          what the engine keeps for every slice: "full", all that saves work; "half", with the
-                   searched layer's input in float16; "input", that input only. Less memory, slower steps;
-                   "half" rounds, so that close decisions can differ
+                   searched layer's input in float16; "input", that input only, which is all at the other levels. Less
+                   memory, slower steps; "half" rounds, so that close decisions can differ
     precision      of products on a CUDA device: "float32", or "tf32", faster, with factors rounded to 10 bits, so that
                    close decisions can differ (`rso_lib.precision` counts them); scores are in float32
 
@@ -88,8 +89,7 @@ class RSO:
         check_choice("precision", self.precision, PRECISIONS)
         if self.strategy != "sequential" and self.level != "weight":
             raise ValueError(f'strategy={self.strategy!r} needs level="weight", not {self.level!r}')
-        if isinstance(self.weight_decay, bool) or not isinstance(self.weight_decay, (int, float)):
-            raise TypeError(f"weight_decay must be a number, not {self.weight_decay!r}")
+        check_number("weight_decay", self.weight_decay)
         if not 0 <= self.weight_decay < 1:
             raise ValueError(f"weight_decay must be at least 0 and below 1, not {self.weight_decay!r}")
 
@@ -158,6 +158,12 @@ def check_whole(name: str, value: object, least: int) -> None:
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise TypeError where an argument is not a number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, not {value!r}")
 
 
 def numbers(name: str, text: str | float, kind: type[Number] = int) -> list[Number]:

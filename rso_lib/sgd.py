@@ -28,7 +28,7 @@ from .data import Data, load
 from .history import NAN, History, Report
 from .proposals import generator
 from .runs import replacing
-from .settings import arithmetic, check_choice, check_whole, numbers
+from .settings import arithmetic, check_choice, check_number, check_whole, numbers
 from .stages import channels_last
 from .train import scores
 
@@ -70,6 +70,8 @@ class SGD:
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0)):
             check_whole(name, getattr(self, name), least=least)
+        for name in ("rate", "momentum", "weight_decay", *([] if self.target is None else ["target"])):
+            check_number(name, getattr(self, name))
         if not 0 < self.rate < math.inf:
             raise ValueError(f"rate must be above 0 and finite, not {self.rate!r}")
         if not 0 <= self.momentum < 1:

@@ -176,19 +176,22 @@ def fit(net: nn.Module, data: Data, settings: RSO, history: History | None = Non
     goes on. Arguments and errors as in `train`. `history` is continued in place.
     """
     history = History() if history is None else history
-    weights = [weight.detach() for weight in net.parameters()]
-    reported = len(history.rows), [weight.clone() for weight in weights]
+    reported = len(history.rows), _copies(net)
     try:
         for _ in with_bar(train(net, data, settings, history, steps=True), net, settings, history, progress):
-            reported = len(history.rows), [weight.clone() for weight in weights]
+            reported = len(history.rows), _copies(net)
     except KeyboardInterrupt:
         rows, values = reported
         del history.rows[rows:]
-        for weight, value in zip(weights, values, strict=True):
-            weight.copy_(value)
+        for weight, value in zip(net.parameters(), values, strict=True):
+            weight.data.copy_(value)
         calibrate(net, data.train.images)
         warnings.warn("stopped before the end; net and history are as behind the last finished sweep", stacklevel=2)
     return history
+
+
+def _copies(net: nn.Module) -> list[Tensor]:
+    return [weight.detach().clone() for weight in net.parameters()]
 
 
 def with_bar(
@@ -316,7 +319,7 @@ def _search(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int
     if not isinstance(net, Net):
         return reference.ModuleSearch(net, batches)
     if settings.level != "weight":
-        return engine.JointSearch(net, position, batches)
+        return engine.JointSearch(net, position, batches, settings.cache)
     if isinstance(net[position], Head):
         return engine.HeadSearch(net, position, batches)
     return BLOCK_SEARCHES[settings.strategy](net, position, batches, settings.cache)
@@ -501,5 +504,5 @@ def check(net: nn.Module, data: Data, settings: RSO, begun: Sequence[Tensor] = (
         raise ValueError(f'within a sweep a run goes on only with strategy="sequential", not {settings.strategy!r}')
     if not isinstance(net, Net) and (world.size > 1 or settings.strategy != "sequential"):
         raise ValueError('a net that is not a models.Net is searched by one process, with strategy="sequential"')
-    if isinstance(net, Net) and settings.level == "weight":
+    if isinstance(net, Net):
         memory.check(net, data, settings)

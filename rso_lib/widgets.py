@@ -26,7 +26,7 @@ from .data import Data
 from .live import FAILED, FINISHED, PAUSED, READY, RUNNING, STOPPED, LiveRun, LiveSGD
 from .plots import BLUE, GREEN, PURPLE, VERMILION, Picture, style, tiles_of
 from .proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Schedule
-from .settings import DIRECTIONS, RSO
+from .settings import DIRECTIONS, RSO, name_of
 from .sgd import SGD
 
 WIDTH, DPI = 640, 150
@@ -364,7 +364,7 @@ def menu(description: str, names: Iterable[str], value: Any) -> widgets.Dropdown
     """A menu of names, and of the value itself where it is a callable."""
     options = [(name, name) for name in names]
     if callable(value):
-        options.append((value.__name__, value))
+        options.append((name_of(value, {}), value))
     return widgets.Dropdown(options=options, value=value, description=description)
 
 
@@ -377,7 +377,7 @@ def scaled(schedule: str | Schedule, factor: float) -> str | Schedule:
     def times(cycle: int, cycles: int) -> float:
         return factor * base(cycle, cycles)
 
-    times.__name__ = f"{factor:g} × {base.__name__}"
+    times.__name__ = f"{factor:g} × {name_of(base, {})}"
     return times
 
 

@@ -103,6 +103,14 @@ def test_losses_along_a_weight(digits: Data) -> None:
     assert torch.equal(lines[:, 2] < lines[:, 1], own) and torch.equal(lines[:, 0] > lines[:, 1], own)
 
 
+def test_losses_of_images_need_a_net_without_batch_norm(digits: Data) -> None:
+    net = models.mnist_net((1, 8, 8))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match="batch norm"):
+        experiments.losses_along(net, "block1.norm.bias", digits.train, torch.zeros(1))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 def test_standard_error() -> None:
     assert experiments.standard_error(torch.tensor([1.0, 2.0, 3.0, 4.0])) == pytest.approx((5 / 3) ** 0.5 / 2)
     assert math.isnan(experiments.standard_error(torch.tensor([1.0])))

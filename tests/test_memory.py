@@ -32,7 +32,7 @@ from rso_lib.settings import RSO
 from rso_lib.train import train
 
 torch.set_num_threads(1)
-name, images, batch, cache, strategy, order = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
+name, images, batch, cache, strategy, order, level = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
 net, shape = bench.build(name)
 
 
@@ -57,7 +57,8 @@ def steps_of(data, settings, sweep):
 
 
 search(data(64), RSO(batch_size=32, direction="forward"), [0])
-noise, settings = data(images), RSO(batch_size=batch, direction="forward", cache=cache, strategy=strategy, order=order)
+noise, how = data(images), {"cache": cache, "strategy": strategy, "order": order, "level": level}
+settings = RSO(batch_size=batch, direction="forward", **how)
 before = psutil.Process().memory_info().rss
 search(noise, settings, [0, 3])
 print(memory.peak(torch.device("cpu")) - before, memory.needed(net, noise, settings))
@@ -119,22 +120,25 @@ def test_a_run_that_does_not_fit_says_what_to_change(settings: RSO, ways: str, m
 
 @pytest.mark.skipif(platform.system() == "Windows", reason="no resource module")
 @pytest.mark.parametrize(
-    ("net", "count", "batch", "cache", "strategy", "order"),
+    ("net", "count", "batch", "cache", "strategy", "order", "level"),
     [
-        ("mnist_net", 4000, 500, "full", "sequential", "output"),
-        ("mnist_net", 4000, 500, "full", "sequential", "shuffled"),
-        ("mnist_net", 4000, 500, "half", "sequential", "output"),
-        ("mnist_net", 4000, 500, "input", "sequential", "output"),
-        ("two_conv", 6000, 1000, "full", "sequential", "output"),
-        ("cifar_net_10", 2500, 500, "full", "sequential", "output"),
-        ("cifar_net_10", 500, 8, "full", "neuron", "output"),
-        ("cifar_net_10", 500, 8, "full", "layer", "output"),
+        ("mnist_net", 4000, 500, "full", "sequential", "output", "weight"),
+        ("mnist_net", 4000, 500, "full", "sequential", "shuffled", "weight"),
+        ("mnist_net", 4000, 500, "half", "sequential", "output", "weight"),
+        ("mnist_net", 4000, 500, "input", "sequential", "output", "weight"),
+        ("two_conv", 6000, 1000, "full", "sequential", "output", "weight"),
+        ("cifar_net_10", 2500, 500, "full", "sequential", "output", "weight"),
+        ("cifar_net_10", 500, 8, "full", "neuron", "output", "weight"),
+        ("cifar_net_10", 500, 8, "full", "layer", "output", "weight"),
+        ("mnist_net", 8000, 250, "full", "sequential", "output", "layer"),
+        ("mnist_net", 8000, 250, "half", "sequential", "output", "layer"),
+        ("cifar_net_10", 4000, 250, "full", "sequential", "output", "network"),
     ],
 )
 def test_the_estimate_against_the_peak_of_a_process(
-    net: str, count: int, batch: int, cache: str, strategy: str, order: str, project: Path
+    net: str, count: int, batch: int, cache: str, strategy: str, order: str, level: str, project: Path
 ) -> None:
-    command = [sys.executable, "-c", PROCESS, net, str(count), str(batch), cache, strategy, order]
+    command = [sys.executable, "-c", PROCESS, net, str(count), str(batch), cache, strategy, order, level]
     runs = [subprocess.run(command, cwd=project, capture_output=True, text=True, check=True) for _ in range(3)]
     peaks, [needed, *_] = zip(*(map(int, run.stdout.split()) for run in runs), strict=True)
     taken = statistics.median(peaks)  # one run in five is a third off, by where the heap has its holes

@@ -153,3 +153,29 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines] == list(CPU) and set(CPU) < set(CUDA)
     visits = sum(min(5, weight.numel()) for weight in models.one_conv((1, 8, 8)).parameters())
     assert all(line.split(" | ")[1] == str(visits) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "nowhere"),
+        (["run", "--visits", "0"], "visits must be at least 1, not 0"),
+        (["run", "--device", "gpu"], "gpu"),
+        (["run", "--threads", "0"], "threads must be at least 1"),
+        (["run", "--visit", "5"], "did you mean '--visits'"),
+    ],
+)
+def test_the_command_says_what_is_wrong(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = RSO(cycles=1, batch_size=1294)
+    runs.start("run", dataset="digits", net="one_conv", settings=settings, progress=False)
+    with pytest.raises(SystemExit) as left:
+        precision.main(arguments)
+    assert left.value.code == 2
+    assert said in capsys.readouterr().err

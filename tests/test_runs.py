@@ -355,6 +355,13 @@ def test_a_named_function_is_told_from_others(tmp_path: Path) -> None:
     refused(tmp_path, ValueError, "schedule is 'half' there, not 'linear'", settings=replace(SETTINGS, cycles=1))
 
 
+def test_a_function_is_asked_for_where_only_its_name_is_known(tmp_path: Path) -> None:
+    run = begin(tmp_path, replace(SETTINGS, cycles=1, schedule=half))
+    for act in (lambda: run.rso, lambda: runs.resume(tmp_path)):
+        with pytest.raises(ValueError, match=r"the schedule of this run is a function, half, .* call start with it"):
+            act()
+
+
 def test_a_run_from_before_a_setting_was_added_goes_on(copy: Path) -> None:
     about = copy / "settings.json"
     content = json.loads(about.read_text())

@@ -429,9 +429,13 @@ def test_fit_goes_on_with_a_history_and_shows_how_far_it_is(capsys: pytest.Captu
     assert f"{2 * count_weights(first)}/{2 * count_weights(first)}" in shown.out + shown.err
 
 
-def test_an_interrupt_ends_fit_and_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the same call goes on to the bits of an unbroken run."""
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_an_interrupt_ends_fit_and_keeps_what_is_done(
+    layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the same call goes on to the bits of an unbroken run. Training gives weights of another layout new memory."""
     net, data = toy()
+    net = net.to(memory_format=layout)
     unbroken = copy.deepcopy(net)
     fit(unbroken, data, RSO(cycles=1, batch_size=8), progress=False)
 

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import ipywidgets
@@ -226,6 +227,38 @@ def test_what_goes_wrong_is_said_and_can_be_mended(data: Data) -> None:
     assert "Finished" in trainer.status.value
 
 
+@pytest.mark.parametrize("strategy", ["neuron", "layer"])
+def test_a_stopped_run_with_merged_sweeps_takes_changes(data: Data, strategy: str) -> None:
+    """Which count when it is reset."""
+    run = LiveRun(small_net, data, replace(SETTINGS, strategy=strategy))
+    taken(run, 35)
+    run.stop()
+    run.change(batch_size=64)
+    settle(run)
+    assert (run.state, run.steps, run.settings.batch_size) == (STOPPED, 35, 64)
+
+
+@pytest.mark.parametrize("broken", ["setting", "picture", "step"])
+@pytest.mark.parametrize("strategy", ["sequential", "neuron"])
+def test_a_failure_within_a_sweep_can_be_mended(
+    strategy: str, broken: str, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = LiveTrainer(small_net, data, replace(SETTINGS, strategy=strategy))
+    run = trainer.run
+    taken(run, 35)
+    if broken == "setting":
+        run.change(order="inpt")
+    else:
+        where = "rso_lib.widgets.layer" if broken == "picture" else "rso_lib.stages.advance"
+        monkeypatch.setattr(where, lambda *_: 1 / 0)
+        monkeypatch.setattr("rso_lib.engine.advance", lambda *_: 1 / 0)
+        run.step()
+    assert wait_for(lambda: run.state == FAILED)
+    monkeypatch.undo()
+    finish(run)
+    assert len(run.history.cycles.rows) == 2
+
+
 def test_a_picture_that_fails_is_said_too(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = LiveTrainer(small_net, data, SETTINGS)
     monkeypatch.setattr("rso_lib.widgets.layer", lambda run: 1 / 0)
@@ -330,6 +363,18 @@ def test_controls_change_the_settings(data: Data) -> None:
     settle(trainer.run)
     assert trainer.run.settings.sigma_factor(1) == pytest.approx(0.4)
     assert trainer.run.settings.to_dict()["schedule"] == "4 × cosine"
+
+
+def always(factor: float, cycle: int, cycles: int) -> float:
+    return factor
+
+
+def test_settings_that_are_functions_without_a_name(data: Data) -> None:
+    """A menu has them, too."""
+    settings = replace(SETTINGS, schedule=partial(always, 0.5))
+    trainer = LiveTrainer(small_net, data, settings)
+    assert trainer.run.settings.schedule is settings.schedule
+    assert "partial" in scaled(settings.schedule, 2.0).__name__  # type: ignore[union-attr]
 
 
 def test_scaled() -> None:
