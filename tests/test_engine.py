@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rso_lib import kernels, models
 from rso_lib.data import Data, Split, load
-from rso_lib.engine import BlockSearch, SearchedBlock
+from rso_lib.engine import BlockSearch, JointSearch, SearchedBlock
 from rso_lib.history import History, Report
 from rso_lib.models import Block, Flow, Head, Net
 from rso_lib.proposals import sigma
@@ -206,6 +206,24 @@ def test_joint_levels_through_whole_cycles(level: str) -> None:
     net, shape = narrow("flat")
     settings = RSO(cycles=2, batch_size=8, level=level, weight_decay=0.001)
     assert len(compare(net, images(26, shape), settings)) == 2 * models.count_weights(net)
+
+
+@pytest.mark.parametrize("position", range(3))
+def test_joint_levels_with_the_input_in_half_precision(position: int) -> None:
+    net, shape = narrow("growing")
+    part = images(26, shape).train
+    batches = Batches(part.images, part.labels, 8)
+    searches = [JointSearch(copy.deepcopy(net), position, batches, cache) for cache in ("full", "half")]
+    assert [search.inputs[0].x.dtype for search in searches] == [torch.float64, torch.float16]
+    full, half = (search.loss(0) for search in searches)
+    assert half.dtype == torch.float64 and 0 < abs(half - full) < 1e-2
+
+
+@pytest.mark.parametrize("name", ["paper", "neurons", "layers", "layer", "network"])
+def test_a_head_alone(name: str) -> None:
+    """Softmax regression."""
+    net, data = stirred(Net([], Head(64, 3, pool="flatten", bias=True), seed=0)), images(26, (1, 8, 8))
+    assert len(compare(net, data, settings_of(name))) > 100
 
 
 @pytest.mark.parametrize(
