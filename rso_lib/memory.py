@@ -98,8 +98,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     training = net.training
     net.eval()  # in train mode one image would replace the calibrated statistics, and 1×1 maps have none
     flow, most, largest = Flow(channels_last(image)), 0, image.numel()
-    blocks = net.blocks[:1] if settings.level == "network" else net.blocks
-    for block, following in zip(blocks, net.layers[1:], strict=False):
+    for block, following in zip(net.blocks, net.layers[1:], strict=True):
         behind = block(flow)
         x = flow.x if jointly else planes(flow.x, folds(block))
         kept = [x] if flow.skip is None else [x, flow.skip]
@@ -113,7 +112,8 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
         size = sum(part.numel() for part in kept) * input_size
         if settings.cache != "input" and settings.strategy != "layer" and not jointly:
             size += sum(part.numel() for part in states) * image.element_size()
-        most = max(most, size)
+        if settings.level != "network" or block is net.blocks[0]:
+            most = max(most, size)
         unpooled = flow.x if folds(block) else block.conv(flow.x)
         largest = max(largest, *(part.numel() for part in [*kept, *states, entered, unpooled]))
         flow = behind
