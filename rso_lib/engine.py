@@ -227,7 +227,7 @@ class SearchedBlock:
         """The same without the skip."""
         x = self.inputs[s].x.to(kernel.dtype)
         if compiled := kernels.for_tensor(x):
-            where = shifts(kernel[0].numel(), *self.plane, self.folded)
+            where = shifts(self.row_size, *self.plane, self.folded)
             return compiled.rows_conv(x, kernel.flatten(1), where, self.size, [(row, int(j)) for row, j in like])
         known = F.conv2d(x, plane_kernel(kernel[: len(kernel) - len(like)], self.folded))
         return self.moved_on(x, kernel, [*known.unbind(1)], like)

@@ -96,20 +96,13 @@ class GraphSearch(BlockSearch):
         kind = s, name, stale
         where = torch.stack([self.numbers[place] for place in places])  # out of memory of the device: no upload
         work = partial(self.decide_there, *kind)
-        if kind not in self.graphs and not self.is_ready(*kind):
-            self.warm.add((name, stale))
-            return work(delta, where)
-        try:
-            graph = self.graphs.get(kind) or self.record(kind, work, delta, where)
-        except RuntimeError as error:
-            warnings.warn(f"the steps are not replayed but launched kernel by kernel: {error}", stacklevel=2)
-            GraphSearch.records = False
-        else:
-            return graph(delta, where)
-        self.forget()  # what was recorded in part
-        index, j, *_, row = places
-        self.visited.append(int(row))
-        return self.decide(s, name, 0, delta, index, j, row)
+        if kind not in self.graphs and self.is_ready(*kind) and not self.record(kind, work, (delta, where)):
+            self.forget()  # what was recorded in part
+            index, j, *_, row = places
+            self.visited.append(int(row))
+            return self.decide(s, name, 0, delta, index, j, row)
+        self.warm.add((name, stale))
+        return self.graphs.get(kind, work)(delta, where)
 
     def decide_there(self, s: int, name: str, stale: int, delta: Tensor, where: Tensor) -> Tensor:
         """The step with its places [n] on the device."""
@@ -121,11 +114,14 @@ class GraphSearch(BlockSearch):
         often = self.w[name].numel() >= WORTH * len(self.labels)
         return often and s in self.responses and (name, stale) in self.warm and self.records
 
-    def record(self, kind: Kind, work: Work, *inputs: Tensor) -> Graph:
-        """A graph of the steps of a kind."""
-        delta, where = inputs
-        self.graphs[kind] = Graph(work, (delta, where), next(iter(self.graphs.values()), None))
-        return self.graphs[kind]
+    def record(self, kind: Kind, work: Work, inputs: tuple[Tensor, Tensor]) -> bool:
+        """Make a graph of the steps of a kind. Returns whether that was possible."""
+        try:
+            self.graphs[kind] = Graph(work, inputs, next(iter(self.graphs.values()), None))
+        except RuntimeError as error:
+            warnings.warn(f"the steps are not replayed but launched kernel by kernel: {error}", stacklevel=2)
+            GraphSearch.records = False
+        return self.records
 
     def respond(self, s: int, z: Preactivation) -> None:
         """As in `BlockSearch`, in the same memory each time."""

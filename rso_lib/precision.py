@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from . import engine
 from .data import Data
+from .graphs import block_search
 from .models import Head, Net, calibrate
 from .proposals import generator, sigma
 from .reference import Batches, choose
@@ -76,7 +77,7 @@ def _search(
         net.eval()
         if isinstance(net.layers[position], Head):
             return engine.HeadSearch(net, position, batches)
-        return engine.BlockSearch(net, position, batches, settings.cache)
+        return block_search(net, position, batches, settings.cache)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

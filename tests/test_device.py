@@ -92,6 +92,7 @@ class Unrecorded:
 )
 def test_a_step_stays_on_the_device(name: str, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "Graph", Unrecorded)
+    monkeypatch.setattr(Unrecorded, "works", [])
     net, on = on_cuda(NETS[name]()), batches()
     on = on._replace(images=on.images.expand(-1, net[0].conv.in_channels, -1, -1))
     for position in range(len(net.layers)):

@@ -4,7 +4,6 @@ So whatever a graph would not see (another tensor in an old one's place, a numbe
 other decisions here. Whether a step could be recorded on a GPU at all, `test_device.py` asks.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -58,7 +57,7 @@ class Recording(TorchDispatchMode):
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Recording]]:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recording]:
     monkeypatch.setattr(Recording, "made_so_far", 0)
     monkeypatch.setattr(Recording, "replays", 0)
     monkeypatch.setattr(kernels, "load", lambda: None)
@@ -66,7 +65,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Recording]]:
     monkeypatch.setattr(graphs, "covers", lambda *_: True)
     monkeypatch.setattr(graphs, "WORTH", 0)
     monkeypatch.setattr(GraphSearch, "records", True)
-    yield Recording
+    return Recording
 
 
 @pytest.mark.parametrize("name", ["paper", "inverted", "many_slices", "whole_set"])
