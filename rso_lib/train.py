@@ -12,16 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import engine, memory, reference
+from . import algorithm as reference
+from .algorithm import Batches
 from .data import Data, Split
+from .engine import block as engine
+from .engine import memory
+from .engine.layers import CHUNK, forward, stages
+from .engine.strategies import BLOCK_SEARCHES, LayerSearch, NeuronSearch
 from .history import NAN, History, Report
 from .models import Head, Net, calibrate, count_weights
-from .parallel import world
 from .proposals import ORDERS, generator, sigma
-from .reference import Batches
+from .run.processes import world
 from .settings import RSO, arithmetic
-from .stages import CHUNK, forward, stages
-from .strategies import BLOCK_SEARCHES, LayerSearch, NeuronSearch
 
 WITHIN_A_BLOCK = (
     "conv.weight",

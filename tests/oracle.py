@@ -1,7 +1,7 @@
 """The plain algorithm, written from its definition and from nothing else, with small nets and images to try it on.
 
 It knows the modules of a net and the keys of a run's random generators, and neither `rso_lib.engine` nor
-`rso_lib.train` nor `rso_lib.reference`: what those do is compared with what is written here.
+`rso_lib.train` nor `rso_lib.algorithm`: what those do is compared with what is written here.
 """
 
 import math

@@ -14,8 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rso_lib import bench, graphs, memory, models
-from rso_lib.bench import Timing, operations, operations_per_step, plain_step, summary
+from rso_lib import models
+from rso_lib.engine import memory
+from rso_lib.engine import replay as graphs
+from rso_lib.lab import bench
+from rso_lib.lab.bench import Timing, operations, operations_per_step, plain_step, summary
 
 METHODS = ("plain", "cached", "engine")
 

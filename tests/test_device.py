@@ -14,11 +14,14 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rso_lib import engine, graphs, models, runs
-from rso_lib.graphs import GraphSearch, Work
+from rso_lib import models
+from rso_lib.algorithm import Batches, ModuleSearch, choose
+from rso_lib.engine import block as engine
+from rso_lib.engine import replay as graphs
+from rso_lib.engine.replay import GraphSearch, Work
+from rso_lib.engine.strategies import BLOCK_SEARCHES, NeuronSearch
 from rso_lib.models import Head, Net
-from rso_lib.reference import Batches, ModuleSearch, choose
-from rso_lib.strategies import BLOCK_SEARCHES, NeuronSearch
+from rso_lib.run import folder as runs
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="this torch was built without CUDA")
 

@@ -14,15 +14,16 @@ import torch
 from oracle import NARROW, Visit, best, images, narrow, plain, plan, stirred
 from torch import Tensor
 
-from rso_lib import kernels, models
+from rso_lib import models
+from rso_lib.algorithm import Batches
 from rso_lib.data import Data, Split, load
-from rso_lib.engine import BlockSearch, JointSearch, SearchedBlock
+from rso_lib.engine import kernels
+from rso_lib.engine.block import BlockSearch, JointSearch, SearchedBlock
+from rso_lib.engine.layers import HeadStage, bridge
 from rso_lib.history import History, Report
 from rso_lib.models import Block, Flow, Head, Net
 from rso_lib.proposals import sigma
-from rso_lib.reference import Batches
 from rso_lib.settings import RSO
-from rso_lib.stages import HeadStage, bridge
 from rso_lib.train import Step, train
 
 DEVICES = [

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rso_lib import RSO, Data, History, engine, experiments, fit, load, models
+from rso_lib import RSO, Data, History, fit, load, models
 from rso_lib.data import Split
-from rso_lib.experiments import Visits
+from rso_lib.engine import block as engine
 from rso_lib.history import Report
+from rso_lib.lab import experiments
+from rso_lib.lab.experiments import Visits
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from rso_lib.algorithm import choose
 from rso_lib.data import Data, Split
 from rso_lib.models import Block, Head, Net
 from rso_lib.proposals import gaussian
-from rso_lib.reference import choose
 from rso_lib.settings import RSO
 from rso_lib.train import Step, train
 

@@ -14,9 +14,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rso_lib import graphs, kernels, models, parallel
-from rso_lib.graphs import Graph, GraphSearch, Work, block_search
-from rso_lib.reference import Batches
+from rso_lib import models
+from rso_lib.algorithm import Batches
+from rso_lib.engine import kernels
+from rso_lib.engine import replay as graphs
+from rso_lib.engine.replay import Graph, GraphSearch, Work, block_search
+from rso_lib.run import processes as parallel
 from rso_lib.settings import RSO
 from rso_lib.train import train
 

@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from oracle import images, stirred
 from torch import Tensor, nn
 
-from rso_lib import kernels, models
-from rso_lib.engine import BlockSearch, planes, shifts
-from rso_lib.kernels import Kernels, Preactivation
+from rso_lib import models
+from rso_lib.algorithm import Batches
+from rso_lib.engine import kernels
+from rso_lib.engine.block import BlockSearch, planes, shifts
+from rso_lib.engine.kernels import Kernels, Preactivation
 from rso_lib.models import calibrate
-from rso_lib.reference import Batches
 
 COMPILERS = ("c++", "g++", "clang++")
 WIDTHS = (1, 2, 3, 7, 15, 28)

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from rso_lib import RSO, History, presets, runs
-from rso_lib.__main__ import _options, main
+from rso_lib import RSO, History
+from rso_lib.run import folder as runs
+from rso_lib.run import presets
+from rso_lib.run.cli import _options, main
 
 ONCE = ["--dataset", "digits", "--net", "one_conv", "--cycles", "2", "--batch-size", "100"]
 

@@ -12,8 +12,9 @@ import psutil
 import pytest
 import torch
 
-from rso_lib import RSO, load, memory, models, train
-from rso_lib.parallel import world
+from rso_lib import RSO, load, models, train
+from rso_lib.engine import memory
+from rso_lib.run.processes import world
 
 # A process of its own, since a peak cannot be taken back: first a tiny run, which loads all that is loaded
 # once, then three visits of every slice in each of the first two blocks. Prints the growth of the peak, and
@@ -25,7 +26,8 @@ from itertools import islice
 import psutil
 import torch
 
-from rso_lib import bench, memory
+from rso_lib.lab import bench
+from rso_lib.engine import memory
 from rso_lib.data import Data, Split
 from rso_lib.models import Head, Net
 from rso_lib.settings import RSO

@@ -18,12 +18,14 @@ import torch.multiprocessing as mp
 from oracle import images, narrow
 from torch import Tensor
 
-from rso_lib import engine, parallel, runs
+from rso_lib.algorithm import Batches
+from rso_lib.engine import block as engine
+from rso_lib.engine.strategies import LayerSearch
 from rso_lib.models import Block, Head, Net
-from rso_lib.parallel import world
-from rso_lib.reference import Batches
+from rso_lib.run import folder as runs
+from rso_lib.run import processes as parallel
+from rso_lib.run.processes import world
 from rso_lib.settings import RSO
-from rso_lib.strategies import LayerSearch
 from rso_lib.train import Step, _owners, train
 
 pytestmark = pytest.mark.xdist_group("parallel")  # the runs behind these tests are made once

@@ -16,8 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.legend import Legend
 from PIL import Image
 
-from rso_lib import History, models, plots
+from rso_lib import History, models
 from rso_lib.history import Report
+from rso_lib.lab import plots
 
 
 def run(accuracies: Sequence[float], *, test_shift: float = -0.1, seconds: float = 2.0) -> History:

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from rso_lib import engine, load, models, precision, runs, sgd
-from rso_lib.precision import CPU, CUDA, Decisions, compare
+from rso_lib import load, models
+from rso_lib.engine import block as engine
+from rso_lib.lab import precision
+from rso_lib.lab.precision import CPU, CUDA, Decisions, compare
+from rso_lib.run import folder as runs
+from rso_lib.run import sgd
 from rso_lib.settings import RSO, arithmetic
 from rso_lib.train import evaluate, train
 

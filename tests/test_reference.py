@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rso_lib.algorithm import Batches, ModuleSearch, algorithm_1, choose, cross_entropy, one_hot, step
 from rso_lib.proposals import generator
-from rso_lib.reference import Batches, ModuleSearch, algorithm_1, choose, cross_entropy, one_hot, step
 
 NAN, INF = math.nan, math.inf
 

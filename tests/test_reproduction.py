@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-import rso_lib.__main__
-from rso_lib import RSO, History, engine, models, presets, reproduction, sgd
+from rso_lib import RSO, History, models
 from rso_lib.data import Split, home
+from rso_lib.engine import block as engine
 from rso_lib.history import Report
+from rso_lib.lab import reproduction
 from rso_lib.proposals import sigma
+from rso_lib.run import cli, presets, sgd
 
 
 def report(cycle: int, layer: str = "", *, steps: int = 10, kept: int = 1, **scores: float) -> Report:
@@ -156,7 +158,7 @@ def test_commands_of_the_longer_runs_are_understood(
     module, *words = command.removeprefix("python -m ").split()
     words[0] = str(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        {"rso_lib": rso_lib.__main__.main, "rso_lib.sgd": sgd.main}[module](words)
+        {"rso_lib": cli.main, "rso_lib.sgd": sgd.main}[module](words)
     assert ended.value.code == 2
     assert re.search("no images|is missing|cannot be used here", capsys.readouterr().err)
 

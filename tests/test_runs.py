@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from rso_lib import RSO, History, evaluate, load, memory, models, runs
+from rso_lib import RSO, History, evaluate, load, models
+from rso_lib.engine import memory
 from rso_lib.models import Block, Head, Net, calibrate
-from rso_lib.runs import Run
+from rso_lib.run import folder as runs
+from rso_lib.run.folder import Run
 
 SETTINGS = RSO(cycles=5, batch_size=200, seed=3)
 

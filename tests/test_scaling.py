@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rso_lib import scaling
 from rso_lib.history import History, Report
+from rso_lib.lab import scaling
+from rso_lib.lab.scaling import Layer, Network
 from rso_lib.models import mnist_net
-from rso_lib.runs import Run
-from rso_lib.scaling import Layer, Network
+from rso_lib.run.folder import Run
 
 CONV = Layer(weights=100, neurons=4, step=0.01, cache=0.5, norms=2, channels=12)
 HEAD = Layer(weights=40, neurons=1, step=0.001, cache=0.25, norms=0, channels=0)

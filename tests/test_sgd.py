@@ -12,10 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rso_lib import Data, History, load, models, sgd
+from rso_lib import Data, History, load, models
 from rso_lib.data import Split
 from rso_lib.models import Block, Head, Net
-from rso_lib.sgd import SGD
+from rso_lib.run import sgd
+from rso_lib.run.sgd import SGD
 
 QUICK = SGD(epochs=4, batch_size=100, rate=0.1, warmup=1)
 

@@ -18,14 +18,15 @@ import pytest
 import torch
 from PIL import Image
 
-from rso_lib import RSO, Data, History, load, plots, train
-from rso_lib import live as live_module
-from rso_lib.live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
+from rso_lib import RSO, Data, History, load, train
+from rso_lib.lab import live as live_module
+from rso_lib.lab import plots
+from rso_lib.lab.live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
+from rso_lib.lab.widgets import NAMES, Explorer, LiveTrainer, Race, SGDTrainer, bar, layer, parts, scaled
 from rso_lib.models import Block, Head, Net, cifar_net, two_conv
 from rso_lib.proposals import linear
-from rso_lib.sgd import SGD
+from rso_lib.run.sgd import SGD
 from rso_lib.train import Step
-from rso_lib.widgets import NAMES, Explorer, LiveTrainer, Race, SGDTrainer, bar, layer, parts, scaled
 
 SETTINGS = RSO(batch_size=64, cycles=2, seed=3)
 Make = Callable[..., LiveRun]
@@ -249,9 +250,9 @@ def test_a_failure_within_a_sweep_can_be_mended(
     if broken == "setting":
         run.change(order="inpt")
     else:
-        where = "rso_lib.widgets.layer" if broken == "picture" else "rso_lib.stages.advance"
+        where = "rso_lib.lab.widgets.layer" if broken == "picture" else "rso_lib.engine.layers.advance"
         monkeypatch.setattr(where, lambda *_: 1 / 0)
-        monkeypatch.setattr("rso_lib.engine.advance", lambda *_: 1 / 0)
+        monkeypatch.setattr("rso_lib.engine.block.advance", lambda *_: 1 / 0)
         run.step()
     assert wait_for(lambda: run.state == FAILED)
     monkeypatch.undo()
@@ -261,7 +262,7 @@ def test_a_failure_within_a_sweep_can_be_mended(
 
 def test_a_picture_that_fails_is_said_too(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = LiveTrainer(small_net, data, SETTINGS)
-    monkeypatch.setattr("rso_lib.widgets.layer", lambda run: 1 / 0)
+    monkeypatch.setattr("rso_lib.lab.widgets.layer", lambda run: 1 / 0)
     trainer.run.step()
     assert wait_for(lambda: "Failed: ZeroDivisionError: division by zero" in trainer.status.value)
 

@@ -29,14 +29,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import kernels, memory, models
-from .engine import BlockSearch, HeadSearch, cached_input
-from .graphs import GraphSearch, block_search
-from .models import Flow, Head, Net, calibrate
-from .proposals import sigma
-from .reference import Batches, cross_entropy
-from .settings import PRECISIONS, arithmetic, check_whole
-from .stages import channels_last, folds, stages
+from .. import models
+from ..algorithm import Batches, cross_entropy
+from ..engine import kernels, memory
+from ..engine.block import BlockSearch, HeadSearch, cached_input
+from ..engine.layers import channels_last, folds, stages
+from ..engine.replay import GraphSearch, block_search
+from ..models import Flow, Head, Net, calibrate
+from ..proposals import sigma
+from ..settings import PRECISIONS, arithmetic, check_whole
 
 SHAPES = {"one_conv": (1, 28, 28), "two_conv": (1, 28, 28), "mnist_net": (1, 28, 28)}
 CIFAR = {f"cifar_net_{depth}": depth for depth in (3, 5, 10)}

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .history import History
+from ..history import History
 from .notebook import check_names
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 NOTEBOOK = PROJECT / "notebooks" / "01_one_weight_at_a_time.ipynb"
 OUT = PROJECT / "runs" / "demo"
 

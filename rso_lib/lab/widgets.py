@@ -22,12 +22,12 @@ from matplotlib.ticker import EngFormatter, PercentFormatter, ScalarFormatter
 from PIL import Image, ImageDraw
 from torch import nn
 
-from .data import Data
+from ..data import Data
+from ..proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Schedule
+from ..run.sgd import SGD
+from ..settings import DIRECTIONS, RSO, name_of
 from .live import FAILED, FINISHED, PAUSED, READY, RUNNING, STOPPED, LiveRun, LiveSGD
 from .plots import BLUE, GREEN, PURPLE, VERMILION, Picture, style, tiles_of
-from .proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Schedule
-from .settings import DIRECTIONS, RSO, name_of
-from .sgd import SGD
 
 WIDTH, DPI = 640, 150
 """Of pictures: CSS pixels, and dots for an inch of 100 of them."""

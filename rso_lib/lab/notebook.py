@@ -2,7 +2,7 @@
 
 import ast
 
-from .settings import check_choice
+from ..settings import check_choice
 
 INJECTED = "# Parameters"
 """The first line of the cell that papermill adds after the cell tagged `parameters`."""

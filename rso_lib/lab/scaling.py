@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..models import Head
+from ..run.folder import Run, load
+from ..run.processes import usual_split
+from ..settings import STRATEGIES
 from . import bench
-from .models import Head
-from .parallel import usual_split
 from .plots import Picture, blank, style
-from .runs import Run, load
-from .settings import STRATEGIES
 
 if TYPE_CHECKING:
     import pandas

@@ -17,17 +17,18 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from . import bench, runs
-from .data import Split, home
+from ..algorithm import cross_entropy
+from ..data import Split, home
+from ..engine.layers import channels_last
+from ..history import History, Report
+from ..models import Net, count_weights
+from ..proposals import generator, sigma
+from ..run import folder as runs
+from ..run.folder import Run
+from ..settings import RSO
+from . import bench
 from .experiments import standard_error
-from .history import History, Report
-from .models import Net, count_weights
 from .plots import AGAINST, BLACK, BLUE, FOLDER, GREY, SKY, VERMILION, Picture, blank, style, whole_ticks
-from .proposals import generator, sigma
-from .reference import cross_entropy
-from .runs import Run
-from .settings import RSO
-from .stages import channels_last
 
 if TYPE_CHECKING:
     import pandas

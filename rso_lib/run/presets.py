@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .settings import check_choice
+from ..settings import check_choice
 
 Table = Mapping[str, Mapping[str, Any]]
 

@@ -28,12 +28,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..algorithm import Batches, ModuleSearch, choose, cross_entropy
+from ..models import Flow, Net
+from ..run.processes import world
 from . import kernels
 from .kernels import Preactivation
-from .models import Flow, Net
-from .parallel import world
-from .reference import Batches, ModuleSearch, choose, cross_entropy
-from .stages import (
+from .layers import (
     CHUNK,
     BlockStage,
     Candidate,

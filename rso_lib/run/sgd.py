@@ -23,14 +23,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import presets, runs
-from .data import Data, load
-from .history import NAN, History, Report
-from .proposals import generator
-from .runs import replacing
-from .settings import arithmetic, check_choice, check_number, check_whole, numbers
-from .stages import channels_last
-from .train import scores
+from ..data import Data, load
+from ..engine.layers import channels_last
+from ..history import NAN, History, Report
+from ..proposals import generator
+from ..settings import arithmetic, check_choice, check_number, check_whole, numbers
+from ..train import scores
+from . import folder as runs
+from . import presets
+from .folder import replacing
 
 if TYPE_CHECKING:
     import pandas
@@ -294,7 +295,7 @@ def _write(path: Path, rows: Mapping[Words, Words]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train as the command line says, and print what came out."""
-    from . import __main__ as command
+    from . import cli as command
 
     about = argparse.RawDescriptionHelpFormatter
     parser = command.new_parser("rso_lib.sgd", description=__doc__, formatter_class=about)

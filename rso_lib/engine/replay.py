@@ -17,12 +17,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .engine import BlockSearch, shifts
+from ..algorithm import Batches
+from ..models import Net
+from ..run.processes import world
+from .block import BlockSearch, shifts
 from .kernels import Preactivation
-from .models import Net
-from .parallel import world
-from .reference import Batches
-from .stages import Index
+from .layers import Index
 
 WORTH = 8
 """Steps on a slice within a sweep, in the mean, from which on graphs are recorded: recording takes as long as a few

@@ -29,15 +29,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
-from .history import COLUMNS, History, read
-from .models import Head
-from .reference import choose
-from .settings import check_choice
+from ..algorithm import choose
+from ..history import COLUMNS, History, read
+from ..models import Head
+from ..settings import check_choice
 
 if TYPE_CHECKING:
     import pandas
 
-FOLDER = Path(__file__).resolve().parents[1] / "figures"
+FOLDER = Path(__file__).resolve().parents[2] / "figures"
 
 # Okabe and Ito's colours: told apart by colour-blind readers. The line styles serve grey prints.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (

@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import models
-from .data import Data, Split
-from .history import NAN, History
-from .models import Net
+from .. import models
+from ..algorithm import choose
+from ..data import Data, Split
+from ..engine.layers import CHUNK
+from ..history import NAN, History
+from ..models import Net
+from ..proposals import SCHEDULES, generator, sigma
+from ..settings import RSO
+from ..train import train
 from .plots import BLACK, BLUE, CANDIDATES, GREY, ORANGE, VERMILION, Picture, blank, style
-from .proposals import SCHEDULES, generator, sigma
-from .reference import choose
-from .settings import RSO
-from .stages import CHUNK
-from .train import train
 
 if TYPE_CHECKING:
     import pandas

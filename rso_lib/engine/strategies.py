@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .engine import BlockSearch, SearchedBlock, copied
-from .graphs import block_search
+from ..algorithm import choose
+from .block import BlockSearch, SearchedBlock, copied
 from .kernels import Preactivation
-from .reference import choose
-from .stages import Candidate, Index, Weights
+from .layers import Candidate, Index, Weights
+from .replay import block_search
 
 
 class Where(NamedTuple):

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from . import graphs
-from .data import Data
-from .engine import most_at_once, planes
-from .models import Flow, Net, pool2
-from .parallel import world
-from .settings import CACHES, RSO
-from .stages import channels_last, folds, stage
+from ..data import Data
+from ..models import Flow, Net, pool2
+from ..run.processes import world
+from ..settings import CACHES, RSO
+from . import replay as graphs
+from .block import most_at_once, planes
+from .layers import channels_last, folds, stage
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 NORMED, PLAIN = 8, 4

@@ -27,15 +27,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import data as images
-from . import kernels, models
-from .data import Data
-from .history import History, Report
-from .models import Net
-from .parallel import world
-from .proposals import DISTRIBUTIONS, SCHEDULES
-from .settings import RSO, check_choice, check_named
-from .train import check, train, with_bar
+from .. import data as images
+from .. import models
+from ..data import Data
+from ..engine import kernels
+from ..history import History, Report
+from ..models import Net
+from ..proposals import DISTRIBUTIONS, SCHEDULES
+from ..settings import RSO, check_choice, check_named
+from ..train import check, train, with_bar
+from .processes import world
 
 if sys.platform != "win32":
     import fcntl

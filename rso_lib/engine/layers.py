@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models import Block, Flow, Head, pool2
+from ..run.processes import world
 from . import kernels
 from .kernels import Preactivation, sums
-from .models import Block, Flow, Head, pool2
-from .parallel import world
 
 CHUNK = 100
 """Images at once where no batch statistics are needed: their activations stay in the processor's cache."""

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from . import engine
-from .data import Data
-from .graphs import block_search
-from .models import Head, Net, calibrate
-from .proposals import generator, sigma
-from .reference import Batches, choose
-from .runs import Run, load
-from .settings import RSO, arithmetic, check_whole
+from ..algorithm import Batches, choose
+from ..data import Data
+from ..engine import block as engine
+from ..engine.replay import block_search
+from ..models import Head, Net, calibrate
+from ..proposals import generator, sigma
+from ..run.folder import Run, load
+from ..settings import RSO, arithmetic, check_whole
 
 CPU: dict[str, dict[str, Any]] = {"float32": {}, 'float32, cache="half"': {"cache": "half"}}
 CUDA = CPU | {"tf32": {"precision": "tf32"}}
@@ -82,7 +82,7 @@ def _search(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Count as the command line says, and print a table."""
-    from . import __main__ as command
+    from ..run import cli as command
 
     about = argparse.RawDescriptionHelpFormatter
     parser = command.new_parser("rso_lib.precision", description=__doc__, formatter_class=about)

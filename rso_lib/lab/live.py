@@ -15,13 +15,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import runs, sgd
-from .data import Data, Split
-from .history import History, Report
-from .models import calibrate, count_weights
-from .reference import choose
-from .settings import check_choice
-from .train import Step, evaluate, sweeps, train
+from ..algorithm import choose
+from ..data import Data, Split
+from ..history import History, Report
+from ..models import calibrate, count_weights
+from ..run import folder as runs
+from ..run import sgd
+from ..settings import check_choice
+from ..train import Step, evaluate, sweeps, train
 
 READY, RUNNING, PAUSED, STOPPED, FINISHED, FAILED = "ready", "running", "paused", "stopped", "finished", "failed"
 

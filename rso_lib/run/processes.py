@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .settings import check_choice
+from ..settings import check_choice
 
 SPLITS = ("batch", "weights")
 PATIENCE = timedelta(days=30)
