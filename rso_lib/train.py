@@ -22,7 +22,6 @@ from .engine.strategies import BLOCK_SEARCHES, LayerSearch, NeuronSearch
 from .history import NAN, History, Report
 from .models import Head, Net, calibrate, count_weights
 from .proposals import ORDERS, generator, sigma
-from .run.processes import world
 from .settings import RSO, arithmetic
 
 WITHIN_A_BLOCK = (
@@ -38,6 +37,33 @@ WITHIN_A_BLOCK = (
 
 SHUFFLE, DRAWS = 1, 2
 """What a generator is for: the shuffle of a layer's batches, or the order and the Δ of a sweep."""
+
+
+class Alone:
+    """A run of one process. `run.processes.World` is the same for several, which share the steps of a sweep.
+
+    rank, size  the number of this process, and how many there are
+    """
+
+    rank, size = 0, 1
+
+    def exchange(self, choices: Tensor, owners: Tensor) -> Tensor:
+        """Return the choices [steps] of all processes, given those of this one and the owner of each step."""
+        return choices
+
+    def add(self, x: Tensor) -> Tensor:
+        """Return the sum of x over the processes."""
+        return x
+
+    def agree(self, net: nn.Module) -> None:
+        """Raise RuntimeError where the weights of the processes differ."""
+
+    def take_sent(self) -> int:
+        """Return the bytes sent since the last call."""
+        return 0
+
+
+ALONE = Alone()
 
 OneByOne = engine.BlockSearch | engine.HeadSearch | reference.ModuleSearch
 Search = OneByOne | NeuronSearch
@@ -135,6 +161,7 @@ def train(
     *,
     steps: bool = False,
     begun: Sequence[Tensor] = (),
+    world: Alone = ALONE,
 ) -> Iterator[Report | Step]:
     """Train `net` in place, yielding a `Report` after each sweep and each cycle.
 
@@ -143,13 +170,15 @@ def train(
     steps     yield a `Step` after every visit too
     begun     the losses of the current sweep's first steps, where a sitting ended within it: these steps are
               not made again, but count
+    world     the processes that share the run; all of them call this with the same arguments
 
     All that is kept is the net: whoever consumes the reports decides about bars, plots, checkpoints,
-    pausing and stopping. Where `parallel.world` has several processes, all of them call this with the same
-    arguments. Raises ValueError where the batch is larger than the training part, where a net or a sitting does not go
-    with settings.strategy or with several processes, and MemoryError where the engine's caches would not fit.
+    pausing and stopping.
+
+    Raises ValueError where the batch is larger than the training part, or where a net or a sitting does not go with
+    settings.strategy or with several processes; MemoryError where the engine's caches would not fit.
     """
-    check(net, data, settings, begun)
+    check(net, data, settings, begun, world)
     if not isinstance(net, Net):
         warnings.warn("not a models.Net: every step sends its batch through the whole net three times", stacklevel=2)
     memory.keep_freed()
@@ -157,7 +186,7 @@ def train(
         weight.data = weight.data.contiguous()
     rows = history.rows if history else []
     seconds = rows[-1].seconds if rows else 0.0
-    reports = _reports(net, data, settings, rows, begun)
+    reports = _reports(net, data, settings, rows, begun, world)
     while True:
         began = time.perf_counter()
         with arithmetic(settings.precision):
@@ -230,15 +259,18 @@ def with_bar(
 @torch.no_grad()
 @arithmetic("float32")
 def evaluate(net: nn.Module, split: Split) -> tuple[float, float]:
-    """Mean cross entropy (nats) and accuracy (a fraction) of the net as it stands, in eval mode; NaN for no images.
-
-    Where there are several processes, each of them takes a part of the images.
-    """
+    """Mean cross entropy (nats) and accuracy (a fraction) of the net as it stands, in eval mode; NaN for no images."""
     if not len(split):
         return NAN, NAN
-    loss, right = sums = _sums(net, split, world.part(len(split)))
-    if world.size > 1:
-        loss, right = world.add(torch.tensor(sums, dtype=torch.float64)).tolist()
+    training = net.training
+    net.eval()
+    loss, right = 0.0, 0.0
+    cuts = stages(net.layers, calibrated=True) if isinstance(net, Net) else None
+    for x, labels in zip(split.images.split(CHUNK), split.labels.split(CHUNK), strict=True):
+        logits = net(x) if cuts is None else forward(cuts, x).x
+        loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+        right += float((logits.argmax(1) == labels).sum())
+    net.train(training)
     return loss / len(split), right / len(split)
 
 
@@ -251,23 +283,8 @@ def scores(net: nn.Module, data: Data) -> dict[str, Any]:
     return found
 
 
-def _sums(net: nn.Module, split: Split, part: slice) -> tuple[float, float]:
-    """The sum of the cross entropy, and how many are right, over a part of the images."""
-    training = net.training
-    net.eval()
-    loss, right = 0.0, 0.0
-    cuts = stages(net.layers, calibrated=True) if isinstance(net, Net) else None
-    images, labels = (x[part].split(CHUNK) for x in (split.images, split.labels))
-    for x, of in zip(images, labels, strict=True):
-        logits = net(x) if cuts is None else forward(cuts, x).x
-        loss += float(F.cross_entropy(logits.double(), of, reduction="sum"))
-        right += float((logits.argmax(1) == of).sum())
-    net.train(training)
-    return loss, right
-
-
 def _reports(
-    net: nn.Module, data: Data, settings: RSO, rows: list[Report], begun: Sequence[Tensor]
+    net: nn.Module, data: Data, settings: RSO, rows: list[Report], begun: Sequence[Tensor], world: Alone
 ) -> Iterator[Report | Step]:
     """All reports and steps behind those that there are: rows, and losses in the sweep behind them.
 
@@ -285,12 +302,12 @@ def _reports(
                 memory.release()
                 search = _search(net, data, settings, cycle, sweep.position)
             losses = [*begun] if (cycle, sweep.number) == start[:2] else []
-            outcome = yield from _walk(net, search, settings, cycle, sweep, losses)
+            outcome = yield from _walk(net, search, settings, cycle, sweep, losses, world)
             calibrate(net, data.train.images)
-            rows.append(_sweep_report(net, settings, cycle, sweep, outcome))
+            rows.append(_sweep_report(net, settings, cycle, sweep, outcome, world.take_sent()))
             yield rows[-1]
         world.agree(net)
-        yield _cycle_report(net, data, settings, rows)
+        yield _cycle_report(net, data, settings, rows, world.take_sent())
 
 
 def _layers(net: nn.Module) -> list[list[str]]:
@@ -312,10 +329,6 @@ def _search(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int
     net.eval()
     order = torch.randperm(len(data.train), generator=generator(settings.seed, cycle, SHUFFLE, position))
     size = settings.batch(cycle)
-    if world.splits_batch:
-        world.batch = size
-        whole = order[: len(order) // size * size].view(-1, size)[:, world.part(size)]
-        order, size = whole.flatten(), whole.shape[1]
     order = order.to(data.train.labels.device)
     batches = Batches(data.train.images[order], data.train.labels[order], size)
     if not isinstance(net, Net):
@@ -343,7 +356,7 @@ class Visits(NamedTuple):
 
 
 def _walk(
-    net: nn.Module, search: Search, settings: RSO, cycle: int, sweep: Sweep, losses: list[Tensor]
+    net: nn.Module, search: Search, settings: RSO, cycle: int, sweep: Sweep, losses: list[Tensor], world: Alone
 ) -> Generator[Step, None, Outcome]:
     """The steps of a sweep, and what came out.
 
@@ -364,7 +377,7 @@ def _walk(
         sweep.layer.split(".", 1)[1] if isinstance(net, Net) else sweep.layer, indices, deltas, sweep.before
     )
     search.begin()
-    owners = _owners(search, indices, len(weight), sweep.before)
+    owners = _owners(search, indices, len(weight), sweep.before, world.size)
     own = (owners == world.rank).nonzero().flatten()[len(losses) :]
     if isinstance(search, NeuronSearch):
         found = _at_once(search, visits, own)
@@ -376,9 +389,9 @@ def _walk(
         made.append(t)
         losses.append(scores)
         yield Step(Position(cycle, sweep.number, t + 1), sweep.layer, places[t], deltas[t], scores)
-    if not world.splits_weights:
+    if world.size == 1:
         return Outcome.of(losses)
-    return _merged(flat, indices, torch.stack([old, old + deltas, old - deltas]), owners, made, losses)
+    return _merged(flat, indices, torch.stack([old, old + deltas, old - deltas]), owners, made, losses, world)
 
 
 def _one_by_one(
@@ -406,21 +419,25 @@ def _at_once(search: NeuronSearch, visits: Visits, own: Tensor) -> Iterator[tupl
         yield from zip(part.tolist(), search.steps(name, indices[part].tolist(), at, some, turn), strict=True)
 
 
-def _owners(search: Search, indices: Tensor, rows: int, before: int) -> Tensor:
-    """The process that makes each visit: this one, or where weights are split, that of its output neuron or slice."""
-    if not world.splits_weights:
-        return torch.full_like(indices, world.rank)
+def _owners(search: Search, indices: Tensor, rows: int, before: int, processes: int) -> Tensor:
+    """Return the number of the process that makes each visit: that of its output neuron or slice."""
     if not isinstance(search, NeuronSearch):
         return torch.zeros_like(indices)
     shares = indices // (len(indices) // rows)
     if isinstance(search, LayerSearch):
-        every_process_has_slices = len(search.labels) >= world.size
+        every_process_has_slices = len(search.labels) >= processes
         shares = search.turns(indices, before) if every_process_has_slices else torch.arange(len(indices)) + before
-    return shares % world.size
+    return shares % processes
 
 
 def _merged(
-    flat: Tensor, indices: Tensor, candidates: Tensor, owners: Tensor, places: list[int], losses: list[Tensor]
+    flat: Tensor,
+    indices: Tensor,
+    candidates: Tensor,
+    owners: Tensor,
+    places: list[int],
+    losses: list[Tensor],
+    world: Alone,
 ) -> Outcome:
     """Tell the other processes what won here, at some places of the sweep, and write back what won in all of them."""
     own = Outcome.of(losses)
@@ -449,7 +466,7 @@ def _walk_jointly(
     return Outcome.of(losses)
 
 
-def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, outcome: Outcome) -> Report:
+def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, outcome: Outcome, sent: int) -> Report:
     weights = [net.get_parameter(name) for name in sweep.names]
     return Report(
         cycle=cycle + 1,
@@ -457,11 +474,11 @@ def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, outco
         sigma=sum(sigma(w) * w.numel() for w in weights) / sweep.steps * settings.sigma_factor(cycle),
         **_counts(outcome.choices.bincount(minlength=3).tolist(), settings.batch(cycle)),
         train_loss=float(outcome.loss) / len(outcome.choices) if len(outcome.choices) else NAN,
-        bytes_sent=world.take_sent(),
+        bytes_sent=sent,
     )
 
 
-def _cycle_report(net: nn.Module, data: Data, settings: RSO, rows: list[Report]) -> Report:
+def _cycle_report(net: nn.Module, data: Data, settings: RSO, rows: list[Report], sent: int) -> Report:
     steps = sum(row.steps for row in rows)
     wins = [sum(getattr(row, name) for row in rows) for name in ("kept", "plus", "minus")]
     return Report(
@@ -470,7 +487,7 @@ def _cycle_report(net: nn.Module, data: Data, settings: RSO, rows: list[Report])
         sigma=sum(row.sigma * row.steps for row in rows) / steps,
         **_counts(wins, settings.batch(rows[0].cycle - 1)),
         **scores(net, data),
-        bytes_sent=sum(row.bytes_sent for row in rows) + world.take_sent(),
+        bytes_sent=sum(row.bytes_sent for row in rows) + sent,
     )
 
 
@@ -488,7 +505,7 @@ def _counts(wins: Sequence[int], batch_size: int) -> dict[str, int]:
     }
 
 
-def check(net: nn.Module, data: Data, settings: RSO, begun: Sequence[Tensor] = ()) -> None:
+def check(net: nn.Module, data: Data, settings: RSO, begun: Sequence[Tensor] = (), world: Alone = ALONE) -> None:
     """Raise what `train` would raise before its first step: ValueError or MemoryError."""
     images = len(data.train)
     if settings.batch_size > images:
@@ -496,12 +513,11 @@ def check(net: nn.Module, data: Data, settings: RSO, begun: Sequence[Tensor] = (
             f"batch_size is {settings.batch_size}, but the training part of {data.name} has {images} images: "
             f"set batch_size to at most {images}"
         )
-    if settings.batch(0) < world.size and world.splits_batch:
+    if world.size > 1 and settings.strategy == "sequential":
         raise ValueError(
-            f"{world.size} processes cannot share a batch of {settings.batch(0)}: make batch_size or first_batch larger"
+            f"{world.size} processes cannot share sequential steps, each of which waits for the one before: "
+            f'set strategy to "neuron" or "layer", or start one process'
         )
-    if world.splits_weights and settings.strategy == "sequential":
-        raise ValueError('sequential steps wait for each other: call parallel.share with split="batch"')
     if begun and settings.strategy != "sequential":
         raise ValueError(f'within a sweep a run goes on only with strategy="sequential", not {settings.strategy!r}')
     if not isinstance(net, Net) and (world.size > 1 or settings.strategy != "sequential"):

@@ -19,7 +19,6 @@ from rso_lib.algorithm import Batches
 from rso_lib.engine import kernels
 from rso_lib.engine import replay as graphs
 from rso_lib.engine.replay import Graph, GraphSearch, Work, block_search
-from rso_lib.run import processes as parallel
 from rso_lib.settings import RSO
 from rso_lib.train import train
 
@@ -135,11 +134,6 @@ def test_what_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RSO_GRAPHS", raising=False)
     assert graphs.covers(cuda, "full") and graphs.covers(cuda, "half")
     assert not graphs.covers(cpu, "full") and not graphs.covers(cuda, "input")
-    monkeypatch.setattr(parallel.world, "size", 2)
-    assert graphs.covers(cuda, "full")
-    monkeypatch.setattr(parallel.world, "split", "batch")
-    assert not graphs.covers(cuda, "full")
-    monkeypatch.undo()
     monkeypatch.setenv("RSO_GRAPHS", "0")
     assert not graphs.covers(cuda, "full")
 

@@ -89,7 +89,7 @@ def test_defaults_of_the_command_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert (asked["dataset"], asked["settings"].batch_size) == (dataset, batch_size)
 
 
-@pytest.mark.parametrize("module", ["rso_lib", "rso_lib.sgd", "rso_lib.precision", "rso_lib.bench"])
+@pytest.mark.parametrize("module", ["rso_lib", "rso_lib.run.sgd", "rso_lib.lab.precision", "rso_lib.lab.bench"])
 def test_help_on_a_terminal_without_greek(module: str, project: Path) -> None:
     env = os.environ | {"PYTHONIOENCODING": "cp1252"}
     command = [sys.executable, "-m", module, "--help"]

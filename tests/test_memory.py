@@ -14,7 +14,6 @@ import torch
 
 from rso_lib import RSO, load, models, train
 from rso_lib.engine import memory
-from rso_lib.run.processes import world
 
 # A process of its own, since a peak cannot be taken back: first a tiny run, which loads all that is loaded
 # once, then three visits of every slice in each of the first two blocks. Prints the growth of the peak, and
@@ -115,9 +114,6 @@ def test_a_run_that_does_not_fit_says_what_to_change(settings: RSO, ways: str, m
     said = f"this run needs about {need / 1e9:.1f} GB.* set {ways} batch_size .now 5"
     with pytest.raises(MemoryError, match=said):
         next(train(net, data, settings))
-    monkeypatch.setattr(world, "size", 2)
-    monkeypatch.setattr(world, "split", "batch")
-    assert memory.needed(net, data, settings) == need // 2
 
 
 def test_the_network_level_keeps_the_images_alone() -> None:

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +23,21 @@ from rso_lib.engine.strategies import LayerSearch
 from rso_lib.models import Block, Head, Net
 from rso_lib.run import folder as runs
 from rso_lib.run import processes as parallel
-from rso_lib.run.processes import world
+from rso_lib.run.processes import World, world
 from rso_lib.settings import RSO
-from rso_lib.train import Step, _owners, train
+from rso_lib.train import ALONE, Alone, Step, _owners, train
 
 pytestmark = pytest.mark.xdist_group("parallel")  # the runs behind these tests are made once
 
 AT_ONCE = engine.AT_ONCE_ON_A_CPU
-STEPS = 200
-"""Of a run that splits batches, which costs some messages for each."""
 
 Outcome = tuple[list[Tensor], dict[str, Tensor], list[dict[str, Any]]]
 """The losses of the steps that a process made, its net's weights in the end, and its reports."""
 
-RUNS: dict[str, tuple[str, str, RSO]] = {
-    "batch, folded": ("folded", "batch", RSO(cycles=1, batch_size=10, weight_decay=0.01)),
-    "batch, pooling last": ("pool_last", "batch", RSO(cycles=1, batch_size=10, order="shuffled")),
-    "batch, skips": ("unnormed_skips", "batch", RSO(cycles=1, batch_size=10)),
-    "batch, normed skips": ("skips", "batch", RSO(cycles=1, batch_size=10, direction="forward")),
-    "batch, compiled": ("wide", "batch", RSO(cycles=1, batch_size=10, direction="forward")),
-    "batch, neurons": ("skips", "batch", RSO(cycles=1, batch_size=10, strategy="neuron")),
-    "batch, layers": ("skips", "batch", RSO(cycles=1, batch_size=10, strategy="layer", order="shuffled")),
-    "batch, layers, one by one": ("wide", "batch", RSO(cycles=1, batch_size=10, strategy="layer")),
-    "batch, jointly": ("folded", "batch", RSO(cycles=1, batch_size=10, level="layer")),
-    "weights, neurons": ("skips", "weights", RSO(cycles=2, batch_size=10, strategy="neuron", order="shuffled")),
-    "weights, layers, compiled": ("wide", "weights", RSO(cycles=1, batch_size=10, strategy="layer")),
-    "weights, layers": ("growing", "weights", RSO(cycles=2, batch_size=10, strategy="layer", weight_decay=0.01)),
+RUNS: dict[str, tuple[str, RSO]] = {
+    "neurons": ("skips", RSO(cycles=2, batch_size=10, strategy="neuron", order="shuffled")),
+    "layers, compiled": ("wide", RSO(cycles=1, batch_size=10, strategy="layer")),
+    "layers": ("growing", RSO(cycles=2, batch_size=10, strategy="layer", weight_decay=0.01)),
 }
 
 
@@ -60,13 +48,12 @@ def net_of(kind: str) -> tuple[Net, tuple[int, int, int]]:
     return narrow(kind)
 
 
-def outcome(name: str) -> Outcome:
-    kind, split, settings = RUNS[name]
+def outcome(name: str, processes: Alone = ALONE) -> Outcome:
+    kind, settings = RUNS[name]
     engine.AT_ONCE_ON_A_CPU = 1 if "one by one" in name else AT_ONCE
     net, shape = net_of(kind)
     losses, reports = [], []
-    items = train(net, images(26, shape), settings, steps=True)
-    for item in islice(items, STEPS if split == "batch" else None):
+    for item in train(net, images(26, shape), settings, steps=True, world=processes):
         if isinstance(item, Step):
             losses.append(item.losses)
         else:
@@ -79,9 +66,8 @@ def process(rank: int, size: int, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     parallel.join()
-    for name, (_, split, settings) in RUNS.items():
-        parallel.share(split, settings.strategy)
-        torch.save(outcome(name), folder / f"{name} {rank}")
+    for name in RUNS:
+        torch.save(outcome(name, world), folder / f"{name} {rank}")
     parallel.leave()
 
 
@@ -113,7 +99,7 @@ def test_some_processes_make_the_decisions_of_one(
 ) -> None:
     losses, weights, reports = alone[name]
     for rank, outcomes in enumerate(together):
-        theirs, copy, rows = outcomes[name]
+        _, copy, rows = outcomes[name]
         for key, weight in weights.items():
             if "running" not in key:
                 assert torch.equal(copy[key], weight), f"{key} of process {rank}"
@@ -121,12 +107,9 @@ def test_some_processes_make_the_decisions_of_one(
             assert [row[key] for key in ("layer", "kept", "plus")] == [expected[k] for k in ("layer", "kept", "plus")]
             if expected["layer"]:
                 assert row["train_loss"] == pytest.approx(expected["train_loss"], abs=1e-11)
-        if RUNS[name][1] == "batch":
-            torch.testing.assert_close(torch.stack(theirs), torch.stack(losses), rtol=0, atol=1e-11)
-    if RUNS[name][1] == "weights":  # every step is made once
-        made = [loss.tolist() for outcomes in together for loss in outcomes[name][0]]
-        assert sorted(made) == sorted(loss.tolist() for loss in losses)
-        assert sorted(len(outcomes[name][0]) for outcomes in together)[-2] > 0.1 * len(losses)  # some have no neuron
+    made = [loss.tolist() for outcomes in together for loss in outcomes[name][0]]
+    assert sorted(made) == sorted(loss.tolist() for loss in losses)  # every step is made once
+    assert sorted(len(outcomes[name][0]) for outcomes in together)[-2] > 0.1 * len(losses)  # some have no neuron
 
 
 def test_two_bits_for_a_weight() -> None:
@@ -135,17 +118,6 @@ def test_two_bits_for_a_weight() -> None:
         packed = parallel.pack(choices, -(-steps // 4))
         assert packed.nbytes == -(-steps // 4)
         assert torch.equal(parallel.unpack(packed, steps).long(), choices)
-
-
-def test_shares_that_make_no_sense() -> None:
-    with pytest.raises(ValueError, match='split="weights" needs strategy="neuron" or "layer"'):
-        parallel.share("weights", "sequential")
-    with pytest.raises(ValueError, match="split must be one of batch, weights"):
-        parallel.share("weight", "layer")
-    parallel.share(None, "sequential")
-    assert world.split == "batch"
-    parallel.share(None, "layer")
-    assert world.split == "weights"
 
 
 def test_each_process_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,11 +169,10 @@ def test_strategies_need_a_net_of_blocks_and_whole_sweeps() -> None:
         next(train(net, images(26, shape), settings, begun=[torch.zeros(3)] * 3))
 
 
-def test_processes_that_have_not_said_what_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequential_steps_are_not_shared() -> None:
     net, shape = narrow("flat")
-    monkeypatch.setattr(world, "size", 2)
-    with pytest.raises(ValueError, match="sequential steps wait for each other: call"):
-        next(train(net, images(26, shape), RSO(cycles=1, batch_size=8)))
+    with pytest.raises(ValueError, match=r'2 processes cannot share sequential steps.*set strategy to "neuron"'):
+        next(train(net, images(26, shape), RSO(cycles=1, batch_size=8), world=World(size=2)))
 
 
 def test_the_first_layer_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,14 +193,12 @@ def test_the_first_layer_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
-def test_a_process_has_its_own_slices(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_has_its_own_slices(processes: int) -> None:
     """Of three, as long as they go round; where there are more processes, all of them have steps."""
     net, shape = narrow("folded")
     train = images(26, shape).train
     search = LayerSearch(net.eval(), 0, Batches(train.images, train.labels, 8))
-    monkeypatch.setattr(world, "size", processes)
-    monkeypatch.setattr(world, "split", "weights")
-    owners = _owners(search, torch.randperm(36), 4, before=5)
+    owners = _owners(search, torch.randperm(36), 4, before=5, processes=processes)
     assert set(owners.tolist()) == set(range(processes))
     slices = [(5 + t) % 3 for t in range(36)]
     owned = {(s, owner) for s, owner in zip(slices, owners.tolist(), strict=True)}

@@ -30,7 +30,6 @@ from torch import Tensor
 
 from ..algorithm import Batches, ModuleSearch, choose, cross_entropy
 from ..models import Flow, Net
-from ..run.processes import world
 from . import kernels
 from .kernels import Preactivation
 from .layers import (
@@ -50,7 +49,6 @@ from .layers import (
     normalise,
     one,
     outputs,
-    share_moments,
     stages,
     weights_of,
 )
@@ -173,13 +171,11 @@ class SearchedBlock:
     def candidates_at_once(self, device: torch.device) -> int:
         """How many candidates go through the net as one batch on a device.
 
-        Many where they are small, as calls cost more than their arithmetic; and those of a step where processes share a
-        batch, so that the moments behind each layer travel together.
+        Many where they are small, as calls cost more than their arithmetic.
         """
-        images = world.batch if world.splits_batch else len(self.labels[0])
         channels = [self.block.conv.out_channels, *(len(cut.w["conv.weight"]) for cut in self.stages[:-1])]
-        count = most_at_once(device) // (images * max(channels) * math.prod(self.size))
-        return max(count, 3) if count >= MANY or world.splits_batch else 1
+        count = most_at_once(device) // (len(self.labels[0]) * max(channels) * math.prod(self.size))
+        return count if count >= MANY else 1
 
     def begin(self) -> None:
         """Start a sweep, or go on within it, with nothing kept for any slice."""
@@ -262,7 +258,7 @@ class SearchedBlock:
         norm = fused_norm(self.block) if isinstance(self.next, BlockStage) and not self.block.opens else None
         if norm and z.moments is not None and (compiled := kernels.for_tensor(z.z)):
             fused = w["norm.weight"], w["norm.bias"], norm.eps, self.block.relu
-            return Flow(compiled.norm_changes(share_moments(z), *fused, pairs))
+            return Flow(compiled.norm_changes(z, *fused, pairs))
         normed = normalise(self.block, w, z)
         x, skip = self.next.enter(self.block.activate(normed)), self.block.passes(normed, None)
         change = lambda y: torch.stack([y[:, now, None] - y[:, was, None] for was, now in pairs])  # noqa: E731
@@ -272,8 +268,7 @@ class SearchedBlock:
         """The losses on slice s of what the next layer may receive."""
         labels, made = self.labels[s], outputs(self.stages, candidates, self.at_once)
         logits = torch.stack(list(made)).double()
-        losses = F.cross_entropy(logits.transpose(1, 2), labels.expand(len(logits), -1), reduction="none").mean(1)
-        return world.mean(losses, len(labels))
+        return F.cross_entropy(logits.transpose(1, 2), labels.expand(len(logits), -1), reduction="none").mean(1)
 
     def kept(self, s: int) -> Candidate:
         """What the next layer receives with the weights as they were kept."""
@@ -514,7 +509,7 @@ class HeadSearch:
         weight = matrix[row, column]
         candidates = torch.stack([weight, weight + delta, weight - delta])
         z = torch.addcmul(self.logits[s][row], (candidates - weight)[:, None], x[column])
-        losses = world.mean(self.others[s].losses(z), len(self.labels[s]))
+        losses = self.others[s].losses(z)
         weight.copy_(candidates.take(choose(losses)))
         return losses
 
@@ -567,4 +562,4 @@ class JointSearch(ModuleSearch):
         searched, flow = stages(self.layers), self.inputs[s]
         flow = flow._replace(x=flow.x.to(self.x[s]))  # a skip is made so where it ends
         [z] = outputs(searched, [(Preactivation(searched[0].receive(flow)), flow.skip)], at_once=1)
-        return world.mean(cross_entropy(z, self.labels[s])[None], len(z))[0]
+        return cross_entropy(z, self.labels[s])

@@ -29,7 +29,7 @@ class Preactivation:
     """A linear map's output z [groups × N, C, H, W] for some candidates, one group of N images after the other.
 
     moments  its sums and sums of squares [groups, 2, C], float64, if they are known
-    count    of the values in each of these sums: N × H × W, or more where other processes have added theirs
+    count    of the values in each of these sums: N × H × W unless said otherwise
     """
 
     __slots__ = ("count", "groups", "moments", "z")

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models import Block, Flow, Head, pool2
-from ..run.processes import world
 from . import kernels
-from .kernels import Preactivation, sums
+from .kernels import Preactivation
 
 CHUNK = 100
 """Images at once where no batch statistics are needed: their activations stay in the processor's cache."""
@@ -100,7 +99,7 @@ def batch_norm(norm: nn.BatchNorm2d, w: Weights, name: str, z: Preactivation) ->
     """Each channel of each group by itself: with the statistics in w if they are there, or with those of the batch."""
     scale, shift, mean, var = (w.get(f"{name}.{part}") for part in ("weight", "bias", "running_mean", "running_var"))
     means, variances = [mean] * z.groups, [var] * z.groups
-    if mean is None and (z := share_moments(z)).moments is not None:
+    if mean is None and z.moments is not None:
         mean, square = (z.moments / z.count).unbind(1)
         means, variances = [*mean.to(z.z)], [*(square - mean.square()).clamp(min=0).to(z.z)]
     groups = zip(z.z.chunk(z.groups), means, variances, strict=True)
@@ -221,7 +220,7 @@ def advance(cut: BlockStage, following: Stage, z: Preactivation, skip: Tensor | 
     """From what one stage received to what the next receives; compiled where that covers the two stages."""
     norm, compiled = fused_norm(cut.block), compiled_between(z.z, following)
     if norm and compiled:
-        z = calibrated(cut.w, z.z) if "norm.running_mean" in cut.w else share_moments(z)
+        z = calibrated(cut.w, z.z) if "norm.running_mean" in cut.w else z
         fused = cut.w["norm.weight"], cut.w["norm.bias"], norm.eps, cut.block.relu
         if isinstance(following, HeadStage):
             return Preactivation(following.responses(compiled.norm_max(z, *fused), z.groups), groups=z.groups), None
@@ -239,14 +238,6 @@ def compiled_between(z: Tensor, following: Stage) -> kernels.Kernels | None:
     if isinstance(following, HeadStage):
         return kernels.covering(z, z.shape[1]) if following.head.pool == "max" else None
     return kernels.covering(z, len(following.kernel))
-
-
-def share_moments(z: Preactivation) -> Preactivation:
-    """The same with the moments of the whole batch, where processes have a part of it each and have not shared yet."""
-    if not world.splits_batch or z.count > z.z.numel() / (z.z.shape[1] * z.groups):
-        return z
-    moments = world.add(sums(z.z, z.groups) if z.moments is None else z.moments.to(z.z.device))
-    return Preactivation(z.z, moments, z.groups, z.count * world.batch * z.groups / len(z.z))
 
 
 def calibrated(w: Weights, z: Tensor) -> Preactivation:

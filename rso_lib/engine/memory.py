@@ -12,7 +12,6 @@ import torch
 
 from ..data import Data
 from ..models import Flow, Net, pool2
-from ..run.processes import world
 from ..settings import CACHES, RSO
 from . import replay as graphs
 from .block import most_at_once, planes
@@ -88,8 +87,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     settings.cache is "input" or settings.strategy "layer", also the next layer's response and the skip that the layer
     opens, and in the sequential strategy what one row of the layer gives, or all rows where settings.order comes back
     to them. Per image of a batch: `NORMED` or `PLAIN` tensors of the largest activation, times the candidates that go
-    through the net together, and one more for an input in half precision. Where processes split the batch, this is
-    one's share.
+    through the net together, and one more for an input in half precision.
     Raises ValueError for a net that is not a `models.Net`.
     """
     if not isinstance(net, Net):
@@ -124,8 +122,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
         temporaries *= 2  # graphs have memory of their own
     values = settings.batch_size * largest
     values = half * values + temporaries * together(values, net, data, settings)
-    whole = len(data.train) * per_image + values * image.element_size()
-    return whole // world.size if world.splits_batch else whole
+    return len(data.train) * per_image + values * image.element_size()
 
 
 def together(candidate: int, net: Net, data: Data, settings: RSO) -> int:
@@ -138,7 +135,7 @@ def together(candidate: int, net: Net, data: Data, settings: RSO) -> int:
         "layer": 2 * -(-sweep // slices) + 1,
     }[settings.strategy]
     most = most_at_once(data.train.images.device)
-    return max(min(candidates * candidate, most), 3 * candidate if world.splits_batch else candidate)
+    return max(min(candidates * candidate, most), candidate)
 
 
 def check(net: Net, data: Data, settings: RSO) -> None:

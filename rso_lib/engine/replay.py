@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..algorithm import Batches
 from ..models import Net
-from ..run.processes import world
 from .block import BlockSearch, shifts
 from .kernels import Preactivation
 from .layers import Index
@@ -144,6 +143,5 @@ def block_search(net: Net, position: int, batches: Batches, cache: str = "full")
 
 
 def covers(device: torch.device, cache: str) -> bool:
-    """Whether steps are replayed: on a CUDA device, where what is kept stays, and no process waits for another."""
-    kept = cache != "input" and not world.splits_batch
-    return kept and device.type == "cuda" and os.environ.get("RSO_GRAPHS") != "0"
+    """Whether steps are replayed: on a CUDA device, where the caches of a batch stay."""
+    return cache != "input" and device.type == "cuda" and os.environ.get("RSO_GRAPHS") != "0"

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..models import Head
 from ..run.folder import Run, load
-from ..run.processes import usual_split
-from ..settings import STRATEGIES
 from . import bench
 from .plots import Picture, blank, style
 
 if TYPE_CHECKING:
     import pandas
 
-WAYS = {strategy: usual_split(strategy) for strategy in STRATEGIES}
-"""What the processes share, by strategy."""
+WAYS = {"sequential": "batch", "neuron": "weights", "layer": "weights"}
+"""What processes would share, by strategy. Sequential steps could share a batch only; `rso_lib` does not do it."""
 
 
 def launch(folder: str | Path, processes: int, **settings: Any) -> Run:

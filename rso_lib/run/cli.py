@@ -46,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = _parser()
     given = parse(parser, arguments)
-    folder, preset, split = Path(given.pop("folder")), given.pop("preset", None), given.pop("split", None)
+    folder, preset = Path(given.pop("folder")), given.pop("preset", None)
     try:
         place = take_place(given)
         place["device"] = parallel.join(place["device"])
-        run = _run(folder, presets.choose(preset, **given) if preset else given, split, place)
+        run = _run(folder, presets.choose(preset, **given) if preset else given, place)
     except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     if not run.finished:
@@ -70,14 +70,13 @@ def summary(run: runs.Run) -> str:
     return "\n".join([*lines, f"seconds                            {last.seconds:.1f}"])
 
 
-def _run(folder: Path, given: dict[str, Any], split: str | None, place: dict[str, Any]) -> runs.Run:
+def _run(folder: Path, given: dict[str, Any], place: dict[str, Any]) -> runs.Run:
     """Start or resume: a setting that is not given is as the folder has it, or else the default."""
     there = runs.settings_of(folder) if world.rank == 0 and (folder / "settings.json").exists() else {}
     asked = {**{name: default for name, (default, _) in WHAT.items()}, **world.tell(there), **given}
     asked.setdefault("batch_size", presets.batch_size(asked["dataset"]))
     what = {name: asked.pop(name) for name in WHAT}
     settings = RSO(**asked)
-    parallel.share(split, settings.strategy)
     return runs.start(folder, **what, settings=settings, **place)
 
 
@@ -127,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(group, WHAT)
     add(parser.add_argument_group("how it is searched"), described(RSO))
-    add(parser.add_argument_group("where it runs"), {**PLACE, "split": (None, _SPLIT)})
+    add(parser.add_argument_group("where it runs"), PLACE)
     return parser
 
 
@@ -161,8 +160,6 @@ def _options(text: str) -> dict[str, Any]:
     return {name.strip(): _literal(value.strip()) for name, _, value in pairs}
 
 
-_SPLIT = "of the work over the processes that torchrun starts: batch or weights (default: weights, where the \
-strategy is neuron or layer)"
 KINDS: dict[str, Any] = {
     "net_options": _options,
     "val_size": int,

@@ -124,7 +124,7 @@ def start(
     if world.rank:
         return _follow(folder, about, fresh, data, settings)
     if not (folder / "settings.json").exists():
-        check(fresh, data, settings)  # what cannot begin leaves no folder, which would refuse other settings
+        check(fresh, data, settings, world=world)  # a run that cannot begin leaves no folder
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         if (folder / "settings.json").exists():
@@ -212,14 +212,14 @@ def _follow(folder: Path, about: Mapping[str, Any], net: Net, data: Data, settin
     state, rows = world.tell(None)
     net.load_state_dict(state)
     history = History([Report(**row) for row in rows])
-    for item in train(net, data, settings, history):
+    for item in train(net, data, settings, history, world=world):
         history.append(item)  # type: ignore[arg-type]  # without steps these are reports
     return Run(folder, about["settings"], net, history)
 
 
 def _train(run: Run, data: Data, settings: RSO, progress: bool) -> None:
     """Train to the end, saving after every sweep."""
-    items = train(run.net, data, settings, run.history, steps=True)
+    items = train(run.net, data, settings, run.history, steps=True, world=world)
     try:
         for report in with_bar(items, run.net, settings, run.history, progress):
             _save(run)
@@ -338,7 +338,7 @@ def facts(data: Data) -> dict[str, Any]:
 
 def _note_machine(folder: Path, about: dict[str, Any], device: str | torch.device) -> None:
     """Add this machine to settings.json, unless the run was here last."""
-    here = machine(device) | ({"processes": world.size, "split": world.split} if world.size > 1 else {})
+    here = machine(device) | ({"processes": world.size} if world.size > 1 else {})
     machines = about["machines"]
     if machines and machines[-1] != here:
         lines = differences(machines[-1], here)

@@ -1,11 +1,11 @@
-"""One run shared by several processes: torch.distributed behind the few words that the search uses.
+"""Share one run between several processes, over torch.distributed.
 
-    split="batch"     each process has a part of every batch; losses and batch norm's moments are added up
-    split="weights"   each process searches some of the weights, or of the output neurons, with whole batches;
-                      which of w, w + Δ, w − Δ won is all that the others need, 2 bits, since all draw the same Δ
+Each process searches some of the weights, or of the output neurons, with whole batches. All draw the same Δ, so the
+choice among w, w + Δ and w − Δ, 2 bits, is all that a process tells the others. Sequential steps wait for each other
+and are not shared.
 
-`torchrun --nproc-per-node=N -m rso_lib RUNFOLDER ...` starts the processes. Without it `world` is one process,
-and everything here does nothing. Section 4.6 leaves the distributed setting as a hypothesis.
+`torchrun --nproc-per-node=N -m rso_lib RUNFOLDER --strategy neuron ...` starts the processes; without it `world` is one
+process. Section 4.6 leaves the distributed setting as a hypothesis.
 """
 
 import hashlib
@@ -19,40 +19,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..settings import check_choice
+from ..train import Alone
 
-SPLITS = ("batch", "weights")
 PATIENCE = timedelta(days=30)
 """How long a process waits for the sweeps of the others. That one is gone shows at once: its connection closes."""
 
 
 @dataclass
-class World:
-    """The processes of a run and what they share.
+class World(Alone):
+    """The processes of a run.
 
-    batch   images of a whole batch, where the processes split it
     sent    bytes that this process has sent
     """
 
     rank: int = 0
     size: int = 1
-    split: str = "weights"
-    batch: int = 0
     sent: int = 0
-
-    @property
-    def splits_batch(self) -> bool:
-        """Whether this process has only a part of every batch."""
-        return self.size > 1 and self.split == "batch"
-
-    @property
-    def splits_weights(self) -> bool:
-        """Whether this process searches only some of the weights."""
-        return self.size > 1 and self.split == "weights"
-
-    def part(self, count: int) -> slice:
-        """Which of the images of a batch this process has."""
-        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def add(self, x: Tensor) -> Tensor:
         """x added up over the processes, each element in the same order, so that ties stay ties."""
@@ -70,12 +52,6 @@ class World:
         """The bytes sent since the last call."""
         sent, self.sent = self.sent, 0
         return sent
-
-    def mean(self, losses: Tensor, images: int) -> Tensor:
-        """The mean losses [k] of the whole batch, given those of this process's images."""
-        if not self.splits_batch:
-            return losses
-        return self.add(losses * images) / self.batch
 
     def exchange(self, choices: Tensor, owners: Tensor) -> Tensor:
         """The choices [steps] (0, 1 or 2) of all processes, given those that this one made, and who made which."""
@@ -133,24 +109,6 @@ def join(device: str = "cpu") -> str:
     dist.init_process_group(backend, timeout=PATIENCE)
     world.rank, world.size = dist.get_rank(), dist.get_world_size()
     return device
-
-
-def usual_split(strategy: str) -> str:
-    """What the processes share where nothing is said."""
-    return "batch" if strategy == "sequential" else "weights"
-
-
-def share(split: str | None, strategy: str) -> None:
-    """Choose what the processes share.
-
-    split   "batch" or "weights"; None is "batch" for the sequential strategy, else "weights"
-
-    Raises ValueError for another name, or where the sequential strategy is to split weights.
-    """
-    world.split = split or usual_split(strategy)
-    check_choice("split", world.split, SPLITS)
-    if world.split == "weights" and strategy == "sequential":
-        raise ValueError('split="weights" needs strategy="neuron" or "layer": sequential steps wait for each other')
 
 
 def leave() -> None:
