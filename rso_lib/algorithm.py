@@ -13,11 +13,7 @@ from torch import Tensor, nn
 
 from .models import initialise
 from .proposals import NORM_SIGMA, gaussian, generator
-
-
-def choose(losses: Tensor) -> Tensor:
-    """The index of the lowest loss along the first axis; a tie keeps the earlier, and what is not finite never wins."""
-    return losses.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf).argmin(0)
+from .rules import choose
 
 
 @torch.no_grad()
@@ -60,33 +56,18 @@ class Batches(NamedTuple):
         return x[: len(self.labels) // self.size * self.size].split(self.size)
 
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From a net's outputs [N, ...] and targets [N, ...] to the loss of each image: [N], float64."""
+
+
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross entropy of each image, in nats, for logits [N, classes] and labels [N]: [N], float64."""
+    return F.cross_entropy(logits.double(), labels, reduction="none")
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of logits [N, classes] and labels [N], in float64."""
     return F.cross_entropy(logits.double(), labels)
-
-
-class ModuleSearch:
-    """The steps of a sweep for any module, with the cross entropy: slices are used in turn, nothing is cached."""
-
-    def __init__(self, net: nn.Module, batches: Batches):
-        self.net = net.train()
-        self.x, self.labels = batches.slices(batches.images), batches.slices(batches.labels)
-
-    def begin(self) -> None:
-        """Start a sweep: nothing is kept from step to step."""
-
-    def step(self, name: str, index: int, delta: Tensor, turn: int) -> Tensor:
-        """Visit one weight: the three losses; the best is written back. The slices are used in turn."""
-        weight = self.net.get_parameter(name).detach()
-        return self.step_jointly([weight], [one_hot(weight, index, delta)], turn)
-
-    def step_jointly(self, weights: Sequence[Tensor], deltas: Sequence[Tensor], turn: int) -> Tensor:
-        """The same for all weights of some tensors at once."""
-        return step(lambda: self.loss(turn % len(self.x)), weights, deltas)
-
-    def loss(self, s: int) -> Tensor:
-        """The net's loss on slice s."""
-        return cross_entropy(self.net(self.x[s]), self.labels[s])
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,18 +105,22 @@ class History:
 
     @classmethod
     def load(cls, path: str | Path) -> "History":
-        """Read what `save` wrote. Raises ValueError, naming the file, where the columns are others."""
+        """Read what `save` wrote, by this or another version: other columns are left out, missing ones have defaults.
+
+        Raises ValueError, naming the file, where columns are missing that every history has.
+        """
         with open(path, newline="", encoding="utf-8") as file:
             lines = csv.DictReader(file)
-            if lines.fieldnames != COLUMNS:
-                raise ValueError(f"{path} is not a history: its columns are {lines.fieldnames}, not {COLUMNS}")
+            if missing := [name for name in NEEDED if name not in (lines.fieldnames or ())]:
+                raise ValueError(f"{path} is not a history: it has no columns {', '.join(missing)}")
             return cls([read(line) for line in lines])
 
 
 COLUMNS = [f.name for f in fields(Report)]
+NEEDED = [f.name for f in fields(Report) if f.default is MISSING]
 
 
-def read(line: Mapping[str, str]) -> Report:
-    """The report in a line of a CSV, which may have more columns."""
+def read(line: Mapping[str, Any]) -> Report:
+    """Return the report in a row of a CSV or of a checkpoint, which may have other columns."""
     types: dict[str, Any] = {f.name: f.type for f in fields(Report)}
-    return Report(**{name: types[name](line[name]) for name in COLUMNS})
+    return Report(**{name: types[name](line[name]) for name in COLUMNS if name in line})

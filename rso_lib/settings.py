@@ -1,7 +1,8 @@
 """Every choice that the paper makes, in one place, checked once."""
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from threading import RLock
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from .proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Distribution, Schedule
+from .rules import RULES, Rule, checked
 
 LEVELS = ("weight", "layer", "network")
 DIRECTIONS = ("backward", "forward")
@@ -35,6 +37,10 @@ class RSO:
                    "constant", "cosine", "step", or a callable (cycle from 0, cycles) → factor
     distribution   of Δ: "gaussian" N(0, σ), "uniform" on (−2σ, 2σ), "template" of −σ, 0, σ,
                    or a callable (shape, generator) → tensor in units of σ
+    candidates     multiples of Δ that are scored, w itself (0) first: 0, 1, −1 in the paper
+    rule           what is written back, given the losses of the candidates: "argmin", the lowest, w in a tie; "clear",
+                   the lowest if it beats w by more than a standard error; "parabola", the minimum of a parabola
+                   through the losses; or a callable, see `rso_lib.rules`
     level          what a step perturbs: "weight", "layer" (one of its tensors) or "network"; σ/10 for the last two
                    (section 4.2).
                    A cycle has as many steps as the net has weights at every level.
@@ -62,6 +68,8 @@ class RSO:
     first_batch: int | None = None
     schedule: str | Schedule = "linear"
     distribution: str | Distribution = "gaussian"
+    candidates: Sequence[float] = (0.0, 1.0, -1.0)
+    rule: str | Rule = "argmin"
     level: str = "weight"
     order: str = "output"
     direction: str = "backward"
@@ -81,6 +89,8 @@ class RSO:
         check_whole("seed", self.seed, least=0)
         check_choice("schedule", self.schedule, SCHEDULES, callables=True)
         check_choice("distribution", self.distribution, DISTRIBUTIONS, callables=True)
+        object.__setattr__(self, "candidates", check_candidates(self.candidates))
+        check_choice("rule", self.rule, RULES, callables=True)
         check_choice("level", self.level, LEVELS)
         check_choice("order", self.order, ORDERS)
         check_choice("direction", self.direction, DIRECTIONS)
@@ -108,11 +118,26 @@ class RSO:
         """The distribution of Δ in units of σ, as a callable (shape, generator) → tensor."""
         return DISTRIBUTIONS[self.distribution] if isinstance(self.distribution, str) else self.distribution
 
+    def decide(self) -> Rule:
+        """Return the rule as a callable from scores to choices."""
+        return RULES[self.rule] if isinstance(self.rule, str) else checked(self.rule)
+
+    @property
+    def few_choices(self) -> bool:
+        """Whether the rule chooses one of at most four candidates."""
+        return self.rule in ("argmin", "clear") and len(self.candidates) <= 4
+
+    def multiples(self, device: torch.device) -> torch.Tensor:
+        """Return the candidates as a tensor [K], float64."""
+        return torch.tensor(self.candidates, dtype=torch.float64, device=device)
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values; a callable is given by its name."""
         names = {
             "schedule": name_of(self.schedule, SCHEDULES),
             "distribution": name_of(self.distribution, DISTRIBUTIONS),
+            "rule": name_of(self.rule, RULES),
+            "candidates": [*self.candidates],
         }
         return {**asdict(self), **names}
 
@@ -176,6 +201,20 @@ def numbers(name: str, text: str | float, kind: type[Number] = int) -> list[Numb
     except ValueError:
         what = "whole numbers" if kind is int else "numbers"
         raise ValueError(f"{name} must be {what} separated by commas, not {text!r}") from None
+
+
+def check_candidates(candidates: object) -> tuple[float, ...]:
+    """Return multiples of Δ as numbers. Raises ValueError unless they are 0 and at least one other, all finite."""
+    wrong = (
+        f"candidates must be multiples of Δ, 0 first, such as (0, 1, -1), all different and finite, not {candidates!r}"
+    )
+    try:
+        found = tuple(map(float, candidates))  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        raise ValueError(wrong) from None
+    if len(found) < 2 or found[0] != 0 or len({*found}) < len(found) or not all(map(math.isfinite, found)):
+        raise ValueError(wrong)
+    return found
 
 
 def check_choice(name: str, value: object, known: Collection[str], callables: bool = False) -> None:

@@ -9,18 +9,16 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import algorithm as reference
-from .algorithm import Batches
+from . import engine
+from .algorithm import Batches, Loss, cross_entropies
 from .data import Data, Split
-from .engine import block as engine
-from .engine import memory
+from .engine import JointMove, Scorer, Stepper, Visits, memory
+from .engine.block import moved
 from .engine.layers import CHUNK, forward, stages
-from .engine.strategies import BLOCK_SEARCHES, LayerSearch, NeuronSearch
 from .history import NAN, History, Report
-from .models import Head, Net, calibrate, count_weights
+from .models import Net, calibrate, count_weights
 from .proposals import ORDERS, generator, sigma
 from .settings import RSO, arithmetic
 
@@ -47,9 +45,13 @@ class Alone:
 
     rank, size = 0, 1
 
-    def exchange(self, choices: Tensor, owners: Tensor) -> Tensor:
-        """Return the choices [steps] of all processes, given those of this one and the owner of each step."""
-        return choices
+    def exchange(self, codes: Tensor, owners: Tensor) -> Tensor:
+        """Return the codes (0 to 3) [steps] of all processes, given those of this one and the owner of each step."""
+        return codes
+
+    def exchange_values(self, values: Tensor, owners: Tensor) -> Tensor:
+        """Return the values [steps], float64, of all processes, as `exchange` does for codes."""
+        return values
 
     def add(self, x: Tensor) -> Tensor:
         """Return the sum of x over the processes."""
@@ -64,9 +66,6 @@ class Alone:
 
 
 ALONE = Alone()
-
-OneByOne = engine.BlockSearch | engine.HeadSearch | reference.ModuleSearch
-Search = OneByOne | NeuronSearch
 
 
 class Position(NamedTuple):
@@ -105,12 +104,13 @@ class Sweep(NamedTuple):
 class Step(NamedTuple):
     """One visit of a sweep.
 
-    at      where the run stands behind this step; with another strategy than "sequential", which makes the steps of a
-            sweep in another order, the step's own place in the sweep
+    at      the step's place in the run: cycle, sweep, and its number in the sweep from 1 (strategies other than
+            "sequential" make the steps of a sweep in another order)
     layer   the tensor
     index   of the weight in it, flat; None where all weights move together
     delta   Δ, 0-dim; NaN where all weights move together
-    losses  of w, w + Δ and w − Δ: shape [3], float64. `reference.choose(losses)` is what was kept.
+    losses  of the candidates, w first: [K], float64
+    choice  the multiple of Δ that the weight has moved by, 0-dim, float64: 0 where w was kept
     """
 
     at: Position
@@ -118,20 +118,7 @@ class Step(NamedTuple):
     index: int | None  # type: ignore[assignment]  # tuples have a method of this name
     delta: Tensor
     losses: Tensor
-
-
-class Outcome(NamedTuple):
-    """Of a sweep: which candidate won at each step (0, 1, 2), and the sum of the winners' losses."""
-
-    choices: Tensor
-    loss: Tensor
-
-    @classmethod
-    def of(cls, losses: Sequence[Tensor]) -> "Outcome":
-        """Of losses [3] of each step."""
-        scores = torch.stack(list(losses)) if losses else torch.empty(0, 3, dtype=torch.float64)
-        choices = reference.choose(scores.T)
-        return cls(choices, scores.gather(1, choices[:, None]).sum())
+    choice: Tensor
 
 
 def sweeps(net: nn.Module, settings: RSO) -> list[Sweep]:
@@ -160,7 +147,8 @@ def train(
     history: History | None = None,
     *,
     steps: bool = False,
-    begun: Sequence[Tensor] = (),
+    begun: Sequence[Step] = (),
+    loss: Loss = cross_entropies,
     world: Alone = ALONE,
 ) -> Iterator[Report | Step]:
     """Train `net` in place, yielding a `Report` after each sweep and each cycle.
@@ -168,8 +156,8 @@ def train(
     net       a `models.Net` goes through the fast engine; any other module through Algorithm 1 as printed
     history   the reports of earlier sittings: the run goes on behind them, with the draws it would have had
     steps     yield a `Step` after every visit too
-    begun     the losses of the current sweep's first steps, where a sitting ended within it: these steps are
-              not made again, but count
+    begun     the current sweep's first steps, where a sitting ended within it: they are not made again, but count
+    loss      from outputs [N, ...] and targets [N, ...] to the loss of each image, [N], float64
     world     the processes that share the run; all of them call this with the same arguments
 
     All that is kept is the net: whoever consumes the reports decides about bars, plots, checkpoints,
@@ -186,7 +174,7 @@ def train(
         weight.data = weight.data.contiguous()
     rows = history.rows if history else []
     seconds = rows[-1].seconds if rows else 0.0
-    reports = _reports(net, data, settings, rows, begun, world)
+    reports = _reports(net, data, settings, rows, begun, loss, world)
     while True:
         began = time.perf_counter()
         with arithmetic(settings.precision):
@@ -200,7 +188,15 @@ def train(
             yield item
 
 
-def fit(net: nn.Module, data: Data, settings: RSO, history: History | None = None, *, progress: bool = True) -> History:
+def fit(
+    net: nn.Module,
+    data: Data,
+    settings: RSO,
+    history: History | None = None,
+    *,
+    loss: Loss = cross_entropies,
+    progress: bool = True,
+) -> History:
     """Train with a progress bar and return the history.
 
     An interrupt ends the run and leaves net and history as behind the last report: the same call, with this history,
@@ -209,7 +205,7 @@ def fit(net: nn.Module, data: Data, settings: RSO, history: History | None = Non
     history = History() if history is None else history
     reported = len(history.rows), _copies(net)
     try:
-        for _ in with_bar(train(net, data, settings, history, steps=True), net, settings, history, progress):
+        for _ in with_bar(train(net, data, settings, history, steps=True, loss=loss), net, settings, history, progress):
             reported = len(history.rows), _copies(net)
     except KeyboardInterrupt:
         rows, values = reported
@@ -258,33 +254,36 @@ def with_bar(
 
 @torch.no_grad()
 @arithmetic("float32")
-def evaluate(net: nn.Module, split: Split) -> tuple[float, float]:
-    """Mean cross entropy (nats) and accuracy (a fraction) of the net as it stands, in eval mode; NaN for no images."""
+def evaluate(net: nn.Module, split: Split, loss: Loss = cross_entropies) -> tuple[float, float]:
+    """Return mean loss and accuracy (a fraction) of the net as it stands, in eval mode; NaN for no images.
+
+    loss  from outputs [N, ...] and targets [N, ...] to the loss of each image, [N]; cross entropy in nats by default
+    """
     if not len(split):
         return NAN, NAN
     training = net.training
     net.eval()
-    loss, right = 0.0, 0.0
+    total, right = 0.0, 0.0
     cuts = stages(net.layers, calibrated=True) if isinstance(net, Net) else None
     for x, labels in zip(split.images.split(CHUNK), split.labels.split(CHUNK), strict=True):
         logits = net(x) if cuts is None else forward(cuts, x).x
-        loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+        total += float(loss(logits, labels).sum())
         right += float((logits.argmax(1) == labels).sum())
     net.train(training)
-    return loss / len(split), right / len(split)
+    return total / len(split), right / len(split)
 
 
-def scores(net: nn.Module, data: Data) -> dict[str, Any]:
+def scores(net: nn.Module, data: Data, loss: Loss = cross_entropies) -> dict[str, Any]:
     """Loss and accuracy of all parts of the data, as in `Report`, with batch norm calibrated on the training part."""
     calibrate(net, data.train.images)
     found = {}
     for part in ("train", "val", "test"):
-        found[f"{part}_loss"], found[f"{part}_accuracy"] = evaluate(net, getattr(data, part))
+        found[f"{part}_loss"], found[f"{part}_accuracy"] = evaluate(net, getattr(data, part), loss)
     return found
 
 
 def _reports(
-    net: nn.Module, data: Data, settings: RSO, rows: list[Report], begun: Sequence[Tensor], world: Alone
+    net: nn.Module, data: Data, settings: RSO, rows: list[Report], begun: Sequence[Step], loss: Loss, world: Alone
 ) -> Iterator[Report | Step]:
     """All reports and steps behind those that there are: rows, and losses in the sweep behind them.
 
@@ -295,19 +294,19 @@ def _reports(
     calibrate(net, data.train.images)
     for cycle in range(start.cycle, settings.cycles):
         rows = [row for row in rows if row.cycle == cycle + 1]
-        search = None
+        scorer = None
         for sweep in plan[len(rows) :]:
-            if search is None or not sweep.before:
-                search = None  # its caches go before those of the next layer come
+            if scorer is None or not sweep.before:
+                scorer = None  # its caches go before those of the next layer come
                 memory.release()
-                search = _search(net, data, settings, cycle, sweep.position)
-            losses = [*begun] if (cycle, sweep.number) == start[:2] else []
-            outcome = yield from _walk(net, search, settings, cycle, sweep, losses, world)
+                scorer = _scorer(net, data, settings, cycle, sweep.position, loss)
+            made = begun if (cycle, sweep.number) == start[:2] else []
+            result = yield from _sweep(net, scorer, settings, cycle, sweep, made, world)
             calibrate(net, data.train.images)
-            rows.append(_sweep_report(net, settings, cycle, sweep, outcome, world.take_sent()))
+            rows.append(_sweep_report(net, settings, cycle, sweep, result, world.take_sent()))
             yield rows[-1]
         world.agree(net)
-        yield _cycle_report(net, data, settings, rows, world.take_sent())
+        yield _cycle_report(net, data, settings, rows, loss, world.take_sent())
 
 
 def _layers(net: nn.Module) -> list[list[str]]:
@@ -324,188 +323,195 @@ def _place_in_block(name: str) -> int:
     return WITHIN_A_BLOCK.index(inner) if inner in WITHIN_A_BLOCK else 0
 
 
-def _search(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int) -> Search:
-    """The search of the layer at a position, on a fresh shuffle of the training part."""
+def _scorer(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int, loss: Loss) -> Scorer:
+    """Return the scorer of the layer at a position, on a fresh shuffle of the training part."""
     net.eval()
     order = torch.randperm(len(data.train), generator=generator(settings.seed, cycle, SHUFFLE, position))
-    size = settings.batch(cycle)
     order = order.to(data.train.labels.device)
-    batches = Batches(data.train.images[order], data.train.labels[order], size)
-    if not isinstance(net, Net):
-        return reference.ModuleSearch(net, batches)
-    if settings.level != "weight":
-        return engine.JointSearch(net, position, batches, settings.cache)
-    if isinstance(net[position], Head):
-        return engine.HeadSearch(net, position, batches)
-    return BLOCK_SEARCHES[settings.strategy](net, position, batches, settings.cache)
+    batches = Batches(data.train.images[order], data.train.labels[order], settings.batch(cycle))
+    return engine.scorer_of(net, position, batches, settings, loss)
 
 
-class Visits(NamedTuple):
-    """The steps of a sweep of one tensor, as they are drawn before the first of them.
+class Results:
+    """What the steps of a sweep gave, in the order in which they were made.
 
-    name     of the tensor in its layer
-    indices  of the weights in the tensor, flat: [steps], int64, on the CPU
-    deltas   Δ of each: [steps], on the weights' device
-    before   steps of the layer that precede the sweep
+    It is kept in few pieces of memory. A tensor for each step, alive to the end of the sweep, would lie in a gap that a
+    large temporary leaves; the next large one would go elsewhere, and the process grow with every visit.
+
+    losses   of the candidates: [steps, K], float64
+    choices  multiples of Δ: [steps], float64
+    places   of the steps in the sweep
     """
 
-    name: str
-    indices: Tensor
-    deltas: Tensor
-    before: int
+    def __init__(self, multiples: Tensor, steps: int):
+        self.multiples, self.places = multiples, list[int]()
+        self.losses = multiples.new_empty(steps, len(multiples))
+        self.choices = multiples.new_empty(steps)
+
+    def add(self, places: Sequence[int], losses: Tensor, choices: Tensor) -> None:
+        """Add some steps: losses [n, K], choices [n]."""
+        first, last = len(self.places), len(self.places) + len(places)
+        self.losses[first:last], self.choices[first:last] = losses, choices
+        self.places.extend(places)
+
+    def written(self) -> Tensor:
+        """Return the number of the candidate that each step has written, or of the nearest one: [steps made]."""
+        return (self.choices[: len(self.places), None] - self.multiples).abs().argmin(1)
+
+    def loss(self) -> Tensor:
+        """Return the sum of the losses of these candidates."""
+        return self.losses[: len(self.places)].gather(1, self.written()[:, None]).sum()
+
+    def share(self, owners: Tensor, few: bool, world: Alone) -> "SweepResult":
+        """Return the choices of all processes, in the order of the sweep, and the sum of all losses.
+
+        few  whether each choice is one of at most four candidates, so that 2 bits tell it
+        """
+        mine = self.choices.new_zeros(len(owners)).cpu()
+        mine[self.places] = (self.written() if few else self.choices[: len(self.places)]).cpu().double()
+        if few:
+            codes = world.exchange(mine.long(), owners)
+            return SweepResult(self.multiples[codes.to(self.multiples.device)], world.add(self.loss().cpu()))
+        values = world.exchange_values(mine, owners)
+        return SweepResult(values.to(self.choices), world.add(self.loss().cpu()))
 
 
-def _walk(
-    net: nn.Module, search: Search, settings: RSO, cycle: int, sweep: Sweep, losses: list[Tensor], world: Alone
-) -> Generator[Step, None, Outcome]:
-    """The steps of a sweep, and what came out.
+class SweepResult(NamedTuple):
+    """The choices of a sweep, [steps], multiples of Δ, and the sum of the losses of what was written."""
 
-    losses  of the first steps, which are not made again; those of the others come behind them
-    """
-    if settings.level != "weight":
-        return (yield from _walk_jointly(net, search, settings, cycle, sweep, losses))
+    choices: Tensor
+    loss: Tensor
+
+
+def _sweep(
+    net: nn.Module, scorer: Scorer, settings: RSO, cycle: int, sweep: Sweep, begun: Sequence[Step], world: Alone
+) -> Generator[Step, None, SweepResult]:
+    """Make the steps of a sweep. Those that have `begun` it are not made again, but count."""
+    device = net.get_parameter(sweep.names[0]).device
+    results = Results(settings.multiples(device), sweep.steps)
+    for t, step in enumerate(begun):
+        results.add([t], step.losses[None], step.choice[None])
+    if settings.strategy != "sequential":  # the steps see the weights as they are when the sweep begins
+        net.get_parameter(sweep.layer).detach().mul_(1 - settings.weight_decay)
+    scorer.begin()
+    make = engine.stepper(scorer, settings.decide(), device, settings.cache)
+    steps = _joint_steps if settings.level != "weight" else _weight_steps
+    return (yield from steps(net, scorer, make, settings, cycle, sweep, results, world))
+
+
+def _weight_steps(
+    net: nn.Module,
+    scorer: Scorer,
+    make: Stepper,
+    settings: RSO,
+    cycle: int,
+    sweep: Sweep,
+    results: Results,
+    world: Alone,
+) -> Generator[Step, None, SweepResult]:
+    """Visit the weights of a tensor, in the order and the rounds of the plan."""
+    weight = net.get_parameter(sweep.layer).detach()
+    visits, strategy, batches = _visits(net, settings, cycle, sweep), scorer.strategy, len(scorer.labels)
+    old = weight.view(-1)[visits.indices]
+    owners = engine.owners(strategy, visits, batches, world.size)
+    own = (owners == world.rank).nonzero().flatten()[len(results.places) :]
+    plan = engine.plan(strategy, visits, batches, scorer.steps_at_once, own)
+    for moves in plan:
+        if settings.strategy == "sequential" and settings.weight_decay:
+            weight.view(-1)[moves.at] *= 1 - settings.weight_decay
+        losses, choices = make(moves)
+        results.add(moves.places, losses, choices)
+        for k, t in enumerate(moves.places):
+            at = Position(cycle, sweep.number, t + 1)
+            yield Step(at, sweep.layer, moves.indices[k], moves.deltas[k], losses[k], choices[k])
+    if world.size == 1:
+        return SweepResult(results.choices, results.loss())
+    result = results.share(owners, settings.few_choices, world)
+    weight.view(-1)[visits.indices] = moved(old, visits.deltas, result.choices)
+    return result
+
+
+def _visits(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep) -> Visits:
+    """Draw the order and the Δ of a sweep."""
     weight = net.get_parameter(sweep.layer).detach()
     rng = generator(settings.seed, cycle, DRAWS, sweep.number)
     indices = ORDERS[settings.order](tuple(weight.shape), rng)
-    scale = sigma(weight) * settings.sigma_factor(cycle)
-    deltas = (settings.draw()((len(indices),), rng) * scale).to(weight)
-    if settings.strategy != "sequential":
-        weight *= 1 - settings.weight_decay
-    flat = weight.view(-1)
-    old, places = flat[indices], indices.tolist()
-    visits = Visits(
-        sweep.layer.split(".", 1)[1] if isinstance(net, Net) else sweep.layer, indices, deltas, sweep.before
-    )
-    search.begin()
-    owners = _owners(search, indices, len(weight), sweep.before, world.size)
-    own = (owners == world.rank).nonzero().flatten()[len(losses) :]
-    if isinstance(search, NeuronSearch):
-        found = _at_once(search, visits, own)
-    else:
-        decay = settings.weight_decay if settings.strategy == "sequential" else 0.0
-        found = _one_by_one(search, visits, own, flat, decay)
-    made = []
-    for t, scores in found:
-        made.append(t)
-        losses.append(scores)
-        yield Step(Position(cycle, sweep.number, t + 1), sweep.layer, places[t], deltas[t], scores)
-    if world.size == 1:
-        return Outcome.of(losses)
-    return _merged(flat, indices, torch.stack([old, old + deltas, old - deltas]), owners, made, losses, world)
+    deltas = settings.draw()((len(indices),), rng) * (sigma(weight) * settings.sigma_factor(cycle))
+    name = sweep.layer.split(".", 1)[1] if isinstance(net, Net) else sweep.layer
+    return Visits(name, len(weight), indices, deltas.to(weight), sweep.before)
 
 
-def _one_by_one(
-    search: OneByOne, visits: Visits, own: Tensor, weight: Tensor, decay: float
-) -> Iterator[tuple[int, Tensor]]:
-    """The place in the sweep, and the losses, of each step that this process makes: those at the places `own`."""
-    indices = visits.indices.tolist()
-    for t in own.tolist():
-        if decay:
-            weight[indices[t]] *= 1 - decay
-        yield t, search.step(visits.name, indices[t], visits.deltas[t], visits.before + t)
-
-
-def _at_once(search: NeuronSearch, visits: Visits, own: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The same where steps do not see each other: in the order of their turns, several of the same turn at once."""
-    name, indices, deltas, before = visits
-    turns, order = search.turns(indices, before)[own].sort(stable=True)
-    own = own[order]
-    turns, counts = turns.unique_consecutive(return_counts=True)
-    groups = zip(turns.tolist(), own.split(counts.tolist()), strict=True)
-    parts = [(turn, part) for turn, group in groups for part in group.split(search.steps_at_once)]
-    sizes, device = [len(part) for _, part in parts], deltas.device
-    on_device = indices[own].to(device).split(sizes), deltas[own.to(device)].split(sizes)
-    for (turn, part), at, some in zip(parts, *on_device, strict=True):
-        yield from zip(part.tolist(), search.steps(name, indices[part].tolist(), at, some, turn), strict=True)
-
-
-def _owners(search: Search, indices: Tensor, rows: int, before: int, processes: int) -> Tensor:
-    """Return the number of the process that makes each visit: that of its output neuron or slice."""
-    if not isinstance(search, NeuronSearch):
-        return torch.zeros_like(indices)
-    shares = indices // (len(indices) // rows)
-    if isinstance(search, LayerSearch):
-        every_process_has_slices = len(search.labels) >= processes
-        shares = search.turns(indices, before) if every_process_has_slices else torch.arange(len(indices)) + before
-    return shares % processes
-
-
-def _merged(
-    flat: Tensor,
-    indices: Tensor,
-    candidates: Tensor,
-    owners: Tensor,
-    places: list[int],
-    losses: list[Tensor],
+def _joint_steps(
+    net: nn.Module,
+    scorer: Scorer,
+    make: Stepper,
+    settings: RSO,
+    cycle: int,
+    sweep: Sweep,
+    results: Results,
     world: Alone,
-) -> Outcome:
-    """Tell the other processes what won here, at some places of the sweep, and write back what won in all of them."""
-    own = Outcome.of(losses)
-    choices = torch.zeros_like(indices)
-    choices[places] = own.choices.cpu()
-    choices = world.exchange(choices, owners)
-    flat[indices] = candidates.gather(0, choices[None].to(flat.device))[0]
-    return Outcome(choices, world.add(own.loss.cpu()))
-
-
-def _walk_jointly(
-    net: nn.Module, search: Search, settings: RSO, cycle: int, sweep: Sweep, losses: list[Tensor]
-) -> Generator[Step, None, Outcome]:
-    """The same where all weights of the sweep's tensors move together."""
-    assert isinstance(search, reference.ModuleSearch)
+) -> Generator[Step, None, SweepResult]:
+    """Move all weights of the sweep's tensors together, once for every weight they have (section 4.2)."""
     weights = [net.get_parameter(name).detach() for name in sweep.names]
-    sigmas = [sigma(weight) * settings.sigma_factor(cycle) for weight in weights]
-    for t in range(len(losses), sweep.steps):
+    scales = [sigma(weight) * settings.sigma_factor(cycle) for weight in weights]
+    for t in range(len(results.places), sweep.steps):
         rng = generator(settings.seed, cycle, DRAWS, sweep.number, t)
-        deltas = [(settings.draw()(tuple(w.shape), rng) * s).to(w) for w, s in zip(weights, sigmas, strict=True)]
+        deltas = [(settings.draw()(tuple(w.shape), rng) * s).to(w) for w, s in zip(weights, scales, strict=True)]
         for weight in weights:
             weight *= 1 - settings.weight_decay
-        losses.append(search.step_jointly(weights, deltas, sweep.before + t))
+        losses, choices = make(JointMove(sweep.names, (sweep.before + t) % len(scorer.labels), [t], deltas))
+        results.add([t], losses, choices)
         at = Position(cycle, sweep.number, t + 1)
-        yield Step(at, sweep.layer, None, torch.tensor(torch.nan), losses[-1])
-    return Outcome.of(losses)
+        yield Step(at, sweep.layer, None, torch.tensor(torch.nan), losses[0], choices[0])
+    return SweepResult(results.choices, results.loss())
 
 
-def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, outcome: Outcome, sent: int) -> Report:
+def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, result: SweepResult, sent: int) -> Report:
     weights = [net.get_parameter(name) for name in sweep.names]
     return Report(
         cycle=cycle + 1,
         layer=sweep.layer,
         sigma=sum(sigma(w) * w.numel() for w in weights) / sweep.steps * settings.sigma_factor(cycle),
-        **_counts(outcome.choices.bincount(minlength=3).tolist(), settings.batch(cycle)),
-        train_loss=float(outcome.loss) / len(outcome.choices) if len(outcome.choices) else NAN,
+        **_counts(_wins(result.choices), settings, cycle),
+        train_loss=float(result.loss) / sweep.steps,
         bytes_sent=sent,
     )
 
 
-def _cycle_report(net: nn.Module, data: Data, settings: RSO, rows: list[Report], sent: int) -> Report:
+def _cycle_report(net: nn.Module, data: Data, settings: RSO, rows: list[Report], loss: Loss, sent: int) -> Report:
     steps = sum(row.steps for row in rows)
     wins = [sum(getattr(row, name) for row in rows) for name in ("kept", "plus", "minus")]
     return Report(
         cycle=rows[0].cycle,
         layer="",
         sigma=sum(row.sigma * row.steps for row in rows) / steps,
-        **_counts(wins, settings.batch(rows[0].cycle - 1)),
-        **scores(net, data),
+        **_counts(wins, settings, rows[0].cycle - 1),
+        **scores(net, data, loss),
         bytes_sent=sum(row.bytes_sent for row in rows) + sent,
     )
 
 
-def _counts(wins: Sequence[int], batch_size: int) -> dict[str, int]:
-    """What a report counts, given how often w, w + Δ and w − Δ won."""
+def _wins(choices: Tensor) -> list[int]:
+    """Count how often w was kept, moved along Δ, and against it."""
+    return [int(wins) for wins in ((choices == 0).sum(), (choices > 0).sum(), (choices < 0).sum())]
+
+
+def _counts(wins: Sequence[int], settings: RSO, cycle: int) -> dict[str, int]:
+    """Return the counts of a report, given how often w was kept, moved along Δ, and against it."""
     kept, plus, minus = wins
     steps = kept + plus + minus
+    evaluations = len(settings.candidates) * steps
     return {
         "steps": steps,
         "kept": kept,
         "plus": plus,
         "minus": minus,
-        "evaluations": 3 * steps,
-        "image_forwards": 3 * steps * batch_size,
+        "evaluations": evaluations,
+        "image_forwards": evaluations * settings.batch(cycle),
     }
 
 
-def check(net: nn.Module, data: Data, settings: RSO, begun: Sequence[Tensor] = (), world: Alone = ALONE) -> None:
+def check(net: nn.Module, data: Data, settings: RSO, begun: Sequence[Step] = (), world: Alone = ALONE) -> None:
     """Raise what `train` would raise before its first step: ValueError or MemoryError."""
     images = len(data.train)
     if settings.batch_size > images:

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from rso_lib import models
-from rso_lib.engine import memory
+from rso_lib.engine import Moves, memory
 from rso_lib.engine import replay as graphs
+from rso_lib.engine.sequential import SequentialScorer
 from rso_lib.lab import bench
 from rso_lib.lab.bench import Timing, operations, operations_per_step, plain_step, summary
+from rso_lib.rules import Scores
 
 METHODS = ("plain", "cached", "engine")
 
@@ -304,15 +306,15 @@ def test_measured_times_are_medians(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_steps_are_replayed_whole_sweeps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As recording takes time, and the first visits are part of them."""
     monkeypatch.setattr(graphs, "covers", lambda *_: True)
-    monkeypatch.setattr(graphs, "WORTH", math.inf)  # all steps run as they are
+    monkeypatch.setattr(graphs, "MIN_VISITS", math.inf)  # all steps run as they are
     turns: list[int] = []
-    step = graphs.GraphSearch.step
+    step = graphs.Replay.__call__
 
-    def watched(self: Any, name: str, index: int, delta: Tensor, turn: int) -> Tensor:
-        turns.append(turn)
-        return step(self, name, index, delta, turn)
+    def watched(self: Any, moves: Moves) -> graphs.Decided:
+        turns.append(moves.indices[0])
+        return step(self, moves)
 
-    monkeypatch.setattr(graphs.GraphSearch, "step", watched)
+    monkeypatch.setattr(graphs.Replay, "__call__", watched)
     net, shape = bench.build("two_conv")
     batches = bench.Batches(torch.randn(16, *shape), torch.randint(10, (16,)), 8)
     with torch.no_grad():
@@ -324,24 +326,24 @@ def test_where_steps_are_replayed_whole_sweeps_are_timed(monkeypatch: pytest.Mon
 def test_a_sample_of_the_slices_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten slices, two of them visited: the cache's time times five, and weights five apart, five in a row of 27."""
     visited: list[tuple[int, int]] = []
-    step, build = bench.BlockSearch.step, bench.BlockSearch.__init__
+    score, build = SequentialScorer.score, SequentialScorer.__init__
     now = iter(range(100))
 
-    def watched(self: Any, name: str, index: int, delta: Tensor, turn: int) -> Tensor:
-        visited.append((turn, index))
-        return step(self, name, index, delta, turn)
+    def watched(self: Any, moves: Moves) -> Scores:
+        visited.append((moves.batch, moves.indices[0]))
+        return score(self, moves)
 
-    def small(self: Any, net: models.Net, position: int, batches: bench.Batches, cache: str) -> None:
+    def small(self: Any, net: models.Net, position: int, batches: bench.Batches, *more: Any) -> None:
         assert len(batches.images) == len(batches.labels) == 16
-        build(self, net, position, batches, cache)
+        build(self, net, position, batches, *more)
 
-    monkeypatch.setattr(bench.BlockSearch, "step", watched)
-    monkeypatch.setattr(bench.BlockSearch, "__init__", small)
+    monkeypatch.setattr(SequentialScorer, "score", watched)
+    monkeypatch.setattr(SequentialScorer, "__init__", small)
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
     net, shape = bench.build("cifar_net_3")
     batches = bench.Batches(torch.randn(83, *shape), torch.randint(10, (83,)), 8)
     with torch.no_grad():
         timing = bench.measure(net, 0, batches, repeats=2, sample=2)
-    assert visited == list(enumerate(range(0, 5 * (2 + 2 * 5), 5)))
+    assert visited == [(k % 2, 5 * k) for k in range(2 + 2 * 5)]
     assert timing.build == pytest.approx(1e3 * 83 / 16)
     assert timing.firsts == 10 + 10 + 10

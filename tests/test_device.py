@@ -9,18 +9,20 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from steps import scorer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rso_lib import models
-from rso_lib.algorithm import Batches, ModuleSearch, choose
-from rso_lib.engine import block as engine
+from rso_lib.algorithm import Batches
+from rso_lib.engine import Moves, block, stepper
 from rso_lib.engine import replay as graphs
-from rso_lib.engine.replay import GraphSearch, Work
-from rso_lib.engine.strategies import BLOCK_SEARCHES, NeuronSearch
+from rso_lib.engine.head import HeadScorer
+from rso_lib.engine.replay import Decided, Replay, Work
 from rso_lib.models import Head, Net
+from rso_lib.rules import argmin, choose
 from rso_lib.run import folder as runs
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="this torch was built without CUDA")
@@ -49,7 +51,7 @@ class Copies(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(graphs, "shifts", engine.shifts.__wrapped__)  # what is kept for all searches holds values
+    monkeypatch.setattr(block, "offsets", block.offsets.__wrapped__)  # what is cached for all scorers holds values
     with FakeTensorMode(), torch.no_grad():
         yield
 
@@ -67,10 +69,9 @@ def batches() -> Batches:
     return Batches(torch.randn(12, 1, 8, 8, device="cuda"), torch.randint(0, 3, (12,), device="cuda"), 6)
 
 
-def searches(net: Net, position: int, on: Batches, cache: str) -> list[Any]:
-    if isinstance(net[position], Head):
-        return [engine.HeadSearch(net, position, on)]
-    return [search(net, position, on, cache) for search in [*BLOCK_SEARCHES.values(), engine.BlockSearch]]
+def scorers(net: Net, position: int, on: Batches, cache: str) -> list[Any]:
+    strategies = ["sequential"] if isinstance(net[position], Head) else ["sequential", "neuron", "layer"]
+    return [scorer(net, position, on, cache=cache, strategy=strategy) for strategy in strategies]
 
 
 class Unrecorded:
@@ -78,15 +79,15 @@ class Unrecorded:
 
     works: ClassVar[list[Work]] = []
 
-    def __init__(self, work: Work, inputs: tuple[Tensor, Tensor], beside: object = None):
+    def __init__(self, work: Work, inputs: tuple[Tensor, ...], beside: object = None):
         self.work = work
         self.works.append(work)
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Decided:
         with Copies() as copies:
-            losses = self.work(*inputs)
+            made = self.work(*inputs)
         assert copies.between_devices == 0
-        return losses
+        return made
 
 
 @pytest.mark.parametrize(
@@ -99,32 +100,35 @@ def test_a_step_stays_on_the_device(name: str, cache: str, monkeypatch: pytest.M
     net, on = on_cuda(NETS[name]()), batches()
     on = on._replace(images=on.images.expand(-1, net[0].conv.in_channels, -1, -1))
     for position in range(len(net.layers)):
-        for search in searches(net, position, on, cache):
-            for tensor, weight in search.w.items():
-                search.begin()
-                size = weight[0].numel()
-                # both slices, and the first again when two rows have changed; a graph is of steps where one has
-                for t in range(7 if isinstance(search, GraphSearch) else 3):
-                    delta = torch.randn(2, device="cuda")
-                    both = [size - 1, min(2 * size - 1, weight.numel() - 1)]
-                    at = torch.tensor(both, device="cuda")
-                    with Copies() as copies:
-                        if isinstance(search, NeuronSearch):
-                            losses = search.steps(tensor, both, at, delta, t)
-                        else:
-                            losses = search.step(tensor, min(size - 1 + min(t, 1), weight.numel() - 1), delta[0], t)
-                    assert losses.device.type == "cuda"
-                    if not isinstance(search, engine.HeadSearch):  # which uploads the places of scattered columns
-                        assert copies.between_devices == 0, f"{type(search).__name__}, {position}, {tensor}"
+        for of in scorers(net, position, on, cache):
+            for graphed in ("0", "1") if of.strategy == "sequential" else ("0",):
+                monkeypatch.setenv("RSO_GRAPHS", graphed)
+                make = stepper(of, argmin, torch.device("cuda"), cache)
+                for tensor in of.w:
+                    steps_stay_on_the_device(of, make, tensor)
     assert Unrecorded.works or cache == "input"
+
+
+def steps_stay_on_the_device(of: Any, make: Any, tensor: str) -> None:
+    """On both batches, and on the first again when two channels have changed; a graph is of steps where one has."""
+    of.begin()
+    size, count = of.w[tensor][0].numel(), of.w[tensor].numel()
+    for t in range(7 if isinstance(make, Replay) else 3):
+        delta = torch.randn(2, device="cuda")
+        indices = [size - 1, min(2 * size - 1, count - 1)]
+        if of.strategy == "sequential":
+            indices, delta = [min(size - 1 + min(t, 1), count - 1)], delta[:1]
+        at = torch.tensor(indices, device="cuda")
+        with Copies() as copies:
+            losses, choices = make(Moves(tensor, t % 2, [t] * len(indices), indices, at, delta))
+        assert losses.device.type == choices.device.type == "cuda"
+        if not isinstance(of, HeadScorer):  # which uploads the places of scattered columns
+            assert copies.between_devices == 0, f"{type(of).__name__}, {tensor}"
 
 
 def test_reading_a_value_back_is_noticed() -> None:
     with pytest.raises(DataDependentOutputException):
         choose(torch.randn(3, device="cuda")).item()
-    net, on = on_cuda(NETS["one_conv"]()), batches()
-    with pytest.raises(DataDependentOutputException):  # the reference takes the winner's number to the host
-        ModuleSearch(net, on).step("block1.conv.weight", 0, torch.randn((), device="cuda"), 0)
     with Copies() as copies:
         torch.randn(2, device="cuda")[[1, 0]]
     assert copies.between_devices == 1
@@ -153,7 +157,7 @@ def test_a_replayed_step_launches_a_handful(monkeypatch: pytest.MonkeyPatch) -> 
     """What each step does around its graph, against a step without one."""
 
     class Replayed(graphs.Graph):
-        def __init__(self, work: Work, inputs: tuple[Tensor, Tensor], beside: object = None):
+        def __init__(self, work: Work, inputs: tuple[Tensor, ...], beside: object = None):
             self.inputs, self.made, self.graph = [x.clone() for x in inputs], work(*inputs), self  # type: ignore
 
         def replay(self) -> None:
@@ -161,10 +165,13 @@ def test_a_replayed_step_launches_a_handful(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(graphs, "Graph", Replayed)
     counts = {}
-    for kind in (engine.BlockSearch, GraphSearch):
-        search, delta = kind(on_cuda(NETS["mnist_net"]()), 1, batches()), torch.randn((), device="cuda")
+    for graphed in ("0", "1"):
+        monkeypatch.setenv("RSO_GRAPHS", graphed)
+        of, delta = scorer(on_cuda(NETS["mnist_net"]()), 1, batches()), torch.randn(1, device="cuda")
+        make = stepper(of, argmin, torch.device("cuda"))
+        at = torch.arange(7, device="cuda")
         for t in range(7):
             with Launches() as launches:
-                search.step("conv.weight", t, delta, t)
-        counts[kind] = launches.count
-    assert counts == {engine.BlockSearch: 74, GraphSearch: 4}  # the README says so
+                make(Moves("conv.weight", t % 2, [t], [t], at[t : t + 1], delta))
+        counts[graphed] = launches.count
+    assert counts == {"0": 74, "1": 4}  # the README says so

@@ -12,19 +12,20 @@ from typing import Any
 import pytest
 import torch
 from oracle import NARROW, Visit, best, images, narrow, plain, plan, stirred
+from steps import one_step, scorer
 from torch import Tensor
 
 from rso_lib import models
 from rso_lib.algorithm import Batches
 from rso_lib.data import Data, Split, load
 from rso_lib.engine import kernels
-from rso_lib.engine.block import BlockSearch, JointSearch, SearchedBlock
+from rso_lib.engine.block import BlockScorer
 from rso_lib.engine.layers import HeadStage, bridge
 from rso_lib.history import History, Report
 from rso_lib.models import Block, Flow, Head, Net
 from rso_lib.proposals import sigma
 from rso_lib.settings import RSO
-from rso_lib.train import Step, train
+from rso_lib.train import Position, Step, train
 
 DEVICES = [
     "cpu",
@@ -75,7 +76,8 @@ def history_before(net: Net, settings: RSO, cycle: int, sweep: int) -> History:
 
 def engine_steps(net: Net, data: Data, settings: RSO, at: tuple[int, int, int] = (0, 0, 0)) -> Iterator[Step]:
     """The steps of `train` from a position of the run on."""
-    begun = [torch.zeros(3, dtype=torch.float64, device=data.train.images.device)] * at[2]
+    zeros = torch.zeros(len(settings.candidates), dtype=torch.float64, device=data.train.images.device)
+    begun = [Step(Position(), "", 0, zeros[0], zeros, zeros[0])] * at[2]
     items = train(net, data, settings, history_before(net, settings, *at[:2]), steps=True, begun=begun)
     return (item for item in items if isinstance(item, Step))
 
@@ -163,7 +165,7 @@ def test_real_nets_where_steps_do_not_see_each_other(
     kind: str, name: str, at_once: int, loops: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the beginning of each sweep, over the end of batch norm's of 16 channels."""
-    monkeypatch.setattr(SearchedBlock, "candidates_at_once", lambda *_: at_once)
+    monkeypatch.setattr(BlockScorer, "candidates_at_once", lambda *_: at_once)
     net, settings = stirred(REAL[kind]()), settings_of(name)
     data = images(20, (3, 5, 4) if "depth" in kind else (1, 8, 8))
     for sweep in range(len(plan(net, settings))):
@@ -214,9 +216,9 @@ def test_joint_levels_with_the_input_in_half_precision(position: int) -> None:
     net, shape = narrow("growing")
     part = images(26, shape).train
     batches = Batches(part.images, part.labels, 8)
-    searches = [JointSearch(copy.deepcopy(net), position, batches, cache) for cache in ("full", "half")]
-    assert [search.inputs[0].x.dtype for search in searches] == [torch.float64, torch.float16]
-    full, half = (search.loss(0) for search in searches)
+    scorers = [scorer(copy.deepcopy(net), position, batches, level="layer", cache=cache) for cache in ("full", "half")]
+    assert [each.inputs[0].x.dtype for each in scorers] == [torch.float64, torch.float16]
+    full, half = (each.losses(0).mean() for each in scorers)
     assert half.dtype == torch.float64 and 0 < abs(half - full) < 1e-2
 
 
@@ -274,7 +276,7 @@ def test_a_weight_that_nothing_depends_on_is_kept(
     kind: str, strategy: str, at_once: int, dtype: torch.dtype, loops: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second channel of the images is black, and so is that of the first block, whose scale is zero."""
-    monkeypatch.setattr(SearchedBlock, "candidates_at_once", lambda *_: at_once)
+    monkeypatch.setattr(BlockScorer, "candidates_at_once", lambda *_: at_once)
     first, size = FIRST[kind]
     net = Net([first(), Block(16, 16), Block(16, 16)], Head(16, 3, pool="max"), seed=0).to(dtype)
     with torch.no_grad():
@@ -399,13 +401,13 @@ def test_rounding_does_not_pile_up_over_a_sweep() -> None:
     """What is kept for a slice is changed in place at each of 2,304 steps, and is still what a fresh search finds."""
     digits, net = load("digits"), models.mnist_net((1, 8, 8)).eval()
     models.calibrate(net, digits.train.images)
-    search = BlockSearch(net, 2, Batches(digits.train.images[:180], digits.train.labels[:180], 60))
+    searched = scorer(net, 2, Batches(digits.train.images[:180], digits.train.labels[:180], 60))
     size = net[2].conv.weight.numel()
     deltas = torch.randn(size, generator=torch.Generator().manual_seed(0)) * sigma(net[2].conv.weight)
     with torch.no_grad():
         for t in range(size):
-            search.step("conv.weight", t, deltas[t], t)
-        kept = [search.step("conv.weight", size - 1, torch.zeros(()), s) for s in range(3)]
-        search.begin()
-        fresh = [search.step("conv.weight", size - 1, torch.zeros(()), s) for s in range(3)]
+            one_step(searched, "conv.weight", t, deltas[t], t)
+        kept = [one_step(searched, "conv.weight", size - 1, torch.zeros(()), s) for s in range(3)]
+        searched.begin()
+        fresh = [one_step(searched, "conv.weight", size - 1, torch.zeros(()), s) for s in range(3)]
     torch.testing.assert_close(torch.stack(kept), torch.stack(fresh), rtol=1e-5, atol=1e-6)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rso_lib import RSO, Data, History, fit, load, models
 from rso_lib.data import Split
-from rso_lib.engine import block as engine
+from rso_lib.engine.head import HeadScorer
 from rso_lib.history import Report
 from rso_lib.lab import experiments
 from rso_lib.lab.experiments import Visits
@@ -161,7 +161,7 @@ def test_the_table_of_the_julia_notebook(digits: Data) -> None:
 @pytest.mark.parametrize("measure", ["compare", "julia_table"])
 def test_an_interrupt_ends_the_comparison(measure: str, digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of a run is no result. The first run is stopped in its first sweep, the others would not be."""
-    step, steps = engine.HeadSearch.step, []
+    step, steps = HeadScorer.score, []
 
     def interrupted(*arguments):
         steps.append(arguments)
@@ -169,7 +169,7 @@ def test_an_interrupt_ends_the_comparison(measure: str, digits: Data, monkeypatc
             raise KeyboardInterrupt
         return step(*arguments)
 
-    monkeypatch.setattr(engine.HeadSearch, "step", interrupted)
+    monkeypatch.setattr(HeadScorer, "score", interrupted)
     base, variants = RSO(cycles=1, batch_size=200), {"a": {}, "b": {"order": "input"}}
     with pytest.raises(KeyboardInterrupt):
         if measure == "compare":

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from oracle import NARROW, images, narrow, plan, stirred
+from steps import scorer
 from test_engine import DEVICES, REAL, compare, settings_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,9 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 from rso_lib import models
 from rso_lib.algorithm import Batches
-from rso_lib.engine import kernels
+from rso_lib.engine import kernels, stepper
 from rso_lib.engine import replay as graphs
-from rso_lib.engine.replay import Graph, GraphSearch, Work, block_search
+from rso_lib.engine.replay import Decided, Graph, Replay, Work
+from rso_lib.rules import argmin
 from rso_lib.settings import RSO
 from rso_lib.train import train
 
@@ -28,7 +30,7 @@ class Recording(TorchDispatchMode):
 
     made_so_far, replays = 0, 0
 
-    def __init__(self, work: Work, inputs: tuple[Tensor, Tensor], beside: "Recording | None" = None):
+    def __init__(self, work: Work, inputs: tuple[Tensor, ...], beside: "Recording | None" = None):
         super().__init__()
         Recording.made_so_far += 1
         self.inputs, self.calls, self.is_fresh = [x.clone() for x in inputs], [], True
@@ -41,13 +43,14 @@ class Recording(TorchDispatchMode):
         self.calls.append((function, args, kwargs or {}, made))
         return made
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Decided:
         for mine, x in zip(self.inputs, inputs, strict=True):
             mine.copy_(x)
         if not self.is_fresh:  # what has been recorded has been done, too
             self.replay()
         self.is_fresh = False
-        return self.result.clone()
+        losses, choices = self.result
+        return losses.clone(), choices.clone()
 
     def replay(self) -> None:
         Recording.replays += 1
@@ -65,8 +68,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recording]:
     monkeypatch.setattr(kernels, "load", lambda: None)
     monkeypatch.setattr(graphs, "Graph", Recording)
     monkeypatch.setattr(graphs, "covers", lambda *_: True)
-    monkeypatch.setattr(graphs, "WORTH", 0)
-    monkeypatch.setattr(GraphSearch, "records", True)
+    monkeypatch.setattr(graphs, "MIN_VISITS", 0)
+    monkeypatch.setattr(Replay, "records", True)
     return Recording
 
 
@@ -102,7 +105,7 @@ def test_what_is_recorded(recorded: type[Recording], monkeypatch: pytest.MonkeyP
     assert recorded.made_so_far == 4
     for worth, recordings in ((9, 4), (10, 0)):  # 36 weights, 9 for each slice
         monkeypatch.setattr(recorded, "made_so_far", 0)
-        monkeypatch.setattr(graphs, "WORTH", worth)
+        monkeypatch.setattr(graphs, "MIN_VISITS", worth)
         compare(net, data, settings, (0, 0, 0), 9)
         assert recorded.made_so_far == recordings
 
@@ -114,9 +117,9 @@ def test_steps_go_on_where_they_cannot_be_recorded(
     """Also where a recording has begun to change what is kept."""
 
     class Failing(Recording):
-        def __init__(self, work: Work, inputs: tuple[Tensor, Tensor], beside: Recording | None = None):
+        def __init__(self, work: Work, inputs: tuple[Tensor, ...], beside: Recording | None = None):
             if Recording.made_so_far + 1 >= fails:
-                search = work.func.__self__  # type: ignore[attr-defined]
+                search = work.__closure__[1].cell_contents.scorer  # type: ignore[index]
                 for response in search.responses.values():
                     response.z.fill_(torch.nan)
                 raise RuntimeError("operation not permitted when stream is capturing")
@@ -138,13 +141,16 @@ def test_what_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not graphs.covers(cuda, "full")
 
 
-def test_which_search_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_scorer_replays(monkeypatch: pytest.MonkeyPatch) -> None:
     net, shape = narrow("flat")
     train_part = images(26, shape).train
-    batches = Batches(train_part.images, train_part.labels, 8)
-    assert not isinstance(block_search(net.eval(), 0, batches), GraphSearch)
+    batches, cpu = Batches(train_part.images, train_part.labels, 8), torch.device("cpu")
+    block, head = (scorer(net.eval(), position, batches) for position in (0, len(net.blocks)))
+    assert not isinstance(stepper(block, argmin, cpu), Replay)
     monkeypatch.setattr(graphs, "covers", lambda *_: True)
-    assert isinstance(block_search(net, 0, batches), GraphSearch)
+    assert isinstance(stepper(block, argmin, cpu), Replay)
+    assert not isinstance(stepper(head, argmin, cpu), Replay)
+    assert not isinstance(stepper(scorer(net, 0, batches, strategy="neuron"), argmin, cpu), Replay)
 
 
 @pytest.mark.parametrize("device", DEVICES[1:])
@@ -167,7 +173,7 @@ def test_a_gpu_gives_the_same_net_with_graphs_and_without(
 
 
 def _counting(call: Any, calls: list[object]) -> Any:
-    def counted(self: Graph, *inputs: Tensor) -> Tensor:
+    def counted(self: Graph, *inputs: Tensor) -> Decided:
         calls.append(self)
         return call(self, *inputs)
 

@@ -17,12 +17,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import images, stirred
+from steps import one_step, scorer
 from torch import Tensor, nn
 
 from rso_lib import models
 from rso_lib.algorithm import Batches
 from rso_lib.engine import kernels
-from rso_lib.engine.block import BlockSearch, planes, shifts
+from rso_lib.engine.block import offsets, planes
 from rso_lib.engine.kernels import Kernels, Preactivation
 from rso_lib.models import calibrate
 
@@ -122,7 +123,7 @@ def by_rows(
 ) -> Preactivation:
     """`base` is that of all rows, unless `of` says more."""
     entered = planes(x, folded)
-    where = shifts(kernel[0].numel(), *entered.shape[2:], folded)
+    where = offsets(kernel[0].numel(), *entered.shape[2:], folded)
     size = x.shape[2] // (1 + folded), x.shape[3] // (1 + folded)
     made = compiled.rows_conv(entered, kernel.flatten(1), where, size, like, base, of or [0] * len(kernel))
     assert made.z.is_contiguous()
@@ -406,7 +407,7 @@ def test_the_engine_decides_the_same_without_them(
         searched = copy.deepcopy(net).eval()
         if way == "torch":
             monkeypatch.setattr(kernels, "load", lambda: None)
-        search = BlockSearch(searched, position, Batches(train.images, train.labels, 10))
+        search = scorer(searched, position, Batches(train.images, train.labels, 10))
         for s in range(3):
             assert len(search.inputs[s].x) == 10
         if way == "compiled":
@@ -414,7 +415,7 @@ def test_the_engine_decides_the_same_without_them(
         weight = searched.get_parameter(f"block{position + 1}.conv.weight").detach()
         first = weight[:5].numel() - 4
         deltas = torch.randn(10, generator=torch.Generator().manual_seed(position), dtype=torch.float64) / 5
-        losses = [search.step("conv.weight", first + k, delta, k) for k, delta in enumerate(deltas)]
+        losses = [one_step(search, "conv.weight", first + k, delta, k) for k, delta in enumerate(deltas)]
         results[way] = torch.stack(losses), weight
         calls[way] = calls.total()
     used = {"rows_conv", "norm_max"} | (set() if position == 5 else {"norm_changes", "add_channels"})
@@ -440,13 +441,13 @@ def test_of_a_row_that_is_known_the_taps_that_differ_are_read(loaded: Kernels, m
         return rows_conv(self, x, weights, *more)
 
     monkeypatch.setattr(Kernels, "rows_conv", counted)
-    search = BlockSearch(net, 1, Batches(train.images, train.labels, 10))
+    search = scorer(net, 1, Batches(train.images, train.labels, 10))
     weight = net.get_parameter("block2.conv.weight").detach().view(-1)
     before = weight.clone()
     rooms = []
     for k in range(8):
-        search.step("conv.weight", k, torch.tensor(0.3, dtype=torch.float64), k)
-        rooms.append(search.outputs[k % 2].z.data_ptr())
+        one_step(search, "conv.weight", k, torch.tensor(0.3, dtype=torch.float64), k)
+        rooms.append(search.known.outputs[k % 2].z.data_ptr())
     assert rooms == [*rooms[:2]] * 4 and rooms[0] != rooms[1]
     moved = [int(now != was) for now, was in zip(weight[:8], before[:8], strict=True)]
     assert 0 < sum(moved) < 8, "some of these weights are kept, and some are not"
@@ -469,14 +470,14 @@ def test_where_an_order_comes_back_to_rows_the_taps_that_differ_are_read(
         return rows_conv(self, x, weights, *more)
 
     monkeypatch.setattr(Kernels, "rows_conv", counted)
-    search = BlockSearch(net, 1, Batches(train.images, train.labels, 10))
+    search = scorer(net, 1, Batches(train.images, train.labels, 10))
     weight = net.get_parameter("block2.conv.weight").detach().flatten(1)
     visits = [(row, j) for j in range(0, 9, 3) for row in range(4) for j in range(j, j + 3)]
     before = weight.clone()
     for k, (row, j) in enumerate(visits):
         if k == 14:  # all is known anew at the return to row 0, on both slices
             read.clear()
-        search.step("conv.weight", 144 * row + j, torch.tensor(0.3, dtype=torch.float64), k)
+        one_step(search, "conv.weight", 144 * row + j, torch.tensor(0.3, dtype=torch.float64), k)
     assert len(read) == len(visits) - 14
     for k, made in enumerate(read, 14):
         recent = [visits[k - 2], visits[k - 1], visits[k]]

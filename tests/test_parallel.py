@@ -17,15 +17,14 @@ import torch.multiprocessing as mp
 from oracle import images, narrow
 from torch import Tensor
 
-from rso_lib.algorithm import Batches
+from rso_lib.engine import Visits, owners
 from rso_lib.engine import block as engine
-from rso_lib.engine.strategies import LayerSearch
 from rso_lib.models import Block, Head, Net
 from rso_lib.run import folder as runs
 from rso_lib.run import processes as parallel
 from rso_lib.run.processes import World, world
 from rso_lib.settings import RSO
-from rso_lib.train import ALONE, Alone, Step, _owners, train
+from rso_lib.train import ALONE, Alone, Position, Step, train
 
 pytestmark = pytest.mark.xdist_group("parallel")  # the runs behind these tests are made once
 
@@ -166,7 +165,7 @@ def test_strategies_need_a_net_of_blocks_and_whole_sweeps() -> None:
     with pytest.raises(ValueError, match='strategy="sequential"'):
         next(train(torch.nn.Flatten(), images(26, shape), settings))
     with pytest.raises(ValueError, match="within a sweep"):
-        next(train(net, images(26, shape), settings, begun=[torch.zeros(3)] * 3))
+        next(train(net, images(26, shape), settings, begun=[Step(Position(), "", 0, *torch.zeros(3))] * 3))
 
 
 def test_sequential_steps_are_not_shared() -> None:
@@ -195,13 +194,11 @@ def test_the_first_layer_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_a_process_has_its_own_slices(processes: int) -> None:
     """Of three, as long as they go round; where there are more processes, all of them have steps."""
-    net, shape = narrow("folded")
-    train = images(26, shape).train
-    search = LayerSearch(net.eval(), 0, Batches(train.images, train.labels, 8))
-    owners = _owners(search, torch.randperm(36), 4, before=5, processes=processes)
-    assert set(owners.tolist()) == set(range(processes))
+    visits = Visits("conv.weight", 4, torch.randperm(36), torch.zeros(36), offset=5)
+    found = owners("layer", visits, 3, processes)
+    assert set(found.tolist()) == set(range(processes))
     slices = [(5 + t) % 3 for t in range(36)]
-    owned = {(s, owner) for s, owner in zip(slices, owners.tolist(), strict=True)}
+    owned = {(s, owner) for s, owner in zip(slices, found.tolist(), strict=True)}
     assert len(owned) == (3 if processes <= 3 else 12)
 
 

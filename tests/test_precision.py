@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rso_lib import load, models
-from rso_lib.engine import block as engine
+from rso_lib.engine.head import HeadScorer
+from rso_lib.engine.sequential import SequentialScorer
 from rso_lib.lab import precision
 from rso_lib.lab.precision import CPU, CUDA, Decisions, compare
 from rso_lib.run import folder as runs
@@ -30,13 +31,13 @@ def test_a_run_has_its_own_arithmetic_and_leaves_that_of_others(
     torch.backends.cuda.matmul.fp32_precision = found
     request.addfinalizer(lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "none"))
     before, within = flags(), []
-    step = engine.HeadSearch.step
+    step = HeadScorer.score
 
     def watched(*arguments):
         within.append(flags())
         return step(*arguments)
 
-    monkeypatch.setattr(engine.HeadSearch, "step", watched)
+    monkeypatch.setattr(HeadScorer, "score", watched)
     data = load("digits")
     settings = RSO(cycles=1, batch_size=100, precision=name)
     for _ in islice(train(models.one_conv(data.shape), data, settings, steps=True), 3):
@@ -128,20 +129,15 @@ def test_visits_have_the_batch_of_their_cycle(monkeypatch: pytest.MonkeyPatch) -
 def test_what_differs_is_counted(kind: Callable[..., models.Net], monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses in coarse steps tie, and a tie keeps w: at these visits float64 chooses otherwise."""
     net = kind((1, 8, 8))
-    for search in (engine.BlockSearch, engine.HeadSearch):
-        step = search.step
+    for kind_of_scorer in (SequentialScorer, HeadScorer):
+        score = kind_of_scorer.score
 
-        def coarse(self, name, index, delta, turn, step=step):
-            weight = self.w[name].view(-1)
-            kept = weight[index].clone()
-            losses = step(self, name, index, delta, turn)
-            if weight.dtype == torch.float64:
-                return losses
-            losses = (losses * 10).round()
-            weight[index] = torch.stack([kept, kept + delta, kept - delta])[losses.argmin()]
-            return losses
+        def coarse(self, moves, score=score):
+            scores = score(self, moves)
+            single = self.w[moves.tensor].dtype == torch.float32
+            return scores._replace(losses=(scores.losses * 10).round()) if single else scores
 
-        monkeypatch.setattr(search, "step", coarse)
+        monkeypatch.setattr(kind_of_scorer, "score", coarse)
     differ = sum(row.differ for row in compare(net, load("digits"), RSO(batch_size=300), 0, visits=20, slices=2))
     visits = sum(min(20, weight.numel()) for weight in net.parameters())
     assert 0.5 * visits < differ <= visits

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from steps import one_step, scorer
 from torch import Tensor, nn
 
-from rso_lib.algorithm import Batches, ModuleSearch, algorithm_1, choose, cross_entropy, one_hot, step
+from rso_lib.algorithm import Batches, algorithm_1, choose, cross_entropy, one_hot, step
+from rso_lib.engine import JointMove
 from rso_lib.proposals import generator
 
 NAN, INF = math.nan, math.inf
@@ -132,21 +134,21 @@ def test_module_search_takes_the_slices_in_turn() -> None:
     with torch.no_grad():
         net.weight.zero_()
     images = torch.tensor([[1.0], [1.0], [-2.0], [-2.0], [9.0]])
-    search = ModuleSearch(net, Batches(images, torch.zeros(5, dtype=torch.long), 2))
+    search = scorer(net, 0, Batches(images, torch.zeros(5, dtype=torch.long), 2))
 
     def expected(z: float) -> float:
         return math.log1p(math.exp(-z))
 
-    losses = search.step("weight", 0, torch.tensor(1.0), 0)
+    losses = one_step(search, "weight", 0, torch.tensor(1.0), 0)
     assert losses.tolist() == pytest.approx([expected(0), expected(1), expected(-1)])
     assert net.weight.tolist() == [[1.0], [0.0]]
-    losses = search.step("weight", 0, torch.tensor(0.5), 1)
+    losses = one_step(search, "weight", 0, torch.tensor(0.5), 1)
     assert losses.tolist() == pytest.approx([expected(-2), expected(-3), expected(-1)])
     assert net.weight.tolist() == [[0.5], [0.0]]
-    losses = search.step("weight", 0, torch.tensor(0.5), 3)
+    losses = one_step(search, "weight", 0, torch.tensor(0.5), 3)
     assert losses.tolist() == pytest.approx([expected(-1), expected(-2), expected(0)])
-    losses = search.step_jointly([net.weight.detach()], [torch.tensor([[1.0], [-1.0]])], 4)
-    assert losses.tolist() == pytest.approx([expected(0), expected(2), expected(-2)])
+    scores = search.score(JointMove(["weight"], 4 % 2, [0], [torch.tensor([[1.0], [-1.0]])]))
+    assert scores.losses[0].tolist() == pytest.approx([expected(0), expected(2), expected(-2)])
 
 
 # The whole algorithm

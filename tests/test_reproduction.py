@@ -11,7 +11,7 @@ from torch import nn
 
 from rso_lib import RSO, History, models
 from rso_lib.data import Split, home
-from rso_lib.engine import block as engine
+from rso_lib.engine.head import HeadScorer
 from rso_lib.history import Report
 from rso_lib.lab import reproduction
 from rso_lib.proposals import sigma
@@ -180,7 +180,7 @@ def test_a_run_that_is_stopped_is_no_result(tmp_path: Path, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.HeadSearch, "step", interrupted)
+        patch.setattr(HeadScorer, "score", interrupted)
         with (
             pytest.warns(UserWarning, match="stopped before the end"),
             pytest.raises(KeyboardInterrupt, match=r"seed 0 was stopped; the same call goes on in .*seed_0"),

@@ -341,7 +341,7 @@ def test_a_run_goes_on_within_a_sweep(sweep: int, step: int, last: int) -> None:
             history.append(item)
             begun.clear()
             continue
-        begun.append(item.losses)
+        begun.append(item)
         if item.at == Position(0, sweep, step):
             break
     sitting.close()

@@ -131,8 +131,7 @@ def test_a_change_counts_from_the_next_step(data: Data, change: dict[str, object
 
     net = small_net()
     expected = steps(train(net, data, SETTINGS, steps=True), 10)
-    begun = [step.losses for step in expected]
-    expected += steps(train(net, data, replace(SETTINGS, **change), steps=True, begun=begun), 12)
+    expected += steps(train(net, data, replace(SETTINGS, **change), steps=True, begun=[*expected]), 12)
     assert [step.at for step in seen] == [(0, 0, k) for k in range(1, 23)]
     assert all(map(same, seen, expected))
     unchanged = steps(train(small_net(), data, SETTINGS, steps=True), 22)

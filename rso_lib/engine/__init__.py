@@ -1,0 +1,89 @@
+"""The search engine: the decisions of Algorithm 1, for a small fraction of its work.
+
+A *plan* says which weights are visited together, and on which batch (`plans`). A *scorer* gives the losses of their
+candidates w + m·Δ. A *rule* chooses how far each weight moves (`rso_lib.rules`). The scorer *commits*: it writes the
+weights back, and notes which output channels of its caches are stale.
+
+    for moves in plan:
+        scores = scorer.score(moves)
+        choices = rule(scores)
+        scorer.commit(moves, choices)
+
+Strategies are plans. `scorer_of` picks the scorer: `sequential` and `snapshot` for a block, `head` for the final layer,
+`module` for any module and for joint steps. On a CUDA device a step of the loop is a replayed graph (`replay`). Whoever
+asks how one weight changes reads `stepper`, and is done.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..algorithm import Batches, Loss
+from ..models import Head, Net
+from ..rules import Rule, Scores
+from ..settings import RSO
+from . import replay
+from .head import HeadScorer
+from .module import JointMove, JointScorer, ModuleScorer
+from .plans import Moves, Visits, owners, plan
+from .sequential import SequentialScorer
+from .snapshot import SnapshotScorer
+
+__all__ = ["JointMove", "Moves", "Scorer", "Stepper", "Visits", "owners", "plan", "scorer_of", "stepper"]
+
+
+class Scorer(Protocol):
+    """What knows a net and caches what it gave on each batch; it has no opinion.
+
+    strategy       which of the plans it can follow
+    steps_at_once  how many steps it scores together, at the most
+    labels         of each batch
+    """
+
+    labels: Sequence[Tensor]
+
+    @property
+    def strategy(self) -> str: ...
+    @property
+    def steps_at_once(self) -> int: ...
+
+    def begin(self) -> None:
+        """Start a sweep, or go on within it, with nothing cached."""
+
+    def score(self, moves: Any) -> Scores:
+        """Return the losses of the candidates of some steps, all on one batch."""
+
+    def commit(self, moves: Any, choices: Tensor) -> None:
+        """Move each weight by a multiple [n] of its Δ."""
+
+
+Stepper = Callable[[Any], tuple[Tensor, Tensor]]
+"""Makes the steps of some moves; returns the losses [n, K] and the choices [n], multiples of Δ."""
+
+
+def scorer_of(net: nn.Module, position: int, batches: Batches, settings: RSO, loss: Loss) -> Scorer:
+    """Return the scorer of the layer at a position of a net, on some batches."""
+    if not isinstance(net, Net):
+        return ModuleScorer(net, batches, settings, loss)
+    if settings.level != "weight":
+        return JointScorer(net, position, batches, settings, loss)
+    if isinstance(net.layers[position], Head):
+        return HeadScorer(net, position, batches, settings, loss)
+    block = SequentialScorer if settings.strategy == "sequential" else SnapshotScorer
+    return block(net, position, batches, settings, loss)
+
+
+def stepper(scorer: Scorer, rule: Rule, device: torch.device, cache: str = "full") -> Stepper:
+    """Return how steps are made: score, choose, commit; on a CUDA device as a replayed graph of these three."""
+    if isinstance(scorer, SequentialScorer) and replay.covers(device, cache):
+        return replay.Replay(scorer, rule, device)
+
+    def step(moves: Any) -> tuple[Tensor, Tensor]:
+        scores = scorer.score(moves)
+        choices = rule(scores)
+        scorer.commit(moves, choices)
+        return scores.losses, choices
+
+    return step

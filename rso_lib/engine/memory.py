@@ -13,7 +13,7 @@ import torch
 from ..data import Data
 from ..models import Flow, Net, pool2
 from ..settings import CACHES, RSO
-from . import replay as graphs
+from . import replay
 from .block import most_at_once, planes
 from .layers import channels_last, folds, stage
 
@@ -118,7 +118,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     net.train(training)
     per_image = most + image.numel() * image.element_size()
     temporaries = NORMED if any(block.norm for block in net.blocks) else PLAIN
-    if settings.strategy == "sequential" and not jointly and graphs.covers(image.device, settings.cache):
+    if settings.strategy == "sequential" and not jointly and replay.covers(image.device, settings.cache):
         temporaries *= 2  # graphs have memory of their own
     values = settings.batch_size * largest
     values = half * values + temporaries * together(values, net, data, settings)
@@ -129,10 +129,11 @@ def together(candidate: int, net: Net, data: Data, settings: RSO) -> int:
     """Values of the largest activation of all candidates that go through the net as one batch, given those of one."""
     slices = max(len(data.train) // settings.batch_size, 1)
     sweep = max((block.conv.weight.numel() for block in net.blocks), default=0)
+    tried = len(settings.candidates)
     candidates = {
-        "sequential": 3,
-        "neuron": 3 * max((block.conv.out_channels for block in net.blocks), default=1),
-        "layer": 2 * -(-sweep // slices) + 1,
+        "sequential": tried,
+        "neuron": tried * max((block.conv.out_channels for block in net.blocks), default=1),
+        "layer": (tried - 1) * -(-sweep // slices) + 1,
     }[settings.strategy]
     most = most_at_once(data.train.images.device)
     return max(min(candidates * candidate, most), candidate)

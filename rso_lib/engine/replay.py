@@ -1,8 +1,8 @@
-"""A step on a GPU as one replayed graph, in place of launches that take longer than their arithmetic.
+"""Replay a step on a GPU as one CUDA graph, in place of launches that take longer than their arithmetic.
 
-A CUDA graph repeats the same kernels on the same memory. So what is kept for a slice keeps its place, and what differs
-between the steps on a slice is read from tensors: which weight, in which row, which other rows are out of date, and Δ.
-The choice among the candidates and its write-back are in the graph too: nothing is read back to the host.
+A CUDA graph repeats the same kernels on the same memory. So what is cached for a batch keeps its place, and what
+differs between the steps on a batch is read from tensors: which weight, in which channel, which channels are stale, and
+Δ. The rule and the commit are in the graph too: nothing is read back to the host.
 
 With RSO_GRAPHS=0 in the environment each kernel is launched by itself: the same steps, up to rounding.
 """
@@ -11,32 +11,32 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..algorithm import Batches
-from ..models import Net
-from .block import BlockSearch, shifts
-from .kernels import Preactivation
-from .layers import Index
+from ..rules import Rule
+from .plans import Moves
+from .sequential import SequentialScorer
 
-WORTH = 8
-"""Steps on a slice within a sweep, in the mean, from which on graphs are recorded: recording takes as long as a few
-steps (an estimate, not a measurement)."""
+MIN_VISITS = 8
+"""Visits of a batch within a sweep, on average, from which graphs are recorded: recording takes as long as a few steps
+(an estimate, not a measurement)."""
 
-Work = Callable[[Tensor, Tensor], Tensor]
+Decided = tuple[Tensor, Tensor]
+"""The losses [1, K] and the choice [1] of a step."""
+Work = Callable[[Tensor, Tensor, Tensor], Decided]
 Kind = tuple[int, str, int]
-"""Of a step: its slice, its tensor, and how many rows of the slice are out of date."""
+"""What tells graphs apart: batch, tensor, number of stale channels."""
 
 
 class Graph:
-    """What some work launches on a CUDA device for inputs of certain sizes: recorded here, done by each call."""
+    """The launches of some work for inputs of certain sizes: recorded when it is made, replayed by each call."""
 
-    def __init__(self, work: Work, inputs: tuple[Tensor, Tensor], beside: "Graph | None" = None):
-        """beside  a graph that shares its memory for what is temporary: the two never run at the same time"""
+    def __init__(self, work: Work, inputs: tuple[Tensor, ...], beside: "Graph | None" = None):
+        """beside  a graph that shares its memory for temporaries: the two never run at the same time"""
         self.inputs = [x.clone() for x in inputs]
         self.graph = torch.cuda.CUDAGraph()
         device, pool = inputs[0].device, beside.graph.pool() if beside else None
@@ -49,99 +49,82 @@ class Graph:
             finally:
                 torch.cuda.set_stream(usual)  # after a failure, torch before 2.15 stays on the other
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Decided:
         for mine, x in zip(self.inputs, inputs, strict=True):
             mine.copy_(x)
         self.graph.replay()
-        return self.made.clone()  # before another graph writes there
+        losses, choices = self.made
+        return losses.clone(), choices.clone()  # before another graph writes there
 
 
 @cache
 def stream_of(device: torch.device, thread: int) -> torch.cuda.Stream:
-    """Where a thread records. Graphs of one stream share a workspace, which in some versions of torch goes with the
-    first of them; those of one search go together."""
+    """Return the stream that a thread records on.
+
+    Graphs of one stream share a workspace, which in some versions of torch goes with the first of them; those of one
+    scorer go together.
+    """
     return torch.cuda.Stream(device)
 
 
-class GraphSearch(BlockSearch):
-    """The steps of `BlockSearch` on a CUDA device. Those that do the same on a slice share a graph.
+class Replay:
+    """Make the steps of a sequential scorer; those that do the same on a batch share a graph.
 
     records  whether graphs can be recorded in this process: until it fails
     """
 
     records: ClassVar[bool] = True
 
-    def __init__(self, net: Net, position: int, batches: Batches, cache: str = "full"):
+    def __init__(self, scorer: SequentialScorer, rule: Rule, device: torch.device):
+        self.scorer, self.rule = scorer, rule
         self.graphs: dict[Kind, Graph] = {}
         self.warm: set[tuple[str, int]] = set()
-        super().__init__(net, position, batches, cache)
-        device, (height, width) = batches.images.device, self.size
-        self.numbers = torch.arange(max(weight.numel() for weight in self.w.values()), device=device)
-        # in an image's planes: what each weight of a row meets first, and what lies between that and each pixel's
-        self.tap_shifts = shifts(self.row_size, *self.plane, self.folded).to(device)
-        self.pixels = (self.plane[1] * torch.arange(height)[:, None] + torch.arange(width)).flatten().to(device)
+        self.numbers = torch.arange(max(weight.numel() for weight in scorer.w.values()), device=device)
+        scorer.keep_places_on(device)
+        scorer.keeps_memory = True
+        scorer.on_forget = self.graphs.clear  # graphs go with the memory that they work on
 
-    def forget(self) -> None:
-        """As in `BlockSearch`. Graphs go with the memory that they work on."""
-        super().forget()
-        self.graphs.clear()
+    def __call__(self, moves: Moves) -> Decided:
+        """Score, choose and commit one step, by a graph where that pays."""
+        stale, places = self.scorer.find(moves)
+        kind = moves.batch, moves.tensor, stale
+        where = torch.stack([self.numbers[place] for place in places])  # a copy within the device: no upload
+        inputs = moves.at, moves.deltas, where
+        work = self.work(moves, stale)
+        if kind not in self.graphs and self.is_ready(*kind) and not self.record(kind, work, inputs):
+            self.scorer.forget()  # what was recorded in part
+            return self(moves)
+        self.warm.add((moves.tensor, stale))
+        return self.graphs.get(kind, work)(*inputs)
 
-    def come_to(self, row: int) -> None:
-        """As in `BlockSearch`. The outputs of rows are not kept here, so that it makes no difference if one returns."""
-        self.visited.append(row)
+    def work(self, moves: Moves, stale: int) -> Work:
+        """Return the step as a function of tensors: the weight's index [1], Δ [1] and the places [n]."""
 
-    def decide(self, s: int, name: str, stale: int, delta: Tensor, *places: Index) -> Tensor:
-        """As in `BlockSearch`, by a graph where that is worth while."""
-        kind = s, name, stale
-        where = torch.stack([self.numbers[place] for place in places])  # out of memory of the device: no upload
-        work = partial(self.decide_there, *kind)
-        if kind not in self.graphs and self.is_ready(*kind) and not self.record(kind, work, (delta, where)):
-            self.forget()  # what was recorded in part
-            index, j, *_, row = places
-            self.visited.append(int(row))
-            return self.decide(s, name, 0, delta, index, j, row)
-        self.warm.add((name, stale))
-        return self.graphs.get(kind, work)(delta, where)
+        def step(at: Tensor, delta: Tensor, where: Tensor) -> Decided:
+            here = moves._replace(at=at, deltas=delta)
+            scores = self.scorer.score_at(here, stale, where.split(1))
+            choices = self.rule(scores)
+            self.scorer.commit(here, choices)
+            return scores.losses, choices
 
-    def decide_there(self, s: int, name: str, stale: int, delta: Tensor, where: Tensor) -> Tensor:
-        """The step with its places [n] on the device."""
-        return super().decide(s, name, stale, delta, *where.split(1))
+        return step
 
-    def is_ready(self, s: int, name: str, stale: int) -> bool:
-        """Whether to record a step: if it will be repeated, what it changes has its place, and the libraries are set up
-        for it by one that ran as it is."""
-        often = self.w[name].numel() >= WORTH * len(self.labels)
-        return often and s in self.responses and (name, stale) in self.warm and self.records
+    def is_ready(self, batch: int, tensor: str, stale: int) -> bool:
+        """Return whether to record a step: it will be repeated, what it changes has its place, and the libraries are
+        set up for it by a step that was not recorded."""
+        often = self.scorer.w[tensor].numel() >= MIN_VISITS * len(self.scorer.labels)
+        return often and batch in self.scorer.responses and (tensor, stale) in self.warm and self.records
 
-    def record(self, kind: Kind, work: Work, inputs: tuple[Tensor, Tensor]) -> bool:
+    def record(self, kind: Kind, work: Work, inputs: tuple[Tensor, ...]) -> bool:
         """Make a graph of the steps of a kind. Returns whether that was possible."""
         try:
             self.graphs[kind] = Graph(work, inputs, next(iter(self.graphs.values()), None))
         except RuntimeError as error:
             warnings.warn(f"the steps are not replayed but launched kernel by kernel: {error}", stacklevel=2)
-            GraphSearch.records = False
+            Replay.records = False
         return self.records
-
-    def respond(self, s: int, z: Preactivation) -> None:
-        """As in `BlockSearch`, in the same memory each time."""
-        response, skip = self.responses.get(s), self.skips.get(s)
-        super().respond(s, z)
-        if response is not None:
-            self.responses[s] = Preactivation(response.z.copy_(self.responses[s].z))
-        if skip is not None and (made := self.skips[s]) is not None:
-            self.skips[s] = skip.copy_(made)
-
-    def tap(self, x: Tensor, j: Index) -> Tensor:
-        """As in `BlockSearch`."""
-        return x.flatten(1)[:, self.pixels + self.tap_shifts[j]].view(-1, *self.size)
-
-
-def block_search(net: Net, position: int, batches: Batches, cache: str = "full") -> BlockSearch:
-    """The sequential search of the block at a position of the net, with replayed steps where `covers` says so."""
-    search = GraphSearch if covers(batches.images.device, cache) else BlockSearch
-    return search(net, position, batches, cache)
 
 
 def covers(device: torch.device, cache: str) -> bool:
-    """Whether steps are replayed: on a CUDA device, where the caches of a batch stay."""
+    """Return whether steps are replayed: on a CUDA device, where the caches of a batch stay."""
     return cache != "input" and device.type == "cuda" and os.environ.get("RSO_GRAPHS") != "0"

@@ -30,14 +30,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import models
-from ..algorithm import Batches, cross_entropy
-from ..engine import kernels, memory
-from ..engine.block import BlockSearch, HeadSearch, cached_input
+from ..algorithm import Batches, cross_entropies, cross_entropy
+from ..engine import Moves, Stepper, kernels, memory, replay, stepper
+from ..engine.block import cached_input
+from ..engine.head import HeadScorer
 from ..engine.layers import channels_last, folds, stages
-from ..engine.replay import GraphSearch, block_search
+from ..engine.sequential import SequentialScorer
 from ..models import Flow, Head, Net, calibrate
 from ..proposals import sigma
-from ..settings import PRECISIONS, arithmetic, check_whole
+from ..rules import argmin
+from ..settings import PRECISIONS, RSO, arithmetic, check_whole
 
 SHAPES = {"one_conv": (1, 28, 28), "two_conv": (1, 28, 28), "mnist_net": (1, 28, 28)}
 CIFAR = {f"cifar_net_{depth}": depth for depth in (3, 5, 10)}
@@ -164,29 +166,31 @@ def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int
     images = len(batches.labels) if tried == slices else tried * batches.size
     part = Batches(batches.images[:images], batches.labels[:images], batches.size)
     net.eval()
-    search = (HeadSearch if isinstance(layer, Head) else block_search)(net, position, part)
-    build = clock(lambda: [search.inputs[s] for s in range(tried)], device) * len(batches.labels) / images
-    visit = partial(visits, search, name, delta, slices // tried)
+    kind, settings = HeadScorer if isinstance(layer, Head) else SequentialScorer, RSO(batch_size=batches.size)
+    scorer = kind(net, position, part, settings, cross_entropies)
+    build = clock(lambda: [scorer.inputs[s] for s in range(tried)], device) * len(batches.labels) / images
+    step = stepper(scorer, argmin, device)
+    visit = partial(visits, step, scorer, name, delta, slices // tried)
     in_a_row = max(1, weight[0].numel() // (slices // tried))
     first = [clock(partial(visit, [turn]), device) for turn in range(tried)]
     x = channels_last(batches.images[: batches.size])
     behind = cached_input(stages(net.blocks[:position], calibrated=True), x, channels_last)
     behind = behind._replace(x=channels_last(behind.x))  # grey images have two layouts, and convolutions ask for one
     labels = batches.labels[: batches.size]
-    replays = isinstance(search, GraphSearch)
+    replays = isinstance(step, replay.Replay)
     whole = lambda: cross_entropy(net(x), labels)  # noqa: E731
     tail = lambda: cross_entropy(run(net, position, behind), labels)  # noqa: E731
     times: dict[str, list[float]] = {"plain": [], "cached": [], "engine": []}
     for k in range(repeats):
         net.train()
         for method, loss in (("plain", whole), ("cached", tail)):
-            step = partial(plain_step, weight, 0, delta, loss)
+            plain = partial(plain_step, weight, 0, delta, loss)
             if replays:
-                step()  # recording has left torch no memory for it
-            times[method].append(clock(step, device))
+                plain()  # recording has left torch no memory for it
+            times[method].append(clock(plain, device))
         row = range(tried + k * in_a_row, tried + (k + 1) * in_a_row)
         if replays:
-            search.begin()
+            scorer.begin()
             row = range(weight.numel() * tried // slices)
         times["engine"].append(clock(partial(visit, row), device) / len(row))
     return Timing(
@@ -199,13 +203,15 @@ def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int
     )
 
 
-def visits(search: BlockSearch | HeadSearch, name: str, delta: Tensor, apart: int, turns: Iterable[int]) -> None:
-    """Steps in some turns, on weights that lie apart; those between change too, as if visited on other slices."""
-    weight = search.w[name].view(-1)
+def visits(
+    step: Stepper, scorer: HeadScorer | SequentialScorer, name: str, delta: Tensor, apart: int, turns: Iterable[int]
+) -> None:
+    """Make steps in some turns, on weights that lie apart; those between change too, as if visited on other batches."""
+    weight = scorer.w[name].view(-1)
     for turn in turns:
         at = turn * apart % len(weight)
         weight[max(at - apart + 1, 0) : at] += delta
-        search.step(name, at, delta, turn)
+        step(Moves.of(name, at, delta, turn % len(scorer.labels)))
 
 
 def run(net: Net, position: int, flow: Flow) -> Tensor:

@@ -13,9 +13,8 @@ from threading import Event, Thread
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..algorithm import choose
 from ..data import Data, Split
 from ..history import History, Report
 from ..models import calibrate, count_weights
@@ -168,7 +167,7 @@ class LiveRun:
         self.last: Step | None = None
         self.recent: deque[int] = deque(maxlen=RECENT_STEPS)
         self.steps = self.image_forwards = 0
-        self.begun: list[Tensor] = []  # losses of the steps of a sweep that is not reported yet
+        self.begun: list[Step] = []  # of a sweep that is not reported yet
         self.seconds = self.next_score = self.next_show = 0.0
         self.losses: list[float] = []
         self.curve: list[Score] = []
@@ -255,12 +254,13 @@ class LiveRun:
             self.begun.clear()
             return
         self.last = item
-        self.begun.append(item.losses)
+        self.begun.append(item)
         self.steps += 1
-        self.image_forwards += 3 * self.settings.batch(item.at.cycle)
-        winner = int(choose(item.losses))
-        self.recent.append(winner)
-        self.losses.append(float(item.losses[winner]))
+        choice, candidates = float(item.choice), self.settings.candidates
+        self.image_forwards += len(candidates) * self.settings.batch(item.at.cycle)
+        self.recent.append(0 if choice == 0 else 1 if choice > 0 else 2)
+        written = min(range(len(candidates)), key=lambda k: abs(candidates[k] - choice))
+        self.losses.append(float(item.losses[written]))
 
     def look(self) -> None:
         """Score and show, where it is time to."""

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from ..algorithm import Batches, choose
+from ..algorithm import Batches, cross_entropies
 from ..data import Data
-from ..engine import block as engine
-from ..engine.replay import block_search
+from ..engine import Moves
+from ..engine.head import HeadScorer
+from ..engine.sequential import SequentialScorer
 from ..models import Head, Net, calibrate
 from ..proposals import generator, sigma
+from ..rules import argmin
 from ..run.folder import Run, load
 from ..settings import RSO, arithmetic, check_whole
 
@@ -46,9 +48,9 @@ def compare(
     """
     rng, batch_size = generator(settings.seed, cycle), settings.batch(cycle)
     for position, (layer, module) in enumerate(net.named_children()):
-        tried = _search(copy.deepcopy(net), position, data, settings, batch_size, slices)
+        tried = _scorer(copy.deepcopy(net), position, data, settings, batch_size, slices)
         full = replace(settings, cache="full")
-        exact = _search(copy.deepcopy(net).double(), position, data, full, batch_size, slices)
+        exact = _scorer(copy.deepcopy(net).double(), position, data, full, batch_size, slices)
         turn = 0
         for name, weight in module.named_parameters():
             first = int(torch.randint(max(weight.numel() - visits, 0) + 1, (), generator=rng))
@@ -59,25 +61,26 @@ def compare(
             differ = 0
             for index, delta in zip(indices, deltas.to(weight), strict=True):
                 with arithmetic(settings.precision):
-                    chosen = choose(tried.step(name, index, delta, turn))
-                differ += int(chosen != choose(exact.step(name, index, delta.double(), turn)))
+                    scores = tried.score(Moves.of(name, index, delta, turn % len(tried.labels)))
+                moves = Moves.of(name, index, delta.double(), turn % len(exact.labels))
+                choice = argmin(exact.score(moves))
+                exact.commit(moves, choice)
+                differ += int(argmin(scores) != choice)
                 tried.w[name].copy_(exact.w[name])
                 turn += 1
             yield Decisions(f"{layer}.{name}", len(indices), differ)
 
 
-def _search(
-    net: Net, position: int, data: Data, settings: RSO, batch_size: int, slices: int
-) -> engine.BlockSearch | engine.HeadSearch:
-    """The search of the net, on the first images of the training part in the net's type."""
-    images = data.train.images[: slices * batch_size].to(next(net.parameters()))
-    batches = Batches(images, data.train.labels[: len(images)], batch_size)
+def _scorer(
+    net: Net, position: int, data: Data, settings: RSO, batch_size: int, batches: int
+) -> SequentialScorer | HeadScorer:
+    """Return the scorer of a layer, on the first images of the training part in the net's type."""
+    images = data.train.images[: batches * batch_size].to(next(net.parameters()))
+    part = Batches(images, data.train.labels[: len(images)], batch_size)
+    scorer = HeadScorer if isinstance(net.layers[position], Head) else SequentialScorer
     with arithmetic(settings.precision):
         calibrate(net, images)
-        net.eval()
-        if isinstance(net.layers[position], Head):
-            return engine.HeadSearch(net, position, batches)
-        return block_search(net, position, batches, settings.cache)
+        return scorer(net.eval(), position, part, settings, cross_entropies)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -31,9 +31,10 @@ from .. import data as images
 from .. import models
 from ..data import Data
 from ..engine import kernels
-from ..history import History, Report
+from ..history import History, read
 from ..models import Net
 from ..proposals import DISTRIBUTIONS, SCHEDULES
+from ..rules import RULES
 from ..settings import RSO, check_choice, check_named
 from ..train import check, train, with_bar
 from .processes import world
@@ -106,7 +107,7 @@ def start(
     settings has no name, where the folder holds a run with other settings, a torn or a foreign file (which stay as they
     are), RuntimeError where another process runs in it (not noticed on Windows), OSError where it cannot be written.
     """
-    for name in ("schedule", "distribution"):
+    for name in ("schedule", "distribution", "rule"):
         check_named(name, getattr(settings, name))
     options = dict(net_options or {})
     data = world.first(lambda: images.load(dataset, root, device, data_seed, val_size))
@@ -160,7 +161,7 @@ def resume(
 
 
 def _rso(settings: Settings) -> RSO:
-    for name, known in (("schedule", SCHEDULES), ("distribution", DISTRIBUTIONS)):
+    for name, known in (("schedule", SCHEDULES), ("distribution", DISTRIBUTIONS), ("rule", RULES)):
         if name in settings and settings[name] not in known:
             raise ValueError(
                 f"the {name} of this run is a function, {settings[name]}, which its folder does not hold: "
@@ -211,7 +212,7 @@ def _follow(folder: Path, about: Mapping[str, Any], net: Net, data: Data, settin
     """Take part in the run of the first process, which keeps the folder."""
     state, rows = world.tell(None)
     net.load_state_dict(state)
-    history = History([Report(**row) for row in rows])
+    history = History([*map(read, rows)])
     for item in train(net, data, settings, history, world=world):
         history.append(item)  # type: ignore[arg-type]  # without steps these are reports
     return Run(folder, about["settings"], net, history)
@@ -244,7 +245,7 @@ def _restore(folder: Path, about: Mapping[str, Any], net: Net) -> Run:
     if unlike := differences(_plain(content["settings"]), settings):
         raise ValueError(f"{path} is of another run than settings.json beside it; it stays as it is:\n{unlike}")
     net.load_state_dict(content["net"])
-    return Run(folder, settings, net, History([Report(**row) for row in content["history"]]))
+    return Run(folder, settings, net, History([*map(read, content["history"])]))
 
 
 def _state(net: Net) -> dict[str, Tensor]:

@@ -63,6 +63,11 @@ class World(Alone):
             merged[owners == rank] = unpack(packed, len(parts[rank])).to(choices)
         return merged
 
+    def exchange_values(self, values: Tensor, owners: Tensor) -> Tensor:
+        """Return the values [steps], float64, of all processes, given those of this one and the owner of each step."""
+        everyone = torch.stack(self.gather(values))
+        return everyone.gather(0, owners[None].to(everyone.device))[0]
+
     def agree(self, net: nn.Module) -> None:
         """Compare the weights of all processes. Raises RuntimeError, naming the first layer that differs."""
         if self.size == 1:

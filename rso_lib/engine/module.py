@@ -1,0 +1,103 @@
+"""Score candidates with forward passes: for any module, and for steps that move many weights at once."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..algorithm import Batches, Loss
+from ..models import Net
+from ..rules import Scores
+from ..settings import RSO
+from .block import OnDemand, cached_input, moved
+from .kernels import Preactivation
+from .layers import channels_last, outputs, stages
+from .plans import Moves
+
+
+class JointMove(NamedTuple):
+    """A step that moves all weights of some tensors at once (section 4.2).
+
+    tensors  their names in the net
+    batch    the number of the batch that scores the step
+    places   of the step in its sweep: one
+    deltas   ΔW of each tensor, in its shape
+    """
+
+    tensors: Sequence[str]
+    batch: int
+    places: list[int]
+    deltas: Sequence[Tensor]
+
+
+class ModuleScorer:
+    """Score steps of any module by sending the batch through the whole of it for each candidate."""
+
+    strategy, steps_at_once = "sequential", 1
+
+    def __init__(self, net: nn.Module, batches: Batches, settings: RSO, loss: Loss):
+        self.net, self.loss = net.train(), loss
+        self.x, self.labels = batches.slices(batches.images), batches.slices(batches.labels)
+        self.multiples = settings.multiples(batches.images.device)
+
+    def begin(self) -> None:
+        """Start a sweep: nothing is cached from step to step."""
+
+    def score(self, move: Moves | JointMove) -> Scores:
+        """Return the losses of the candidates of one step. The weights stay as they are, also where that fails."""
+        before = [(weight, weight.clone()) for weight, _ in self.direction(move)]
+        images = []
+        try:
+            for multiple in self.multiples:
+                for (weight, delta), (_, old) in zip(self.direction(move), before, strict=True):
+                    weight.copy_(moved(old, delta, multiple))
+                images.append(self.losses(move.batch))
+        finally:
+            for weight, old in before:
+                weight.copy_(old)
+        losses = torch.stack(images)[None]
+        delta = move.deltas if isinstance(move, Moves) else losses.new_full((1,), torch.nan)
+        return Scores(losses.mean(2), losses, self.multiples, delta)
+
+    def commit(self, move: Moves | JointMove, choices: Tensor) -> None:
+        """Move all weights of the step by the same multiple [1] of their Δ."""
+        for weight, delta in self.direction(move):
+            weight.copy_(moved(weight, delta, choices))
+
+    def direction(self, move: Moves | JointMove) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the weights that a step moves, as views, and their Δ."""
+        if isinstance(move, JointMove):
+            for name, delta in zip(move.tensors, move.deltas, strict=True):
+                yield self.net.get_parameter(name).detach(), delta
+        else:
+            [index] = move.indices
+            yield self.parameter(move.tensor).view(-1)[index : index + 1], move.deltas
+
+    def parameter(self, tensor: str) -> Tensor:
+        return self.net.get_parameter(tensor).detach()
+
+    def losses(self, batch: int) -> Tensor:
+        """Return the loss of each image of a batch, for the net as it stands: [N], float64."""
+        return self.loss(self.net(self.x[batch]), self.labels[batch])
+
+
+class JointScorer(ModuleScorer):
+    """Score joint steps of a `models.Net` from the cached input of the layer at a position.
+
+    At the network level the position is 0, and the cached input are the images.
+    """
+
+    def __init__(self, net: Net, position: int, batches: Batches, settings: RSO, loss: Loss):
+        super().__init__(net, batches, settings, loss)
+        self.layers = net.layers[position:]
+        net.eval()
+        images, before = self.x, stages(net.blocks[:position], calibrated=True)
+        half = settings.cache == "half"
+        self.inputs = OnDemand(lambda batch: cached_input(before, images[batch], channels_last, half))
+
+    def losses(self, batch: int) -> Tensor:
+        searched, flow = stages(self.layers), self.inputs[batch]
+        flow = flow._replace(x=flow.x.to(self.x[batch]))  # the skip is converted where it ends
+        [z] = outputs(searched, [(Preactivation(searched[0].receive(flow)), flow.skip)], at_once=1)
+        return self.loss(z, self.labels[batch])

@@ -1,0 +1,225 @@
+"""Score one weight at a time in a block: a step sees all steps before it."""
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..models import Flow
+from ..rules import Scores
+from . import kernels
+from .block import BlockScorer, copied, offsets
+from .kernels import Preactivation
+from .layers import BlockStage, Index, Weights, one
+from .plans import Moves
+
+
+class SequentialScorer(BlockScorer):
+    """Score one weight at a time: a step sees all steps before it (strategy="sequential").
+
+    Each commit raises the version of one output channel. A channel is stale on a batch whose cache has seen an earlier
+    version; the next step on the batch brings it up to date.
+
+    on_forget     called when the caches are dropped
+    keeps_memory  write what is cached for a batch to the same memory each time, for graphs that replay on it
+    """
+
+    keeps_memory = False
+    on_forget: Callable[[], None] | None = None
+
+    def begin(self) -> None:
+        self.known = KnownChannels()
+        self.compiled = kernels.for_tensor(self.w["conv.weight"]) is not None
+        self.cut = BlockStage(self.block, self.w)
+        self.versions = [0] * self.block.conv.out_channels
+        self.forget()
+
+    def forget(self) -> None:
+        super().forget()
+        self.base: dict[int, Weights] = {}
+        self.seen: dict[int, list[int]] = {}
+        self.known.forget()
+        if self.on_forget:
+            self.on_forget()
+
+    def score(self, moves: Moves) -> Scores:
+        return self.score_at(moves, *self.find(moves))
+
+    def find(self, moves: Moves) -> tuple[int, list[Index]]:
+        """Look up what the step on one weight needs.
+
+        Returns how many channels of the batch are stale (0 if all is to be computed), and some numbers: the weight's
+        place in its channel, then the stale channels, the visited one last.
+        """
+        batch, (row, j) = moves.batch, divmod(moves.indices[0], self.w[moves.tensor][0].numel())
+        if self.cache == "input" or (self.compiled and self.known.returns_to(row)):
+            self.forget()
+        stale = self.stale(batch, row)
+        self.seen[batch] = [*self.versions]
+        self.versions[row] += 1
+        return len(stale), [j, *(stale or [row])]
+
+    def stale(self, batch: int, row: int) -> list[int]:
+        """List the channels that differ from the cache of a batch, the visited one (it may have decayed) last.
+
+        Empty on the first visit, and where it is cheaper to compute all channels than so many changes.
+        """
+        if batch not in self.responses:
+            return []
+        changed = [k for k, (now, seen) in enumerate(zip(self.versions, self.seen[batch], strict=True)) if now > seen]
+        rows = [*(k for k in changed if k != row), row]
+        share = 3 / 4 if self.known.all_of(batch) else 1 / 4  # measured: of what `respond` costs
+        return rows if len(rows) <= max(1, int(len(self.versions) * share)) else []
+
+    def score_at(self, moves: Moves, stale: int, places: Sequence[Index]) -> Scores:
+        """Bring the batch up to date and return the losses of the candidates; arguments as from `find`."""
+        batch, tensor, (j, *rows) = moves.batch, moves.tensor, places
+        if not stale:
+            self.respond(batch, self.linear(batch, self.w))
+            self.remember(batch)
+        row, old, now = rows[-1], rows[:stale], stale + len(rows) - 1
+        tried = self.variants(moves)[0]
+        count = len(tried)
+        again = [row] * count
+        w = stacked([(self.base[batch], old), (self.w, [*rows, *again])])
+        w[tensor].view(len(w[tensor]), -1)[-count:, one(j)] = tried[:, None]
+        like = [(now, j % self.fan_in)] * count
+        pairs = [*((k, stale + k) for k in range(stale)), *((now, now + 1 + k) for k in range(count))]
+        changes = self.changes(batch, w, [*old, *rows, *again], like, pairs)
+        if stale:
+            self.refresh(batch, old, some(changes, slice(stale)))
+        candidates = self.changed(batch, again, some(changes, slice(stale, None)))
+        images = self.losses(batch, chain([self.unchanged(batch)], candidates))
+        return Scores(images.mean(1)[None], images[None], self.multiples, moves.deltas)
+
+    def respond(self, batch: int, z: Preactivation) -> None:
+        response, skip = self.responses.get(batch), self.skips.get(batch)
+        super().respond(batch, z)
+        if self.keeps_memory and response is not None:
+            self.responses[batch] = Preactivation(response.z.copy_(self.responses[batch].z))
+            if skip is not None and (made := self.skips[batch]) is not None:
+                self.skips[batch] = skip.copy_(made)
+
+    def convolved(
+        self, batch: int, kernel: Tensor, rows: Sequence[Index] | None, like: Sequence[tuple[int, Index]]
+    ) -> Preactivation:
+        compiled, weights = kernels.for_tensor(kernel), kernel.flatten(1)
+        if not compiled:
+            return super().convolved(batch, kernel, rows, like)
+        if rows is None:
+            made = super().convolved(batch, kernel, rows, like)
+            self.known.keep_all(batch, weights, made.z)
+            return made
+        now, j = like[0]
+        known = self.known.find(batch, rows)
+        if known:
+            x, differences = self.inputs[batch].x.to(kernel.dtype), weights - known.weights
+            differ = differences.any(0)
+            differ[j] = True
+            where = offsets(self.fan_in, *self.plane, self.folded)[differ]
+            likes = [(now, int(differ[:j].sum()))] * len(like)
+            made = compiled.rows_conv(x, differences[:, differ], where, self.size, likes, known.z, known.places)
+        else:
+            made = super().convolved(batch, kernel, rows, like)
+        new = slice((now + 1) // 2, now + 1)  # the channels are [old state | new state | variants]
+        self.known.keep(batch, rows[new], weights[new], made.z[:, new])
+        return made
+
+    def remember(self, batch: int) -> None:
+        """Note that the cache of a batch is due to the weights as they stand."""
+        if batch not in self.base:
+            self.base[batch] = copied(self.w)
+        for key, weight in self.w.items():
+            self.base[batch][key].copy_(weight)
+
+    def refresh(self, batch: int, rows: Sequence[Index], changes: Flow) -> None:
+        """Bring the cache of a batch up to date in some channels, given how what comes after them has changed."""
+        self.responses[batch] = self.add_channels(self.responses[batch], changes.x, rows, in_place=True)
+        if (skip := self.skips[batch]) is not None and changes.skip is not None:
+            for row, change in zip(rows, changes.skip, strict=True):
+                skip[:, one(row)] += change
+        self.remember(batch)
+
+
+def stacked(parts: Sequence[tuple[Weights, Sequence[Index]]]) -> Weights:
+    """Stack channels out of some states of a block."""
+    (first, _), *_ = parts
+    return {key: torch.cat([weights[key][one(row)] for weights, rows in parts for row in rows]) for key in first}
+
+
+class Known(NamedTuple):
+    """Outputs z [N, channels, H, W] of a convolution on one batch, with the weights [channels, fan in] they are due to.
+
+    places  where each channel that was asked for lies in z
+    """
+
+    rows: list[Index]
+    weights: Tensor
+    z: Tensor
+    places: Sequence[int] = ()
+
+
+class KnownChannels:
+    """What the convolution gave on each batch: for the channel that was visited last, or for all of them.
+
+    All are kept from the first time on that the order of the visits comes back to a channel.
+    """
+
+    def __init__(self) -> None:
+        self.comes_back = False
+        self.last: int | None = None
+        self.left: set[int] = set()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what is known of all batches."""
+        self.outputs: dict[int, Known] = {}
+
+    def returns_to(self, row: int) -> bool:
+        """Note the visit of a channel; return whether it is the first that comes back to a channel."""
+        if self.last is not None and self.last != row:
+            self.left.add(self.last)
+        self.last = row
+        if self.comes_back or row not in self.left:
+            return False
+        self.comes_back = True
+        return True
+
+    def all_of(self, batch: int) -> bool:
+        """Return whether all channels of a batch are known."""
+        return self.comes_back and batch in self.outputs
+
+    def find(self, batch: int, rows: Sequence[Index]) -> Known | None:
+        """Return what is known of channels on a batch, weights in the order of `rows`; None where one is unknown."""
+        known = self.outputs.get(batch)
+        if known is None or not {*rows} <= {*known.rows}:
+            return None
+        places = [known.rows.index(row) for row in rows]
+        return Known(known.rows, known.weights[places], known.z, places)
+
+    def keep_all(self, batch: int, weights: Tensor, z: Tensor) -> None:
+        """Keep the outputs of all channels, where the visits come back to them."""
+        if self.comes_back:
+            self.keep(batch, range(len(weights)), weights, z)
+
+    def keep(self, batch: int, rows: Sequence[Index], weights: Tensor, z: Tensor) -> None:
+        """Keep the outputs of channels on a batch, in the same memory each time: new pieces would riddle the heap."""
+        if not self.comes_back:
+            rows, weights, z = rows[-1:], weights[-1:], z[:, -1:]
+        if batch not in self.outputs:
+            self.outputs[batch] = Known([*rows], weights.clone(), z.contiguous())
+            return
+        known = self.outputs[batch]
+        if not self.comes_back:
+            known.rows[:] = rows
+        for row, w, output in zip(rows, weights, z.unbind(1), strict=True):
+            place = known.rows.index(row)
+            known.weights[place] = w
+            known.z[:, place] = output
+
+
+def some(changes: Flow, pairs: slice) -> Flow:
+    """Return the changes of some of the pairs."""
+    return Flow(changes.x[pairs], None if changes.skip is None else changes.skip[pairs])
