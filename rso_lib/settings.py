@@ -205,9 +205,7 @@ def numbers(name: str, text: str | float, kind: type[Number] = int) -> list[Numb
 
 def check_candidates(candidates: object) -> tuple[float, ...]:
     """Return multiples of Δ as numbers. Raises ValueError unless they are 0 and at least one other, all finite."""
-    wrong = (
-        f"candidates must be multiples of Δ, 0 first, such as (0, 1, -1), all different and finite, not {candidates!r}"
-    )
+    wrong = f"candidates must be different, finite multiples of Δ, 0 first, such as (0, 1, -1), not {candidates!r}"
     try:
         found = tuple(map(float, candidates))  # type: ignore[call-overload]
     except (TypeError, ValueError):
