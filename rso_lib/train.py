@@ -4,9 +4,9 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from . import engine
 from .algorithm import Batches, Loss, cross_entropies
 from .data import Data, Split
-from .engine import JointMove, Scorer, Stepper, Visits, memory
-from .engine.block import moved
+from .engine import Scorer, memory
 from .engine.layers import CHUNK, forward, stages
 from .history import NAN, History, Report
 from .models import Net, calibrate, count_weights
-from .proposals import ORDERS, generator, sigma
+from .proposals import generator, sigma
 from .settings import RSO, arithmetic
+from .sweep import ALONE, SHUFFLE, Alone, Position, Step, Sweep, SweepResult, steps_of
 
 WITHIN_A_BLOCK = (
     "conv.weight",
@@ -32,93 +32,6 @@ WITHIN_A_BLOCK = (
     "shortcut.1.weight",
 )
 """The order of a block's tensors: the authors' code searches the shift before the scale."""
-
-SHUFFLE, DRAWS = 1, 2
-"""What a generator is for: the shuffle of a layer's batches, or the order and the Δ of a sweep."""
-
-
-class Alone:
-    """A run of one process. `run.processes.World` is the same for several, which share the steps of a sweep.
-
-    rank, size  the number of this process, and how many there are
-    """
-
-    rank, size = 0, 1
-
-    def exchange(self, codes: Tensor, owners: Tensor) -> Tensor:
-        """Return the codes (0 to 3) [steps] of all processes, given those of this one and the owner of each step."""
-        return codes
-
-    def exchange_values(self, values: Tensor, owners: Tensor) -> Tensor:
-        """Return the values [steps], float64, of all processes, as `exchange` does for codes."""
-        return values
-
-    def add(self, x: Tensor) -> Tensor:
-        """Return the sum of x over the processes."""
-        return x
-
-    def agree(self, net: nn.Module) -> None:
-        """Raise RuntimeError where the weights of the processes differ."""
-
-    def take_sent(self) -> int:
-        """Return the bytes sent since the last call."""
-        return 0
-
-
-ALONE = Alone()
-
-
-class Position(NamedTuple):
-    """Where a run stands: finished cycles, finished sweeps of this cycle, finished steps of this sweep."""
-
-    cycle: int = 0
-    sweep: int = 0
-    step: int = 0
-
-    @classmethod
-    def after(cls, history: History) -> "Position":
-        """The position behind the last row of a history."""
-        cycles = len(history.cycles.rows)
-        return cls(cycles, sum(row.cycle > cycles for row in history.rows))
-
-
-class Sweep(NamedTuple):
-    """What one row of a history is about.
-
-    number    of the sweep in its cycle, from 0
-    layer     the tensor, or "network"
-    position  of the searched layer in the net
-    names     of the tensors that are searched together
-    before    steps of the layer that precede the sweep
-    steps     visits of the sweep
-    """
-
-    number: int
-    layer: str
-    position: int
-    names: Sequence[str]
-    before: int
-    steps: int
-
-
-class Step(NamedTuple):
-    """One visit of a sweep.
-
-    at      the step's place in the run: cycle, sweep, and its number in the sweep from 1 (strategies other than
-            "sequential" make the steps of a sweep in another order)
-    layer   the tensor
-    index   of the weight in it, flat; None where all weights move together
-    delta   Δ, 0-dim; NaN where all weights move together
-    losses  of the candidates, w first: [K], float64
-    choice  the multiple of Δ that the weight has moved by, 0-dim, float64: 0 where w was kept
-    """
-
-    at: Position
-    layer: str
-    index: int | None  # type: ignore[assignment]  # tuples have a method of this name
-    delta: Tensor
-    losses: Tensor
-    choice: Tensor
 
 
 def sweeps(net: nn.Module, settings: RSO) -> list[Sweep]:
@@ -301,7 +214,7 @@ def _reports(
                 memory.release()
                 scorer = _scorer(net, data, settings, cycle, sweep.position, loss)
             made = begun if (cycle, sweep.number) == start[:2] else []
-            result = yield from _sweep(net, scorer, settings, cycle, sweep, made, world)
+            result = yield from steps_of(net, scorer, settings, cycle, sweep, made, world)
             calibrate(net, data.train.images)
             rows.append(_sweep_report(net, settings, cycle, sweep, result, world.take_sent()))
             yield rows[-1]
@@ -330,140 +243,6 @@ def _scorer(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int
     order = order.to(data.train.labels.device)
     batches = Batches(data.train.images[order], data.train.labels[order], settings.batch(cycle))
     return engine.scorer_of(net, position, batches, settings, loss)
-
-
-class Results:
-    """What the steps of a sweep gave, in the order in which they were made.
-
-    It is kept in few pieces of memory. A tensor for each step, alive to the end of the sweep, would lie in a gap that a
-    large temporary leaves; the next large one would go elsewhere, and the process grow with every visit.
-
-    losses   of the candidates: [steps, K], float64
-    choices  multiples of Δ: [steps], float64
-    places   of the steps in the sweep
-    """
-
-    def __init__(self, multiples: Tensor, steps: int):
-        self.multiples, self.places = multiples, list[int]()
-        self.losses = multiples.new_empty(steps, len(multiples))
-        self.choices = multiples.new_empty(steps)
-
-    def add(self, places: Sequence[int], losses: Tensor, choices: Tensor) -> None:
-        """Add some steps: losses [n, K], choices [n]."""
-        first, last = len(self.places), len(self.places) + len(places)
-        self.losses[first:last], self.choices[first:last] = losses, choices
-        self.places.extend(places)
-
-    def written(self) -> Tensor:
-        """Return the number of the candidate that each step has written, or of the nearest one: [steps made]."""
-        return (self.choices[: len(self.places), None] - self.multiples).abs().argmin(1)
-
-    def loss(self) -> Tensor:
-        """Return the sum of the losses of these candidates."""
-        return self.losses[: len(self.places)].gather(1, self.written()[:, None]).sum()
-
-    def share(self, owners: Tensor, few: bool, world: Alone) -> "SweepResult":
-        """Return the choices of all processes, in the order of the sweep, and the sum of all losses.
-
-        few  whether each choice is one of at most four candidates, so that 2 bits tell it
-        """
-        mine = self.choices.new_zeros(len(owners)).cpu()
-        mine[self.places] = (self.written() if few else self.choices[: len(self.places)]).cpu().double()
-        if few:
-            codes = world.exchange(mine.long(), owners)
-            return SweepResult(self.multiples[codes.to(self.multiples.device)], world.add(self.loss().cpu()))
-        values = world.exchange_values(mine, owners)
-        return SweepResult(values.to(self.choices), world.add(self.loss().cpu()))
-
-
-class SweepResult(NamedTuple):
-    """The choices of a sweep, [steps], multiples of Δ, and the sum of the losses of what was written."""
-
-    choices: Tensor
-    loss: Tensor
-
-
-def _sweep(
-    net: nn.Module, scorer: Scorer, settings: RSO, cycle: int, sweep: Sweep, begun: Sequence[Step], world: Alone
-) -> Generator[Step, None, SweepResult]:
-    """Make the steps of a sweep. Those that have `begun` it are not made again, but count."""
-    device = net.get_parameter(sweep.names[0]).device
-    results = Results(settings.multiples(device), sweep.steps)
-    for t, step in enumerate(begun):
-        results.add([t], step.losses[None], step.choice[None])
-    if settings.strategy != "sequential":  # the steps see the weights as they are when the sweep begins
-        net.get_parameter(sweep.layer).detach().mul_(1 - settings.weight_decay)
-    scorer.begin()
-    make = engine.stepper(scorer, settings.decide(), device, settings.cache)
-    steps = _joint_steps if settings.level != "weight" else _weight_steps
-    return (yield from steps(net, scorer, make, settings, cycle, sweep, results, world))
-
-
-def _weight_steps(
-    net: nn.Module,
-    scorer: Scorer,
-    make: Stepper,
-    settings: RSO,
-    cycle: int,
-    sweep: Sweep,
-    results: Results,
-    world: Alone,
-) -> Generator[Step, None, SweepResult]:
-    """Visit the weights of a tensor, in the order and the rounds of the plan."""
-    weight = net.get_parameter(sweep.layer).detach()
-    visits, strategy, batches = _visits(net, settings, cycle, sweep), scorer.strategy, len(scorer.labels)
-    old = weight.view(-1)[visits.indices]
-    owners = engine.owners(strategy, visits, batches, world.size)
-    own = (owners == world.rank).nonzero().flatten()[len(results.places) :]
-    plan = engine.plan(strategy, visits, batches, scorer.steps_at_once, own)
-    for moves in plan:
-        if settings.strategy == "sequential" and settings.weight_decay:
-            weight.view(-1)[moves.at] *= 1 - settings.weight_decay
-        losses, choices = make(moves)
-        results.add(moves.places, losses, choices)
-        for k, t in enumerate(moves.places):
-            at = Position(cycle, sweep.number, t + 1)
-            yield Step(at, sweep.layer, moves.indices[k], moves.deltas[k], losses[k], choices[k])
-    if world.size == 1:
-        return SweepResult(results.choices, results.loss())
-    result = results.share(owners, settings.few_choices, world)
-    weight.view(-1)[visits.indices] = moved(old, visits.deltas, result.choices)
-    return result
-
-
-def _visits(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep) -> Visits:
-    """Draw the order and the Δ of a sweep."""
-    weight = net.get_parameter(sweep.layer).detach()
-    rng = generator(settings.seed, cycle, DRAWS, sweep.number)
-    indices = ORDERS[settings.order](tuple(weight.shape), rng)
-    deltas = settings.draw()((len(indices),), rng) * (sigma(weight) * settings.sigma_factor(cycle))
-    name = sweep.layer.split(".", 1)[1] if isinstance(net, Net) else sweep.layer
-    return Visits(name, len(weight), indices, deltas.to(weight), sweep.before)
-
-
-def _joint_steps(
-    net: nn.Module,
-    scorer: Scorer,
-    make: Stepper,
-    settings: RSO,
-    cycle: int,
-    sweep: Sweep,
-    results: Results,
-    world: Alone,
-) -> Generator[Step, None, SweepResult]:
-    """Move all weights of the sweep's tensors together, once for every weight they have (section 4.2)."""
-    weights = [net.get_parameter(name).detach() for name in sweep.names]
-    scales = [sigma(weight) * settings.sigma_factor(cycle) for weight in weights]
-    for t in range(len(results.places), sweep.steps):
-        rng = generator(settings.seed, cycle, DRAWS, sweep.number, t)
-        deltas = [(settings.draw()(tuple(w.shape), rng) * s).to(w) for w, s in zip(weights, scales, strict=True)]
-        for weight in weights:
-            weight *= 1 - settings.weight_decay
-        losses, choices = make(JointMove(sweep.names, (sweep.before + t) % len(scorer.labels), [t], deltas))
-        results.add([t], losses, choices)
-        at = Position(cycle, sweep.number, t + 1)
-        yield Step(at, sweep.layer, None, torch.tensor(torch.nan), losses[0], choices[0])
-    return SweepResult(results.choices, results.loss())
 
 
 def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, result: SweepResult, sent: int) -> Report:

@@ -30,6 +30,10 @@ class JointMove(NamedTuple):
     places: list[int]
     deltas: Sequence[Tensor]
 
+    def visits(self) -> Iterator[tuple[int, None, Tensor]]:
+        """Yield the place; there is no one weight, and no one Δ."""
+        yield self.places[0], None, torch.tensor(torch.nan)
+
 
 class ModuleScorer:
     """Score steps of any module by sending the batch through the whole of it for each candidate."""

@@ -50,6 +50,10 @@ class Moves(NamedTuple):
     at: Tensor
     deltas: Tensor
 
+    def visits(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield place, index and Δ of each."""
+        return zip(self.places, self.indices, self.deltas, strict=True)
+
     @classmethod
     def of(cls, tensor: str, index: int, delta: Tensor, batch: int) -> "Moves":
         """Return the visit of one weight, with Δ, 0-dim."""
