@@ -10,8 +10,8 @@ weights back, and notes which output channels of its caches are stale.
         scorer.commit(moves, choices)
 
 Strategies are plans. `scorer_of` picks the scorer: `sequential` and `snapshot` for a block, `head` for the final layer,
-`module` for any module and for joint steps. On a CUDA device a step of the loop is a replayed graph (`replay`). Whoever
-asks how one weight changes reads `stepper`, and is done.
+`module` for any module and for joint steps. On a CUDA device a step of the loop is a replayed graph (`replay`). To see
+how one weight changes, read `stepper`.
 """
 
 from collections.abc import Callable, Sequence

@@ -97,13 +97,13 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     net.eval()  # in train mode one image would replace the calibrated statistics, and 1×1 maps have none
     flow, most, largest = Flow(channels_last(image)), 0, image.numel()
     for block, following in zip(net.blocks, net.layers[1:], strict=True):
-        behind = block(flow)
+        output = block(flow)
         x = flow.x if jointly else planes(flow.x, folds(block))
         kept = [x] if flow.skip is None else [x, flow.skip]
         cut = stage(following)
-        entered = cut.enter(behind.x)
+        entered = cut.enter(output.x)
         row = pool2(flow.x[:, :1], block.pool) if folds(block) else flow.x[:, :1]
-        states = [cut.response(entered), *([behind.skip] if block.opens else [])]
+        states = [cut.response(entered), *([output.skip] if block.opens else [])]
         if settings.strategy == "sequential":
             states += [row] * (1 if settings.order == "output" else block.conv.out_channels)
         input_size = 2 if half else image.element_size()
@@ -114,7 +114,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
             most = max(most, size)
         unpooled = flow.x if folds(block) else block.conv(flow.x)
         largest = max(largest, *(part.numel() for part in [*kept, *states, entered, unpooled]))
-        flow = behind
+        flow = output
     net.train(training)
     per_image = most + image.numel() * image.element_size()
     temporaries = NORMED if any(block.norm for block in net.blocks) else PLAIN
