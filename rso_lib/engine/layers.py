@@ -33,7 +33,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def layout(channels: int) -> Callable[[Tensor], Tensor]:
-    """Return the memory layout in which convolutions to so many channels are fast: channels last if they fill a vector."""
+    """Return the fast memory layout for convolutions to so many channels: channels last if they fill a vector."""
     return channels_last if channels >= 8 else Tensor.contiguous
 
 
