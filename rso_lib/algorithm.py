@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .models import initialise
-from .proposals import NORM_SIGMA, gaussian, generator
+from .models import buffers_kept, initialise, mode, searched
+from .proposals import NORM_SIGMA, gaussian, generator, noise
 
 
 def choose(losses: Tensor) -> Tensor:
@@ -28,16 +28,20 @@ def step(loss: Callable[[], Tensor], weights: Sequence[Tensor], deltas: Sequence
     weights   the tensors that this step perturbs: one for a weight or a layer, all for the network
     deltas    ΔW, of the same shapes; zero but for one element if a single weight is searched
 
-    `choose` says which candidate was kept: 0 for W, 1 for W + Δ, 2 for W − Δ.
+    `choose` says which candidate was kept: 0 for W, 1 for W + Δ, 2 for W − Δ. After an exception, such as an interrupt,
+    the tensors hold W.
     """
-    kept = [w.clone() for w in weights]
+    best = kept = [w.clone() for w in weights]
     candidates = [kept, _add(kept, deltas, 1), _add(kept, deltas, -1)]
     losses = []
-    for values in candidates:
-        _write(weights, values)
-        losses.append(loss().double())
-    scores = torch.stack(losses)
-    _write(weights, candidates[int(choose(scores))])
+    try:
+        for values in candidates:
+            _write(weights, values)
+            losses.append(loss().double())
+        scores = torch.stack(losses)
+        best = candidates[int(choose(scores))]
+    finally:
+        _write(weights, best)
     return scores
 
 
@@ -66,10 +70,14 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class ModuleSearch:
-    """The steps of a sweep for any module, with the cross entropy: slices are used in turn, nothing is cached."""
+    """The steps of a sweep for any module, with the cross entropy: slices are used in turn, nothing is cached.
 
-    def __init__(self, net: nn.Module, batches: Batches):
-        self.net = net.train()
+    The three candidates of a step meet the same net: in train mode, with the same buffers, and with the same random
+    numbers where the net draws any (dropout), which are those of the key and the turn.
+    """
+
+    def __init__(self, net: nn.Module, batches: Batches, key: Sequence[int] = (0,)):
+        self.net, self.key = net, key
         self.x, self.labels = batches.slices(batches.images), batches.slices(batches.labels)
 
     def begin(self) -> None:
@@ -82,11 +90,18 @@ class ModuleSearch:
 
     def step_jointly(self, weights: Sequence[Tensor], deltas: Sequence[Tensor], turn: int) -> Tensor:
         """The same for all weights of some tensors at once."""
-        return step(lambda: self.loss(turn % len(self.x)), weights, deltas)
+        with mode(self.net, training=True), noise(self.labels[0].device, *self.key, turn) as rewind:
+
+            def loss() -> Tensor:
+                rewind()
+                with buffers_kept(self.net):
+                    return self.loss(turn % len(self.x))
+
+            return step(loss, weights, deltas)
 
     def loss(self, s: int) -> Tensor:
         """The net's loss on slice s."""
-        return cross_entropy(self.net(self.x[s]), self.labels[s])
+        return cross_entropy(self.net(self.x[s].clone()), self.labels[s])  # a net may write into what it is given
 
 
 @torch.no_grad()
@@ -110,7 +125,7 @@ def algorithm_1(
     rng = generator(seed)
     images = (images - images.mean()) / images.std()  # line 1
     initialise(net, seed)  # lines 2 to 5
-    layers = list(net.parameters())
+    layers = list(searched(net).values())
     sigmas = [float(w.std()) if w.dim() > 1 else NORM_SIGMA for w in layers]  # line 6
     for _ in range(cycles):  # line 8
         for weight, sigma in zip(reversed(layers), reversed(sigmas), strict=True):  # lines 9, 10, 16

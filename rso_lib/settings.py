@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-import math
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -140,7 +140,7 @@ def _factor(schedule: Schedule, cycle: int, cycles: int) -> float:
     factor = plain(_call(what, schedule, cycle, cycles))
     if isinstance(factor, bool) or not isinstance(factor, (int, float)):
         raise TypeError(f"{what} returned {factor!r}; it must return a number, the factor of σ in cycle {cycle}")
-    if not 0 <= factor < math.inf:
+    if not 0 <= factor <= sys.float_info.max:
         raise ValueError(f"{what} returned {factor!r}; it must return a factor of σ that is at least 0 and finite")
     return float(factor)
 

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -14,14 +15,25 @@ from torch import Tensor, nn
 
 from . import algorithm as reference
 from .algorithm import Batches
-from .data import Data, Split
+from .data import Data, Split, check_data, check_split
 from .engine import block as engine
 from .engine import memory
 from .engine.layers import CHUNK, forward, stages
 from .engine.strategies import BLOCK_SEARCHES, LayerSearch, NeuronSearch
 from .history import NAN, History, Report
-from .models import Head, Net, calibrate, count_weights
-from .proposals import ORDERS, generator, sigma
+from .models import (
+    Head,
+    Net,
+    buffers_kept,
+    calibrate,
+    check_weights,
+    count_weights,
+    least_size,
+    mode,
+    searched,
+    unlike,
+)
+from .proposals import ORDERS, generator, noise, sigma
 from .settings import RSO, arithmetic
 
 WITHIN_A_BLOCK = (
@@ -35,8 +47,8 @@ WITHIN_A_BLOCK = (
 )
 """The order of a block's tensors: the authors' code searches the shift before the scale."""
 
-SHUFFLE, DRAWS = 1, 2
-"""What a generator is for: the shuffle of a layer's batches, or the order and the Δ of a sweep."""
+SHUFFLE, DRAWS, NOISE = 1, 2, 3
+"""What a generator is for: the shuffle of a layer's batches, the order and the Δ of a sweep, or what a net draws."""
 
 
 class Alone:
@@ -135,9 +147,9 @@ class Outcome(NamedTuple):
 
 
 def sweeps(net: nn.Module, settings: RSO) -> list[Sweep]:
-    """The sweeps of a cycle in order."""
+    """The sweeps of a cycle in order. Frozen parameters (`requires_grad=False`) have none."""
     if settings.level == "network":
-        layers = [(0, {"network": [name for name, _ in net.named_parameters()]})]
+        layers = [(0, {"network": list(searched(net))})]
     else:
         layers = [(position, {name: [name] for name in names}) for position, names in enumerate(_layers(net))]
     if settings.direction == "backward":
@@ -165,7 +177,8 @@ def train(
 ) -> Iterator[Report | Step]:
     """Train `net` in place, yielding a `Report` after each sweep and each cycle.
 
-    net       a `models.Net` goes through the fast engine; any other module through Algorithm 1 as printed
+    net       a `models.Net` goes through the fast engine; any other module, and a `Net` that somebody has changed
+              (`models.unlike`), through Algorithm 1 as printed. Frozen parameters stay as they are
     history   the reports of earlier sittings: the run goes on behind them, with the draws it would have had
     steps     yield a `Step` after every visit too
     begun     the losses of the current sweep's first steps, where a sitting ended within it: these steps are
@@ -175,12 +188,12 @@ def train(
     All that is kept is the net: whoever consumes the reports decides about bars, plots, checkpoints,
     pausing and stopping.
 
-    Raises ValueError where the batch is larger than the training part, or where a net or a sitting does not go with
-    settings.strategy or with several processes; MemoryError where the engine's caches would not fit.
+    Raises, before the first step, ValueError or TypeError where net, data and settings do not go together (`check`),
+    and MemoryError where the engine's caches would not fit; later, where a function of the settings returns nonsense.
     """
     check(net, data, settings, begun, world)
-    if not isinstance(net, Net):
-        warnings.warn("not a models.Net: every step sends its batch through the whole net three times", stacklevel=2)
+    if reason := unlike(net):
+        warnings.warn(f"{reason}: every step sends its batch through the whole net three times", stacklevel=2)
     memory.keep_freed()
     for weight in net.parameters():
         weight.data = weight.data.contiguous()
@@ -204,25 +217,32 @@ def fit(net: nn.Module, data: Data, settings: RSO, history: History | None = Non
     """Train with a progress bar and return the history.
 
     An interrupt ends the run and leaves net and history as behind the last report: the same call, with this history,
-    goes on. Arguments and errors as in `train`. `history` is continued in place.
+    goes on. So does an error, which is raised. Arguments and errors as in `train`. `history` is continued in place.
     """
+    check(net, data, settings)
     history = History() if history is None else history
     reported = len(history.rows), _copies(net)
     try:
         for _ in with_bar(train(net, data, settings, history, steps=True), net, settings, history, progress):
             reported = len(history.rows), _copies(net)
-    except KeyboardInterrupt:
+    except BaseException as error:
         rows, values = reported
         del history.rows[rows:]
-        for weight, value in zip(net.parameters(), values, strict=True):
-            weight.data.copy_(value)
-        calibrate(net, data.train.images)
+        for tensor, value in zip(_tensors(net), values, strict=True):
+            tensor.copy_(value)
+        if not isinstance(error, KeyboardInterrupt):
+            raise
         warnings.warn("stopped before the end; net and history are as behind the last finished sweep", stacklevel=2)
     return history
 
 
 def _copies(net: nn.Module) -> list[Tensor]:
-    return [weight.detach().clone() for weight in net.parameters()]
+    return [tensor.clone() for tensor in _tensors(net)]
+
+
+def _tensors(net: nn.Module) -> list[Tensor]:
+    """What a net consists of: parameters and buffers."""
+    return [tensor.detach() for tensor in chain(net.parameters(), net.buffers())]
 
 
 def with_bar(
@@ -259,18 +279,22 @@ def with_bar(
 @torch.no_grad()
 @arithmetic("float32")
 def evaluate(net: nn.Module, split: Split) -> tuple[float, float]:
-    """Mean cross entropy (nats) and accuracy (a fraction) of the net as it stands, in eval mode; NaN for no images."""
+    """Mean cross entropy (nats) and accuracy (a fraction) of the net as it stands, in eval mode; NaN for no images.
+
+    Raises ValueError or TypeError where images and labels, or net and images, do not go together.
+    """
+    check_split("split", split)
     if not len(split):
         return NAN, NAN
-    training = net.training
-    net.eval()
+    _check_device(net, split)
     loss, right = 0.0, 0.0
-    cuts = stages(net.layers, calibrated=True) if isinstance(net, Net) else None
-    for x, labels in zip(split.images.split(CHUNK), split.labels.split(CHUNK), strict=True):
-        logits = net(x) if cuts is None else forward(cuts, x).x
-        loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
-        right += float((logits.argmax(1) == labels).sum())
-    net.train(training)
+    cuts = stages(net.layers, calibrated=True) if isinstance(net, Net) and not unlike(net) else None
+    with mode(net, training=False), noise(split.images.device, 0):
+        for x, labels in zip(split.images.split(CHUNK), split.labels.split(CHUNK), strict=True):
+            logits = net(x.clone()) if cuts is None else forward(cuts, x).x  # a net may write into what it is given
+            _check_logits(logits, labels)
+            loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+            right += float((logits.argmax(1) == labels).sum())
     return loss / len(split), right / len(split)
 
 
@@ -311,11 +335,16 @@ def _reports(
 
 
 def _layers(net: nn.Module) -> list[list[str]]:
-    """The tensors of each layer in the order of their sweeps. Where there is no `Net`, each submodule is a layer."""
+    """The tensors of each layer in the order of their sweeps.
+
+    Where the engine does not know the net, each submodule is a layer. Frozen tensors have no sweep, but their layer
+    keeps its position.
+    """
     layers: dict[str, list[str]] = {}
+    known, wanted = not unlike(net), searched(net)
     for name, _ in net.named_parameters():
-        layer = name.split(".")[0] if isinstance(net, Net) else name.rpartition(".")[0]
-        layers.setdefault(layer, []).append(name)
+        layer = name.split(".")[0] if known else name.rpartition(".")[0]
+        layers.setdefault(layer, []).extend([name] if name in wanted else [])
     return [sorted(names, key=_place_in_block) for names in layers.values()]
 
 
@@ -326,13 +355,12 @@ def _place_in_block(name: str) -> int:
 
 def _search(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int) -> Search:
     """The search of the layer at a position, on a fresh shuffle of the training part."""
-    net.eval()
     order = torch.randperm(len(data.train), generator=generator(settings.seed, cycle, SHUFFLE, position))
     size = settings.batch(cycle)
     order = order.to(data.train.labels.device)
     batches = Batches(data.train.images[order], data.train.labels[order], size)
-    if not isinstance(net, Net):
-        return reference.ModuleSearch(net, batches)
+    if not isinstance(net, Net) or unlike(net):
+        return reference.ModuleSearch(net, batches, (settings.seed, cycle, NOISE, position))
     if settings.level != "weight":
         return engine.JointSearch(net, position, batches, settings.cache)
     if isinstance(net[position], Head):
@@ -373,11 +401,10 @@ def _walk(
         weight *= 1 - settings.weight_decay
     flat = weight.view(-1)
     old, places = flat[indices], indices.tolist()
-    visits = Visits(
-        sweep.layer.split(".", 1)[1] if isinstance(net, Net) else sweep.layer, indices, deltas, sweep.before
-    )
+    name = sweep.layer if isinstance(search, reference.ModuleSearch) else sweep.layer.split(".", 1)[1]
+    visits = Visits(name, indices, deltas, sweep.before)
     search.begin()
-    owners = _owners(search, indices, len(weight), sweep.before, world.size)
+    owners = _owners(search, indices, weight.shape[:1].numel(), sweep.before, world.size)
     own = (owners == world.rank).nonzero().flatten()[len(losses) :]
     if isinstance(search, NeuronSearch):
         found = _at_once(search, visits, own)
@@ -506,7 +533,8 @@ def _counts(wins: Sequence[int], batch_size: int) -> dict[str, int]:
 
 
 def check(net: nn.Module, data: Data, settings: RSO, begun: Sequence[Tensor] = (), world: Alone = ALONE) -> None:
-    """Raise what `train` would raise before its first step: ValueError or MemoryError."""
+    """Raise what `train` would raise before its first step: ValueError, TypeError or MemoryError."""
+    check_data(data)
     images = len(data.train)
     if settings.batch_size > images:
         raise ValueError(
@@ -520,7 +548,82 @@ def check(net: nn.Module, data: Data, settings: RSO, begun: Sequence[Tensor] = (
         )
     if begun and settings.strategy != "sequential":
         raise ValueError(f'within a sweep a run goes on only with strategy="sequential", not {settings.strategy!r}')
-    if not isinstance(net, Net) and (world.size > 1 or settings.strategy != "sequential"):
-        raise ValueError('a net that is not a models.Net is searched by one process, with strategy="sequential"')
-    if isinstance(net, Net):
+    reason = unlike(net)
+    if reason and (world.size > 1 or settings.strategy != "sequential"):
+        raise ValueError(
+            f'a net that is not a models.Net is searched by one process, with strategy="sequential": {reason}'
+        )
+    _check_device(net, data.train)
+    check_weights(net)
+    check_fit(net, data, settings.batch(0))
+    if not reason and isinstance(net, Net):
+        _check_engine(net, data)
         memory.check(net, data, settings)
+
+
+@torch.no_grad()
+@arithmetic("float32")
+def check_fit(net: nn.Module, data: Data, batch_size: int) -> None:
+    """Raise ValueError where a net does not take the images of some data, or gives no logits for their labels.
+
+    Two of the images go through it, in train and in eval mode, and it stays as it is.
+    """
+    _check_device(net, data.train)
+    highest = max(int(part.labels.max()) for part in (data.train, data.val, data.test) if len(part))
+    for training in (True, False):
+        x = data.train.images[: min(batch_size, 2) if training else 2]
+        logits = _probe(net, x, training)
+        _check_logits(logits, data.train.labels[: len(x)], highest)
+
+
+def _probe(net: nn.Module, x: Tensor, training: bool) -> Any:
+    try:
+        with mode(net, training), buffers_kept(net), noise(x.device, 0):
+            return net(x.clone())
+    except Exception as error:  # whatever goes wrong in a net of the user's
+        shape, how = "×".join(map(str, x.shape)), "train" if training else "eval"
+        least = f", and images of at least {least_size(net)} pixels a side" if isinstance(net, Net) else ""
+        raise ValueError(
+            f"the net cannot take images of the shape {shape} ({x.dtype}) in {how} mode: "
+            f"{type(error).__name__}: {error}; give it one that is made for the data's shape{least}"
+        ) from error
+
+
+def _check_device(net: nn.Module, split: Split) -> None:
+    """Raise ValueError where a net has parameters elsewhere than on the device of the images."""
+    device = split.images.device
+    for name, weight in net.named_parameters():
+        if weight.device != device:
+            raise ValueError(
+                f"{name} of the net is on {weight.device}, but the images are on {device}: "
+                f"call .to({str(device)!r}) on the net, or load the data with device={weight.device.type!r}"
+            )
+
+
+def _check_logits(logits: Any, labels: Tensor, highest: int | None = None) -> None:
+    """Raise ValueError where what a net returns are no logits for some labels, or for a highest label."""
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"the net returns a {type(logits).__name__}; it must return one tensor of logits [N, classes]")
+    if logits.dim() != 2 or len(logits) != len(labels) or not logits.is_floating_point():
+        raise ValueError(
+            f"the net returns {logits.dtype} of the shape {tuple(logits.shape)} for {len(labels)} images; "
+            f"it must return floating-point logits [N, classes]"
+        )
+    highest = int(labels.max()) if highest is None else highest
+    if highest >= logits.shape[1]:
+        raise ValueError(
+            f"the net has {logits.shape[1]} outputs, but there is a label {highest}: "
+            f"make it with at least {highest + 1} classes"
+        )
+
+
+def _check_engine(net: Net, data: Data) -> None:
+    """Raise ValueError where the engine would compute another net than this one is."""
+    x = data.train.images[:2]
+    kinds = {tensor.dtype for tensor in _tensors(net) if tensor.is_floating_point()} | {x.dtype}
+    if len(kinds) > 1:
+        raise ValueError(f"net and images must be of one type, not {', '.join(sorted(map(str, kinds)))}: call .float()")
+    with torch.no_grad(), mode(net, training=False):
+        own, engines = net(x.clone()), forward(stages(net.layers, calibrated=True), x).x
+    if own.isfinite().all() and not torch.allclose(own, engines, rtol=1e-2, atol=1e-2 * float(own.abs().max())):
+        raise ValueError("the engine and the net's own forward give different logits: something has changed the net")

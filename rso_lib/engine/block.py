@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..algorithm import Batches, ModuleSearch, choose, cross_entropy
+from ..algorithm import Batches, ModuleSearch, choose, cross_entropy, step
 from ..models import Flow, Net
 from . import kernels
 from .kernels import Preactivation
@@ -554,9 +554,11 @@ class JointSearch(ModuleSearch):
     def __init__(self, net: Net, position: int, batches: Batches, cache: str = "full"):
         super().__init__(net, batches)
         self.layers = net.layers[position:]
-        net.eval()
         images, before = self.x, stages(net.blocks[:position], calibrated=True)
         self.inputs = OnDemand(lambda s: cached_input(before, images[s], channels_last, half=cache == "half"))
+
+    def step_jointly(self, weights: Sequence[Tensor], deltas: Sequence[Tensor], turn: int) -> Tensor:
+        return step(lambda: self.loss(turn % len(self.x)), weights, deltas)
 
     def loss(self, s: int) -> Tensor:
         searched, flow = stages(self.layers), self.inputs[s]
