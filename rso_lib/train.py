@@ -569,6 +569,12 @@ def check_fit(net: nn.Module, data: Data, batch_size: int) -> None:
     Two of the images go through it, in train and in eval mode, and it stays as it is.
     """
     _check_device(net, data.train)
+    if isinstance(net, Net) and not unlike(net):
+        least, sides = least_size(net), data.train.images.shape[2:]
+        if min(sides, default=0) < least:
+            raise ValueError(
+                f"the net needs images of at least {least}×{least} pixels, not {'×'.join(map(str, sides))}"
+            )
     highest = max(int(part.labels.max()) for part in (data.train, data.val, data.test) if len(part))
     for training in (True, False):
         x = data.train.images[: min(batch_size, 2) if training else 2]
@@ -582,10 +588,9 @@ def _probe(net: nn.Module, x: Tensor, training: bool) -> Any:
             return net(x.clone())
     except Exception as error:  # whatever goes wrong in a net of the user's
         shape, how = "×".join(map(str, x.shape)), "train" if training else "eval"
-        least = f", and images of at least {least_size(net)} pixels a side" if isinstance(net, Net) else ""
         raise ValueError(
             f"the net cannot take images of the shape {shape} ({x.dtype}) in {how} mode: "
-            f"{type(error).__name__}: {error}; give it one that is made for the data's shape{least}"
+            f"{type(error).__name__}: {error}; give it one that is made for the data's shape"
         ) from error
 
 
