@@ -10,12 +10,12 @@ from . import engine
 from .engine import JointMove, Moves, Scorer, Visits
 from .engine.block import moved
 from .history import History
-from .models import Net
+from .models import unlike
 from .proposals import ORDERS, generator, sigma
 from .settings import RSO
 
-SHUFFLE, DRAWS = 1, 2
-"""What a generator is for: the shuffle of a layer's batches, or the order and the Δ of a sweep."""
+SHUFFLE, DRAWS, NOISE = 1, 2, 3
+"""What a generator is for: the shuffle of a layer's batches, the order and the Δ of a sweep, or what a net draws."""
 
 
 class Alone:
@@ -173,8 +173,8 @@ def _visits(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep) -> Visits:
     rng = generator(settings.seed, cycle, DRAWS, sweep.number)
     indices = ORDERS[settings.order](tuple(weight.shape), rng)
     deltas = settings.draw()((len(indices),), rng) * (sigma(weight) * settings.sigma_factor(cycle))
-    name = sweep.layer.split(".", 1)[1] if isinstance(net, Net) else sweep.layer
-    return Visits(name, len(weight), indices, deltas.to(weight), sweep.before)
+    name = sweep.layer if unlike(net) else sweep.layer.split(".", 1)[1]
+    return Visits(name, weight.shape[:1].numel(), indices, deltas.to(weight), sweep.before)
 
 
 class JointPlan:
@@ -196,7 +196,8 @@ class JointPlan:
             deltas = [(settings.draw()(tuple(weight.shape), rng) * scale).to(weight) for weight, scale in pairs]
             for weight in self.weights:
                 weight *= 1 - settings.weight_decay
-            yield JointMove(sweep.names, (sweep.before + t) % self.batches, [t], deltas)
+            turn = sweep.before + t
+            yield JointMove(sweep.names, turn % self.batches, turn, [t], deltas)
 
     def close(self, results: "Results") -> SweepResult:
         """Return what came out."""

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from . import engine
 from .algorithm import Batches, Loss, cross_entropies
-from .data import Data, Split
+from .checks import check, check_outputs, tensors
+from .data import Data, Split, check_split
 from .engine import Scorer, memory
 from .engine.layers import CHUNK, forward, stages
 from .history import NAN, History, Report
-from .models import Net, calibrate, count_weights
-from .proposals import generator, sigma
+from .models import Net, calibrate, count_weights, mode, searched, unlike
+from .proposals import generator, noise, sigma
 from .settings import RSO, arithmetic
-from .sweep import ALONE, SHUFFLE, Alone, Position, Step, Sweep, SweepResult, steps_of
+from .sweep import ALONE, NOISE, SHUFFLE, Alone, Position, Step, Sweep, SweepResult, steps_of
 
 WITHIN_A_BLOCK = (
     "conv.weight",
@@ -35,17 +36,17 @@ WITHIN_A_BLOCK = (
 
 
 def sweeps(net: nn.Module, settings: RSO) -> list[Sweep]:
-    """The sweeps of a cycle in order."""
+    """Return the sweeps of a cycle in order. Frozen parameters (`requires_grad=False`) have none."""
     if settings.level == "network":
-        layers = [(0, {"network": [name for name, _ in net.named_parameters()]})]
+        layers = [(0, {"network": list(searched(net))})]
     else:
         layers = [(position, {name: [name] for name in names}) for position, names in enumerate(_layers(net))]
     if settings.direction == "backward":
         layers.reverse()
     plan: list[Sweep] = []
-    for position, tensors in layers:
+    for position, names_of in layers:
         before = 0
-        for layer, names in tensors.items():
+        for layer, names in names_of.items():
             steps = sum(net.get_parameter(name).numel() for name in names)
             plan.append(Sweep(len(plan), layer, position, names, before, steps))
             before += steps
@@ -66,7 +67,8 @@ def train(
 ) -> Iterator[Report | Step]:
     """Train `net` in place, yielding a `Report` after each sweep and each cycle.
 
-    net       a `models.Net` goes through the fast engine; any other module through Algorithm 1 as printed
+    net       a `models.Net` goes through the fast engine; any other module, and a `Net` that somebody has changed
+              (`models.unlike`), through Algorithm 1 as printed. Frozen parameters stay as they are
     history   the reports of earlier sittings: the run goes on behind them, with the draws it would have had
     steps     yield a `Step` after every visit too
     begun     the current sweep's first steps, where a sitting ended within it: they are not made again, but count
@@ -76,12 +78,12 @@ def train(
     All that is kept is the net: whoever consumes the reports decides about bars, plots, checkpoints,
     pausing and stopping.
 
-    Raises ValueError where the batch is larger than the training part, or where a net or a sitting does not go with
-    settings.strategy or with several processes; MemoryError where the engine's caches would not fit.
+    Raises, before the first step, ValueError or TypeError where net, data and settings do not go together (`check`),
+    and MemoryError where the engine's caches would not fit; later, where a function of the settings returns nonsense.
     """
-    check(net, data, settings, begun, world)
-    if not isinstance(net, Net):
-        warnings.warn("not a models.Net: every step sends its batch through the whole net three times", stacklevel=2)
+    check(net, data, settings, begun, world, loss)
+    if reason := unlike(net):
+        warnings.warn(f"{reason}: every step sends its batch through the whole net three times", stacklevel=2)
     memory.keep_freed()
     for weight in net.parameters():
         weight.data = weight.data.contiguous()
@@ -112,26 +114,29 @@ def fit(
 ) -> History:
     """Train with a progress bar and return the history.
 
-    An interrupt ends the run and leaves net and history as behind the last report: the same call, with this history,
-    goes on. Arguments and errors as in `train`. `history` is continued in place.
+    An interrupt ends the run and leaves net and history as they were at the last report: the same call, with this
+    history, goes on. So does an error, which is raised. Arguments and errors as for `train`. `history` is continued in
+    place.
     """
+    check(net, data, settings, loss=loss)
     history = History() if history is None else history
     reported = len(history.rows), _copies(net)
     try:
         for _ in with_bar(train(net, data, settings, history, steps=True, loss=loss), net, settings, history, progress):
             reported = len(history.rows), _copies(net)
-    except KeyboardInterrupt:
+    except BaseException as error:
         rows, values = reported
         del history.rows[rows:]
-        for weight, value in zip(net.parameters(), values, strict=True):
-            weight.data.copy_(value)
-        calibrate(net, data.train.images)
+        for tensor, value in zip(tensors(net), values, strict=True):
+            tensor.copy_(value)
+        if not isinstance(error, KeyboardInterrupt):
+            raise
         warnings.warn("stopped before the end; net and history are as behind the last finished sweep", stacklevel=2)
     return history
 
 
 def _copies(net: nn.Module) -> list[Tensor]:
-    return [weight.detach().clone() for weight in net.parameters()]
+    return [tensor.clone() for tensor in tensors(net)]
 
 
 def with_bar(
@@ -171,18 +176,20 @@ def evaluate(net: nn.Module, split: Split, loss: Loss = cross_entropies) -> tupl
     """Return mean loss and accuracy (a fraction) of the net as it stands, in eval mode; NaN for no images.
 
     loss  from outputs [N, ...] and targets [N, ...] to the loss of each image, [N]; cross entropy in nats by default
+
+    Raises ValueError or TypeError where images and labels, or net and images, do not go together.
     """
+    check_split("split", split)
     if not len(split):
         return NAN, NAN
-    training = net.training
-    net.eval()
+    check_outputs(net, split)
     total, right = 0.0, 0.0
-    cuts = stages(net.layers, calibrated=True) if isinstance(net, Net) else None
-    for x, labels in zip(split.images.split(CHUNK), split.labels.split(CHUNK), strict=True):
-        logits = net(x) if cuts is None else forward(cuts, x).x
-        total += float(loss(logits, labels).sum())
-        right += float((logits.argmax(1) == labels).sum())
-    net.train(training)
+    cuts = stages(net.layers, calibrated=True) if isinstance(net, Net) and not unlike(net) else None
+    with mode(net, training=False), noise(split.images.device, 0):
+        for x, labels in zip(split.images.split(CHUNK), split.labels.split(CHUNK), strict=True):
+            logits = net(x.clone()) if cuts is None else forward(cuts, x).x  # a net may write into its input
+            total += float(loss(logits, labels).sum())
+            right += float((logits.argmax(1) == labels).sum())
     return total / len(split), right / len(split)
 
 
@@ -223,11 +230,16 @@ def _reports(
 
 
 def _layers(net: nn.Module) -> list[list[str]]:
-    """The tensors of each layer in the order of their sweeps. Where there is no `Net`, each submodule is a layer."""
+    """Return the tensors of each layer in the order of their sweeps.
+
+    Where the engine does not know the net, each submodule is a layer. Frozen tensors have no sweep, but their layer
+    keeps its position.
+    """
     layers: dict[str, list[str]] = {}
+    known, wanted = not unlike(net), searched(net)
     for name, _ in net.named_parameters():
-        layer = name.split(".")[0] if isinstance(net, Net) else name.rpartition(".")[0]
-        layers.setdefault(layer, []).append(name)
+        layer = name.split(".")[0] if known else name.rpartition(".")[0]
+        layers.setdefault(layer, []).extend([name] if name in wanted else [])
     return [sorted(names, key=_place_in_block) for names in layers.values()]
 
 
@@ -238,11 +250,10 @@ def _place_in_block(name: str) -> int:
 
 def _scorer(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int, loss: Loss) -> Scorer:
     """Return the scorer of the layer at a position, on a fresh shuffle of the training part."""
-    net.eval()
     order = torch.randperm(len(data.train), generator=generator(settings.seed, cycle, SHUFFLE, position))
     order = order.to(data.train.labels.device)
     batches = Batches(data.train.images[order], data.train.labels[order], settings.batch(cycle))
-    return engine.scorer_of(net, position, batches, settings, loss)
+    return engine.scorer_of(net, position, batches, settings, loss, (settings.seed, cycle, NOISE, position))
 
 
 def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, result: SweepResult, sent: int) -> Report:
@@ -288,24 +299,3 @@ def _counts(wins: Sequence[int], settings: RSO, cycle: int) -> dict[str, int]:
         "evaluations": evaluations,
         "image_forwards": evaluations * settings.batch(cycle),
     }
-
-
-def check(net: nn.Module, data: Data, settings: RSO, begun: Sequence[Step] = (), world: Alone = ALONE) -> None:
-    """Raise what `train` would raise before its first step: ValueError or MemoryError."""
-    images = len(data.train)
-    if settings.batch_size > images:
-        raise ValueError(
-            f"batch_size is {settings.batch_size}, but the training part of {data.name} has {images} images: "
-            f"set batch_size to at most {images}"
-        )
-    if world.size > 1 and settings.strategy == "sequential":
-        raise ValueError(
-            f"{world.size} processes cannot share sequential steps, each of which waits for the one before: "
-            f'set strategy to "neuron" or "layer", or start one process'
-        )
-    if begun and settings.strategy != "sequential":
-        raise ValueError(f'within a sweep a run goes on only with strategy="sequential", not {settings.strategy!r}')
-    if not isinstance(net, Net) and (world.size > 1 or settings.strategy != "sequential"):
-        raise ValueError('a net that is not a models.Net is searched by one process, with strategy="sequential"')
-    if isinstance(net, Net):
-        memory.check(net, data, settings)

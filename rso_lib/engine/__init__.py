@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithm import Batches, Loss
-from ..models import Head, Net
+from ..models import Head, Net, unlike
 from ..rules import Rule, Scores
 from ..settings import RSO
 from . import replay
@@ -63,10 +63,15 @@ Stepper = Callable[[Any], tuple[Tensor, Tensor]]
 """Makes the steps of some moves; returns the losses [n, K] and the choices [n], multiples of Δ."""
 
 
-def scorer_of(net: nn.Module, position: int, batches: Batches, settings: RSO, loss: Loss) -> Scorer:
-    """Return the scorer of the layer at a position of a net, on some batches."""
-    if not isinstance(net, Net):
-        return ModuleScorer(net, batches, settings, loss)
+def scorer_of(
+    net: nn.Module, position: int, batches: Batches, settings: RSO, loss: Loss, key: Sequence[int] = (0,)
+) -> Scorer:
+    """Return the scorer of the layer at a position of a net, on some batches.
+
+    key  of the random numbers that a module draws, such as those of dropout
+    """
+    if not isinstance(net, Net) or unlike(net):
+        return ModuleScorer(net, batches, settings, loss, key)
     if settings.level != "weight":
         return JointScorer(net, position, batches, settings, loss)
     if isinstance(net.layers[position], Head):

@@ -126,11 +126,14 @@ def plain_step(weight: Tensor, index: int, delta: Tensor, loss: Callable[[], Ten
     flat = weight.view(-1)
     old = flat[index].clone()
     values = torch.stack([old, old + delta, old - delta])
-    losses = []
-    for value in values:
-        flat[index] = value
-        losses.append(loss())
-    flat[index] = values.take(torch.stack(losses).argmin())
+    best, losses = old, []
+    try:
+        for value in values:
+            flat[index] = value
+            losses.append(loss())
+        best = values.take(torch.stack(losses).argmin())
+    finally:
+        flat[index] = best
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The measurements behind the notebooks: what a batch decides, and settings against each other."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from ..algorithm import choose
 from ..data import Data, Split
 from ..engine.layers import CHUNK
 from ..history import NAN, History
-from ..models import Net
+from ..models import Net, searched
 from ..proposals import SCHEDULES, generator, sigma
 from ..settings import RSO
 from ..train import train
@@ -71,7 +71,7 @@ def visits(net: Net, split: Split, per_layer: int, *, factor: float = 1.0, seed:
     """
     _check_no_norm(net)
     layers, losses = [], []
-    for k, (name, weight) in enumerate(net.named_parameters()):
+    for k, (name, weight) in enumerate(searched(net).items()):
         rng = generator(seed, k)
         chosen = torch.randint(weight.numel(), (per_layer,), generator=rng)
         deltas = torch.randn(per_layer, generator=rng) * sigma(weight) * factor
@@ -79,25 +79,26 @@ def visits(net: Net, split: Split, per_layer: int, *, factor: float = 1.0, seed:
             layers.append(name)
             old = weight.view(-1)[index].item()
             candidates = (old, old + delta, old - delta)
-            losses.append(torch.stack(list(_image_losses(net, split, weight.view(-1), index, candidates))))
+            losses.append(_image_losses(net, split, weight.view(-1), index, candidates))
     return Visits(layers, torch.stack(losses))
 
 
 def _check_no_norm(net: nn.Module) -> None:
-    if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
         raise ValueError("the net has batch norm, so an image has no loss of its own: take one_conv or two_conv")
 
 
-def _image_losses(
-    net: nn.Module, split: Split, weight: Tensor, index: int, values: Iterable[float]
-) -> Iterator[Tensor]:
-    """The losses of all images with some values of a weight; then the old one is written back."""
-    old = weight[index].clone()
-    for value in values:
-        weight[index] = value
-        logits = torch.cat([net(images) for images in split.images.split(CHUNK)])
-        yield F.cross_entropy(logits.double(), split.labels, reduction="none")
-    weight[index] = old
+def _image_losses(net: nn.Module, split: Split, weight: Tensor, index: int, values: Iterable[float]) -> Tensor:
+    """The losses of all images with some values of a weight, [values, N], which then, or stopped, has its old one."""
+    old, losses = weight[index].clone(), []
+    try:
+        for value in values:
+            weight[index] = value
+            logits = torch.cat([net(images) for images in split.images.split(CHUNK)])
+            losses.append(F.cross_entropy(logits.double(), split.labels, reduction="none"))
+    finally:
+        weight[index] = old
+    return torch.stack(losses)
 
 
 @torch.no_grad()
@@ -114,7 +115,7 @@ def losses_along(net: nn.Module, name: str, split: Split, offsets: Tensor) -> Te
     lines = []
     for index in tqdm(range(weight.numel()), unit="weight"):
         values = weight.view(-1)[index].item() + sigma(weight) * offsets
-        lines.append(torch.stack(list(_image_losses(net, split, weight.view(-1), index, values.tolist()))))
+        lines.append(_image_losses(net, split, weight.view(-1), index, values.tolist()))
     return torch.stack(lines)
 
 

@@ -109,6 +109,7 @@ def start(
     """
     for name in ("schedule", "distribution", "rule"):
         check_named(name, getattr(settings, name))
+    images.check_wanted(dataset, data_seed, val_size, called=("dataset", "data_seed"))
     options = dict(net_options or {})
     data = world.first(lambda: images.load(dataset, root, device, data_seed, val_size))
     asked = {

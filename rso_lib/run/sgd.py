@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..data import Data, load
+from ..checks import check_fit
+from ..data import Data, check_data, check_wanted, load
 from ..engine.layers import channels_last
 from ..history import NAN, History, Report
 from ..proposals import generator
@@ -108,6 +109,7 @@ def train(net: nn.Module, data: Data, settings: SGD) -> Iterator[Report]:
     Ends early at the target, or where the loss is not finite any more. Errors as in `check`.
     """
     check(data, settings)
+    check_fit(net, data, settings.batch_size)
     optimiser = torch.optim.SGD(
         net.parameters(), settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
@@ -121,7 +123,11 @@ def train(net: nn.Module, data: Data, settings: SGD) -> Iterator[Report]:
 
 
 def check(data: Data, settings: SGD) -> None:
-    """Raise ValueError where the batch is larger than the training part, or a target has no validation part."""
+    """Raise ValueError where the batch is larger than the training part, or a target has no validation part.
+
+    And what `check_data` raises.
+    """
+    check_data(data)
     if settings.batch_size > len(data.train):
         raise ValueError(f"batch_size must be at most the {len(data.train)} training images, not {settings.batch_size}")
     if settings.target is not None and not len(data.val):
@@ -310,6 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         place = command.take_place(given)
         asked = {name: given[name] for name in how if name in given}
         settings = SGD(**{"batch_size": presets.batch_size(given["dataset"]), **asked})
+        check_wanted(given["dataset"], 0, given["val_size"], called=("dataset", "seed"))
         data = load(given["dataset"], **place, val_size=given["val_size"])
         _run(Path(given["folder"]), given["net"], data, settings, given)
     except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
