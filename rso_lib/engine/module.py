@@ -83,7 +83,7 @@ class ModuleScorer:
     def commit(self, move: Moves | JointMove, choices: Tensor) -> None:
         """Move all weights of the step by the same multiple [1] of their Δ."""
         for weight, delta in self.direction(move):
-            weight.copy_(moved(weight, delta, choices))
+            weight.copy_(moved(weight, delta, choices[0]))
 
     def direction(self, move: Moves | JointMove) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the weights that a step moves, as views, and their Δ."""
