@@ -287,12 +287,12 @@ def evaluate(net: nn.Module, split: Split) -> tuple[float, float]:
     if not len(split):
         return NAN, NAN
     _check_device(net, split)
+    _check_logits(_probe(net, split.images[:2], training=False), split.labels[:2], int(split.labels.max()))
     loss, right = 0.0, 0.0
     cuts = stages(net.layers, calibrated=True) if isinstance(net, Net) and not unlike(net) else None
     with mode(net, training=False), noise(split.images.device, 0):
         for x, labels in zip(split.images.split(CHUNK), split.labels.split(CHUNK), strict=True):
             logits = net(x.clone()) if cuts is None else forward(cuts, x).x  # a net may write into what it is given
-            _check_logits(logits, labels)
             loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
             right += float((logits.argmax(1) == labels).sum())
     return loss / len(split), right / len(split)
@@ -605,8 +605,8 @@ def _check_device(net: nn.Module, split: Split) -> None:
             )
 
 
-def _check_logits(logits: Any, labels: Tensor, highest: int | None = None) -> None:
-    """Raise ValueError where what a net returns are no logits for some labels, or for a highest label."""
+def _check_logits(logits: Any, labels: Tensor, highest: int) -> None:
+    """Raise ValueError where what a net returns are no logits for images of some labels, or not for the highest."""
     if not isinstance(logits, Tensor):
         raise ValueError(f"the net returns a {type(logits).__name__}; it must return one tensor of logits [N, classes]")
     if logits.dim() != 2 or len(logits) != len(labels) or not logits.is_floating_point():
@@ -614,7 +614,6 @@ def _check_logits(logits: Any, labels: Tensor, highest: int | None = None) -> No
             f"the net returns {logits.dtype} of the shape {tuple(logits.shape)} for {len(labels)} images; "
             f"it must return floating-point logits [N, classes]"
         )
-    highest = int(labels.max()) if highest is None else highest
     if highest >= logits.shape[1]:
         raise ValueError(
             f"the net has {logits.shape[1]} outputs, but there is a label {highest}: "

@@ -501,6 +501,8 @@ def test_evaluate_checks_what_it_scores() -> None:
         evaluate(net, Split(data.val.images, data.val.labels.float()))
     with pytest.raises(ValueError, match="the net has 3 outputs, but there is a label 3: make it with at least 4"):
         evaluate(net, Split(data.val.images, data.val.labels + 1))
+    with pytest.raises(ValueError, match="the net cannot take images of the shape 2×1×2×2"):
+        evaluate(net, Split(data.val.images[:, :, :2, :2], data.val.labels))
     with pytest.raises(ValueError, match="labels of split must be at least 0, not -1"):
         evaluate(net, Split(data.val.images, data.val.labels - 1))
     with pytest.raises(ValueError, match="of the net is on meta, but the images are on cpu"):
