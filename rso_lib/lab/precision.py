@@ -18,7 +18,7 @@ from ..algorithm import Batches, choose
 from ..data import Data
 from ..engine import block as engine
 from ..engine.replay import block_search
-from ..models import Head, Net, calibrate
+from ..models import Head, Net, calibrate, searched
 from ..proposals import generator, sigma
 from ..run.folder import Run, load
 from ..settings import RSO, arithmetic, check_whole
@@ -50,7 +50,7 @@ def compare(
         full = replace(settings, cache="full")
         exact = _search(copy.deepcopy(net).double(), position, data, full, batch_size, slices)
         turn = 0
-        for name, weight in module.named_parameters():
+        for name, weight in searched(module).items():
             first = int(torch.randint(max(weight.numel() - visits, 0) + 1, (), generator=rng))
             indices = range(first, min(first + visits, weight.numel()))
             deltas = settings.draw()((len(indices),), rng) * sigma(weight) * settings.sigma_factor(cycle)
