@@ -71,7 +71,7 @@ def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of logits [N, classes] and labels [N], in float64."""
-    return F.cross_entropy(logits.double(), labels)
+    return cross_entropies(logits, labels).mean()
 
 
 @torch.no_grad()

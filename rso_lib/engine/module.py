@@ -70,9 +70,9 @@ class ModuleScorer:
         finally:
             for weight, old in before:
                 weight.copy_(old)
-        losses = torch.stack(images)[None]
+        losses = torch.stack([each.mean() for each in images])[None]
         delta = move.deltas if isinstance(move, Moves) else losses.new_full((1,), torch.nan)
-        return Scores(losses.mean(2), losses, self.multiples, delta)
+        return Scores(losses, torch.stack(images)[None], self.multiples, delta)
 
     @contextmanager
     def same_net(self, turn: int) -> Iterator[Callable[[], None]]:

@@ -19,7 +19,7 @@ from ..data import Data
 from ..engine import Moves
 from ..engine.head import HeadScorer
 from ..engine.sequential import SequentialScorer
-from ..models import Head, Net, calibrate
+from ..models import Head, Net, calibrate, searched
 from ..proposals import generator, sigma
 from ..rules import argmin
 from ..run.folder import Run, load
@@ -52,7 +52,7 @@ def compare(
         full = replace(settings, cache="full")
         exact = _scorer(copy.deepcopy(net).double(), position, data, full, batch_size, slices)
         turn = 0
-        for name, weight in module.named_parameters():
+        for name, weight in searched(module).items():
             first = int(torch.randint(max(weight.numel() - visits, 0) + 1, (), generator=rng))
             indices = range(first, min(first + visits, weight.numel()))
             deltas = settings.draw()((len(indices),), rng) * sigma(weight) * settings.sigma_factor(cycle)

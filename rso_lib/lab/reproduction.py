@@ -21,7 +21,7 @@ from ..algorithm import cross_entropy
 from ..data import Split, home
 from ..engine.layers import channels_last
 from ..history import History, Report
-from ..models import Net, count_weights
+from ..models import Net, count_weights, searched
 from ..proposals import generator, sigma
 from ..run import folder as runs
 from ..run.folder import Run
@@ -333,11 +333,12 @@ def changes(
     Columns: by Δ and by −Δ. The net stays as it is.
     """
     net = copy.deepcopy(net).train()
-    x, start = channels_last(split.images), parameters_to_vector(net.parameters())
-    scale = torch.cat([start.new_full((w.numel(),), sigma(w) * factor) for w in net.parameters()])
+    tensors = list(searched(net).values())
+    x, start = channels_last(split.images), parameters_to_vector(tensors)
+    scale = torch.cat([start.new_full((w.numel(),), sigma(w) * factor) for w in tensors])
 
     def loss(values: Tensor) -> Tensor:
-        vector_to_parameters(values, net.parameters())
+        vector_to_parameters(values, tensors)
         return cross_entropy(net(x), split.labels)
 
     base, rng, found = loss(start.clone()), generator(seed, weights), []
