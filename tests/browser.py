@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import nbformat
-from playwright.sync_api import Browser, Locator, Page, TimeoutError, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, TimeoutError, sync_playwright
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 LIVE = [path for path in sorted(FOLDER.glob("[0-9]*.ipynb")) if "LiveTrainer" in path.read_text(encoding="utf-8")]
@@ -162,7 +162,7 @@ class Visit:
         self.outside: list[str] = []
         self.page: Page = browser.new_page(viewport={"width": 1400, "height": 1000}, device_scale_factor=2)
         self.page.set_default_timeout(1000 * HANGS)
-        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        self.page.on("console", lambda said: self.hear(said) if said.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on(
             "response", lambda got: self.errors.append(f"{got.status} {got.url}") if got.status > 399 else None
@@ -187,6 +187,9 @@ class Visit:
     def to_notebook(cls, browser: Browser, lab: str, path: Path) -> "Visit":
         """Open a notebook in JupyterLab, in a workspace that nothing else is open in."""
         return cls.to(browser, lab, f"lab/workspaces/{path.stem}/tree/{path.name}")
+
+    def hear(self, said: ConsoleMessage) -> None:
+        self.errors.append(f"{said.text} {said.location['url']}")
 
     def note(self, url: str) -> None:
         place = urlsplit(url)

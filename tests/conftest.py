@@ -34,8 +34,8 @@ def nothing_left_behind() -> Iterator[None]:
 
 def process_settings() -> dict[str, object]:
     """What one test could change for another, by name."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
-    return environment | {
+    read = ("RSO_", "OMP_", "CXX", "PATH", "PYTHON", "XDG_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
+    return {name: value for name, value in os.environ.items() if name.startswith(read)} | {
         "folder": os.getcwd(),
         "threads": torch.get_num_threads(),
         "gradients": torch.is_grad_enabled(),

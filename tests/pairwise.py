@@ -4,6 +4,15 @@ from collections.abc import Sequence
 from itertools import combinations, product
 from typing import Any
 
+import pytest
+
+
+def crossed(*options: Sequence[Any]) -> list[Any]:
+    """All crossings, to be parameters of a test; those that hold no new pair are marked exhaustive."""
+    chosen = pairwise(*options)
+    rest = pytest.mark.exhaustive
+    return [row if row in chosen else pytest.param(*row, marks=rest) for row in product(*options)]
+
 
 def pairwise(*options: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Rows with a value of each option; every two values of two options meet in some row.
