@@ -71,7 +71,8 @@ def test_runs_and_its_exercises_can_be_solved(path: Path, tmp_path: Path) -> Non
 @every_notebook
 def test_runs_in_nbval(path: Path, project: Path) -> None:
     """As it was committed, by nbval's own command."""
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "-q", "-p", "no:cacheprovider", path]
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-kernel-startup-timeout=600"]
+    command += ["-q", "-p", "no:cacheprovider", path]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
 
