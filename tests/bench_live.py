@@ -53,11 +53,11 @@ def sliders(panel: Panel) -> list[Any]:
 
 
 def pauses(panel: Panel) -> Iterator[float]:
-    """Let a run train, and pause it: how long it takes until all that ran say so, in ms."""
+    """Let a fresh run train, and pause it: how long it takes until all that ran say so, in ms."""
     for _ in range(TIMES):
         panel.train_a_bit()
         yield panel.press("Pause", until="Running", gone=True)
-    panel.press("Reset", until="Ready")
+        panel.press("Reset", until="Ready")
 
 
 def take_screenshot(panel: Panel, number: str) -> None:
@@ -82,13 +82,12 @@ def summary(times: Sequence[float]) -> dict[str, float]:
     }
 
 
-def table(notebooks: dict[str, dict[str, dict[str, float]]]) -> Iterator[str]:
-    """The report's lines, in Markdown."""
-    yield "| notebook | what | times | median | least | most |"
-    yield "|---|---|---:|---:|---:|---:|"
-    for name, whats in notebooks.items():
-        for what, row in whats.items():
-            yield f"| {name} | {what} | {row['count']} | {row['median']:.0f} | {row['least']:.0f} | {row['most']:.0f} |"
+HEAD = "| notebook | what | times | median | least | most |\n|---|---|---:|---:|---:|---:|"
+
+
+def line(name: str, what: str, row: dict[str, float]) -> str:
+    """A row of the table."""
+    return f"| {name} | {what} | {row['count']} | {row['median']:.0f} | {row['least']:.0f} | {row['most']:.0f} |"
 
 
 def main() -> None:
@@ -100,14 +99,16 @@ def main() -> None:
         sys.exit("no chromium: install it, or let CHROMIUM name one")
     load = os.getloadavg()[0]
     machine = {"name": platform.node(), "processor": cpu_name(), "cores": os.cpu_count(), "load before": round(load, 2)}
-    print(f"{machine['processor']}, {machine['cores']} cores, load {load:.2f} before this began\n", flush=True)
+    print(f"{machine['processor']}, {machine['cores']} cores, load {load:.2f} before this began\n\n{HEAD}", flush=True)
+    notebooks: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as home, tempfile.TemporaryDirectory() as folder:
         copy_notebooks(Path(folder))
         with serve(LAB, Path(home), Path(folder)) as lab, chromium() as browser:
-            measured = {path.stem: measure(browser, lab, path, options.screenshots) for path in LIVE}
+            for path in LIVE:
+                times = measure(browser, lab, path, options.screenshots)
+                notebooks[path.stem] = {what: summary(each) for what, each in times.items()}
+                print("\n".join(line(path.stem, what, row) for what, row in notebooks[path.stem].items()), flush=True)
             machine["browser"] = f"chromium {browser.version}"
-    notebooks = {name: {what: summary(each) for what, each in times.items()} for name, times in measured.items()}
-    print("\n".join(table(notebooks)))
     options.json.write_text(json.dumps({"machine": machine, "notebooks": notebooks}, indent=1) + "\n")
 
 
