@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import images, stirred
+from pairwise import crossed
 from steps import one_step, scorer
 from torch import Tensor, nn
 
@@ -40,6 +41,9 @@ strides = pytest.mark.parametrize("stride", [1, 2])
 
 OTHERS = {"64 bytes": ["-mavx2", "-DVECTOR_BYTES=64"], "32 bytes": ["-mavx2", "-mfma"], "16 bytes": []}
 """Vectors as they are on other machines, and the flags for them, for any x86; those of 64 bytes are made of two."""
+VECTORS = ["this machine", *OTHERS]
+
+pytestmark = pytest.mark.xdist_group("kernels")  # which are compiled once for all
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def loaded() -> Kernels:
     return kernels_here
 
 
-@pytest.fixture(scope="module", params=["this machine", *OTHERS])
+@pytest.fixture(scope="module", params=VECTORS)
 def compiled(request: pytest.FixtureRequest, loaded: Kernels, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     """The kernels with vectors of all widths."""
     if request.param == "this machine":
@@ -102,9 +106,11 @@ def convolve(x: Tensor, taps: Tensor, stride: int) -> Tensor:
 # Each function
 
 
-@dtypes
-@pytest.mark.parametrize("folded", [False, True])
-@pytest.mark.parametrize("channels", [1, 3, 16])
+@pytest.mark.parametrize(
+    ("compiled", "channels", "folded", "dtype"),
+    crossed(VECTORS, [1, 3, 16], [False, True], [*TOLERANCE]),
+    indirect=["compiled"],
+)
 def test_rows_conv(compiled: Kernels, channels: int, folded: bool, dtype: torch.dtype) -> None:
     for rows, size in product((1, 2, 3, 4, 6), sizes(1 + folded)):
         x = last(torch.randn(3, channels, *size, dtype=dtype))

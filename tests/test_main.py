@@ -191,7 +191,7 @@ def test_an_interrupt_ends_cleanly_and_the_command_goes_on(tmp_path: Path) -> No
     while not (tmp_path / "a" / "checkpoint.pt").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert (process.returncode, out) == (130, "")
     assert f"stopped before the end; the same command goes on in {tmp_path / 'a'}" in err
     assert "Traceback" not in err

@@ -28,6 +28,7 @@ def execute(notebook: str | Path, output: str | Path, parameters: Mapping[str, A
         str(notebook),
         str(output),
         parameters,
+        start_timeout=600,  # seconds; a busy machine needs more than the usual 60 to start a kernel
         stderr_file=sys.stderr,  # the progress bars of the cells
         coalesce_streams=True,  # one output for a bar, and not one for each of its states
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # a local kernel warns that it does not encrypt
