@@ -18,7 +18,8 @@ import torch
 from rso_lib import RSO, History
 from rso_lib.run import folder as runs
 from rso_lib.run import presets
-from rso_lib.run.cli import _options, main
+from rso_lib.run.cli import main
+from rso_lib.run.nets import read_options
 
 ONCE = ["--dataset", "digits", "--net", "one_conv", "--cycles", "2", "--batch-size", "100"]
 
@@ -138,11 +139,40 @@ def test_options_of_the_net(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
         with pytest.raises(SystemExit):
             call(tmp_path, "--net", "cifar_net", "--net-options", "depth=3,head=mean,pool_last=True")
     assert asked["net_options"] == {"depth": 3, "head": "mean", "pool_last": True}
-    assert _options("pool_last=false, head=max") == {"pool_last": False, "head": "max"}
-    words = fails(capsys, tmp_path, "--net", "mnist_net", "--net-options", "pool_last")
-    assert "'pool_last' must be names with values, such as depth=5,head=mean" in words
     words = fails(capsys, tmp_path, "--net", "mnist_net", "--net-options", "heat=mean")
     assert "did you mean 'head'" in words
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_are_read_by_their_types() -> None:
+    for truth, words in ((True, ("true", "yes", "1", "True", "YES")), (False, ("false", "no", "0", "False"))):
+        for word in words:
+            assert read_options("mnist_net", f"pool_last={word}, head=max") == {"pool_last": truth, "head": "max"}
+    assert read_options("cifar_net", "depth=5,pool-last=no") == {"depth": 5, "pool_last": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("pool_last=maybe", "pool_last of cifar_net must be true or false"),
+        ("pool_last=2", "pool_last of cifar_net must be true or false"),
+        ("depth=5.0", "depth of cifar_net must be a whole number, not '5.0'"),
+        ("depth=five", "depth of cifar_net must be a whole number, not 'five'"),
+        ("depth=True", "depth of cifar_net must be a whole number, not 'True'"),
+        ("depth=3,depth=5", "net_options has depth twice"),
+        ("pool_last=1,pool-last=0", "net_options has pool_last twice"),
+        ("depth=", "net_options must be names with values"),
+        ("=3", "net_options must be names with values"),
+        ("", "net_options must be names with values"),
+        ("depth=3,", "net_options must be names with values"),
+        ("pool_last", "net_options must be names with values, such as depth=5,head=mean, not 'pool_last'"),
+        ("seed=3", "an option of cifar_net must be one of depth, head, pool_last, not 'seed'"),
+        ("heat=mean", "did you mean 'head'"),
+    ],
+)
+def test_options_that_cannot_be_read(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        read_options("cifar_net", text)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +184,10 @@ def test_options_of_the_net(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
         (["--order", "inputs"], "did you mean 'input'"),
         (["--preset", "papers"], "invalid choice: 'papers'"),
         (["--dataset", "minst"], "did you mean 'mnist'"),
+        (["--dataset", "MNIST"], "dataset must be one of"),
+        (["--data-seed", "-1"], "data_seed must be at least 0, not -1"),
+        (["--net-options", "depth=3"], "an option of one_conv"),
+        (["--threads", "999999"], "threads must be at most"),
         (["--dataset", "mnist", "--data-root", "NOWHERE"], "NOWHERE/MNIST/raw"),
         (["--batch-size", "5000"], "the training part of digits has 1294 images"),
         (["--threads", "0"], "threads"),
@@ -172,6 +206,52 @@ def test_errors_are_one_message(
 
 def _no_network(*_: object) -> None:
     raise OSError("no network")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&- <&-"])
+def test_a_closed_terminal_does_not_end_the_run(tmp_path: Path, project: Path, closed: str) -> None:
+    """Nor does what is meant for it get into a file of the run."""
+    words = " ".join(["-m", "rso_lib", str(tmp_path / "run"), *ONCE, "--cycles=1"])
+    done = subprocess.run(f"{sys.executable} {words} {closed}", shell=True, cwd=project, check=False)
+    assert done.returncode == 0
+    assert runs.load(tmp_path / "run").finished
+
+
+@pytest.mark.parametrize("name", ["", " ", "~/run"])
+def test_the_name_of_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    if name.strip():
+        call(name, *ONCE, "--cycles=1")
+        assert runs.load(tmp_path / "run").finished
+    else:
+        assert "RUNFOLDER must be the name of a folder, such as runs/mine" in fails(capsys, name, *ONCE)
+        assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_while_images_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.images, "load", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        call(tmp_path / "run", *ONCE)
+    assert ended.value.code == 130
+    assert "stopped before the end" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stray_rank_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    words = fails(capsys, tmp_path / "run", *ONCE)
+    assert "RANK is set in the environment, but WORLD_SIZE, MASTER_ADDR, MASTER_PORT" in words
+    assert "torchrun" in words and "unset RANK" in words
 
 
 def test_threads(tmp_path: Path) -> None:

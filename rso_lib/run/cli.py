@@ -1,12 +1,13 @@
 """Begin a run in a folder, or take up the one that is there, and train to its end."""
 
 import argparse
-import ast
 import inspect
 import io
+import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ from ..settings import RSO, check_choice, check_whole
 from . import folder as runs
 from . import presets
 from . import processes as parallel
+from .files import folder_at
+from .nets import NETS, read_options
 from .processes import world
 
 Options = Mapping[str, tuple[Any, str]]
 """Of a command line, by name: the default and what --help says."""
-NETS = ", ".join(runs.NETS)
 WHAT: Options = {
     "dataset": ("digits", "digits (with batches of 128), mnist, fashion_mnist, kmnist, cifar10 or folder:PATH"),
-    "net": ("one_conv", f"{NETS}; initialised with the seed of the run"),
+    "net": ("one_conv", f"{', '.join(NETS)}; initialised with the seed of the run"),
     "net_options": ({}, "of the net, separated by commas, such as depth=5,head=mean"),
     "data_seed": (0, "of the split in training and validation part"),
     "val_size": (None, "training images kept for validation; else 5000, or a tenth if that is less"),
@@ -46,18 +48,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = _parser()
     given = parse(parser, arguments)
-    folder, preset = Path(given.pop("folder")), given.pop("preset", None)
-    try:
+    with ending(parser.prog):
+        folder, preset = folder_at(given.pop("folder"), "RUNFOLDER"), given.pop("preset", None)
         place = take_place(given)
         place["device"] = parallel.join(place["device"])
         run = _run(folder, presets.choose(preset, **given) if preset else given, place)
+        if not run.finished:
+            sys.exit(130)
+        if world.rank == 0:
+            print(summary(run))
+        parallel.leave()
+
+
+@contextmanager
+def ending(command: str) -> Iterator[None]:
+    """End the program with a sentence: with status 2 where something is wrong, with 130 after an interrupt."""
+    try:
+        yield
     except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    if not run.finished:
-        sys.exit(130)
-    if world.rank == 0:
-        print(summary(run))
-    parallel.leave()
+        end(2, f"{command}: {error}")
+    except KeyboardInterrupt:
+        end(130, f"{command}: stopped before the end; what was saved is still there, and the same command goes on")
+
+
+def end(status: int, words: str) -> None:
+    """End the program with a status and a sentence."""
+    print(words, file=sys.stderr)
+    sys.exit(status)
 
 
 def summary(run: runs.Run) -> str:
@@ -72,12 +89,23 @@ def summary(run: runs.Run) -> str:
 
 def _run(folder: Path, given: dict[str, Any], place: dict[str, Any]) -> runs.Run:
     """Start or resume: a setting that is not given is as the folder has it, or else the default."""
-    there = runs.settings_of(folder) if world.rank == 0 and (folder / "settings.json").exists() else {}
-    asked = {**{name: default for name, (default, _) in WHAT.items()}, **world.tell(there), **given}
+    there = world.together(lambda: _stored(folder))
+    return runs.start(folder, **world.together(lambda: _asked(given, world.tell(there))), **place)
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """The settings of the run that is there, in the process that keeps the folder."""
+    return runs.settings_of(folder) if not world.rank and (folder / "settings.json").exists() else {}
+
+
+def _asked(given: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
+    """What `start` is called with."""
+    asked = {**{name: default for name, (default, _) in WHAT.items()}, **there, **given}
     asked.setdefault("batch_size", presets.batch_size(asked["dataset"]))
     what = {name: asked.pop(name) for name in WHAT}
-    settings = RSO(**asked)
-    return runs.start(folder, **what, settings=settings, **place)
+    if isinstance(what["net_options"], str):
+        what["net_options"] = read_options(what["net"], what["net_options"])
+    return {**what, "settings": RSO(**asked)}
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> dict[str, Any]:
@@ -94,7 +122,17 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> d
 
 
 def any_terminal() -> None:
-    """Let a terminal that lacks a letter, such as σ, show a question mark instead of an error."""
+    """Let a terminal that lacks a letter, such as σ, show a question mark, and one that is closed (>&-) nothing.
+
+    A closed stream's number is taken, or the next file that is opened would get what is meant for the terminal.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115  # for as long as the program runs
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
@@ -105,9 +143,16 @@ def take_place(given: dict[str, Any]) -> dict[str, Any]:
     Raises ValueError for fewer threads than one.
     """
     if (threads := given.pop("threads", None)) is not None:
-        check_whole("threads", threads, least=1)
-        torch.set_num_threads(threads)
+        set_threads(threads)
     return {"device": given.pop("device", "cpu"), "root": given.pop("data_root", None)}
+
+
+def set_threads(threads: int) -> None:
+    """Let PyTorch use so many threads of the CPU. Raises ValueError for fewer than one, or for absurdly many."""
+    check_whole("threads", threads, least=1)
+    if threads > (most := 16 * (os.cpu_count() or 1)):
+        raise ValueError(f"threads must be at most {most} on this machine of {os.cpu_count()} cores, not {threads}")
+    torch.set_num_threads(threads)
 
 
 def new_parser(command: str, **options: Any) -> argparse.ArgumentParser:
@@ -152,29 +197,14 @@ def _dashed(word: str) -> str:
     return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
-def _options(text: str) -> dict[str, Any]:
-    """depth=5,head=mean → {"depth": 5, "head": "mean"}"""
-    pairs = [pair.partition("=") for pair in text.split(",")]
-    if not all(equals for _, equals, _ in pairs):
-        raise argparse.ArgumentTypeError(f"{text!r} must be names with values, such as depth=5,head=mean")
-    return {name.strip(): _literal(value.strip()) for name, _, value in pairs}
-
-
 KINDS: dict[str, Any] = {
-    "net_options": _options,
+    "net_options": str,
     "val_size": int,
     "first_batch": int,
     "threads": int,
     "target": float,
 }
 """How the values are read of which the default does not tell."""
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _sizes() -> str:
