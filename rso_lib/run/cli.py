@@ -73,7 +73,9 @@ def ending(command: str) -> Iterator[None]:
 
 def end(status: int, words: str) -> None:
     """End the program with a status and a sentence."""
-    print(words, file=sys.stderr)
+    print(words, file=sys.stderr, flush=True)
+    if world.size > 1:
+        os._exit(status)  # torch would abort where Python ends and a process is lost
     sys.exit(status)
 
 
@@ -89,8 +91,8 @@ def summary(run: runs.Run) -> str:
 
 def _run(folder: Path, given: dict[str, Any], place: dict[str, Any]) -> runs.Run:
     """Start or resume: a setting that is not given is as the folder has it, or else the default."""
-    there = world.together(lambda: _stored(folder))
-    return runs.start(folder, **world.together(lambda: _asked(given, world.tell(there))), **place)
+    there = world.tell(world.together(lambda: _stored(folder)))
+    return runs.start(folder, **world.together(lambda: _asked(given, there)), **place)
 
 
 def _stored(folder: Path) -> dict[str, Any]:
