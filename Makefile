@@ -21,7 +21,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 .PHONY: demo test lab voila lint
 
 demo: $(STAMP)
-	$(BIN) -m rso_lib.lab.demo
+	$(BIN) -m rso_lib demo
 
 test: $(STAMP)
 	$(BIN) -m pytest -m "not alone" --numprocesses=2 --dist=loadgroup

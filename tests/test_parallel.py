@@ -216,7 +216,7 @@ def test_a_process_has_its_own_slices(processes: int) -> None:
 def start(folder: Path, processes: int, project: Path, *more: str) -> "subprocess.Popen[str]":
     """Some processes that train on digits."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    command += [f"--master-port={free_port()}", "-m", "rso_lib", str(folder), *more]
+    command += [f"--master-port={free_port()}", "-m", "rso_lib", "train", str(folder), *more]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=project, env=env, text=True, stdout=pipe, stderr=pipe)
@@ -264,7 +264,7 @@ def variants(folder: Path, project: Path, *more: list[str]) -> list[tuple[int, s
     commands = []
     env = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(len(more)), **place()}
     for rank, words in enumerate(more):
-        command = [sys.executable, "-m", "rso_lib", str(folder), *SMALL, *words]
+        command = [sys.executable, "-m", "rso_lib", "train", str(folder), *SMALL, *words]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         commands.append(subprocess.Popen(command, cwd=project, env=env | {"RANK": str(rank)}, **pipes))
     try:

@@ -386,7 +386,7 @@ def test_defaults_of_the_command_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("--seeds 0", "seeds must be at least 1, not 0"),
         ("--seeds -1", "seeds must be at least 1, not -1"),
         ("--grid-rates 0.1 --seeds 1", "seeds is for a run"),
-        ("--momentun 0.5", "did you mean '--momentum'"),
+        ("--momentun 0.5", "--momentum FLOAT"),
         ("--net one_con", "did you mean 'one_conv'"),
     ],
 )

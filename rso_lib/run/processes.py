@@ -4,8 +4,8 @@ Each process searches some of the weights, or of the output neurons, with whole 
 choice among w, w + Δ and w − Δ, 2 bits, is all that a process tells the others. Sequential steps wait for each other
 and are not shared.
 
-`torchrun --nproc-per-node=N -m rso_lib RUNFOLDER --strategy neuron ...` starts the processes; without it `world` is one
-process. Section 4.6 leaves the distributed setting as a hypothesis.
+`torchrun --nproc-per-node=N -m rso_lib train RUNFOLDER --strategy neuron ...` starts the processes; without it `world`
+is one process. Section 4.6 leaves the distributed setting as a hypothesis.
 """
 
 import os

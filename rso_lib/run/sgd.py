@@ -1,15 +1,5 @@
-"""The baseline: the same nets, data and reports, trained by backpropagation (sections 4.4 and 4.5).
+"""The baseline: the same nets, data and reports, trained by backpropagation (sections 4.4 and 4.5)."""
 
-    python -m rso_lib.sgd FOLDER [--dataset digits] [--net one_conv] [--net-options depth=10] [--epochs 50] ...
-
-writes FOLDER/settings.json and FOLDER/SEED.csv, the history. With several batch sizes and rates it is a grid search:
-
-    python -m rso_lib.sgd FOLDER --target 0.98 --grid-batch-sizes 128,1000 --grid-rates 0.02,0.1,0.5 ...
-
-writes FOLDER/grid.csv. `--help` lists the settings.
-"""
-
-import argparse
 import csv
 import json
 import math
@@ -25,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..data import Data, load
+from ..data import NAMES, Data, load
 from ..engine.layers import channels_last
 from ..history import NAN, History, Report
 from ..proposals import generator
 from ..settings import arithmetic, check_choice, check_number, check_whole, numbers
 from ..train import scores
+from . import cli as command
 from . import folder as runs
 from . import presets
 from .files import PART, alone, check_files, folder_at, in_turn, make, replacing
-from .nets import read_options
 
 if TYPE_CHECKING:
     import pandas
@@ -47,29 +37,28 @@ SHUFFLE = 1
 class SGD:
     """The settings of a run of SGD with momentum.
 
-    epochs         passes over the training images
-    batch_size     images of a step; what an epoch leaves over is not used in it
-    rate           the learning rate, once warmed up
-    momentum       share of the last change that is added to the next
-    weight_decay   added to the gradient, times the weight
-    warmup         epochs in which the rate grows linearly from 0 to `rate`, before it is stepped down
-    schedule       "step": a tenth of the rate after half of the epochs and a hundredth after three
-                   quarters (the paper steps down twice and does not say when), or "constant"
-    target         accuracy on the validation part at which training stops; None trains all epochs
-    seed           of the order of the images
-
     Raises ValueError or TypeError, naming the argument and the remedy.
     """
 
     epochs: int = 50
+    """passes over the training images"""
     batch_size: int = 5000
+    """images of a step; what an epoch leaves over is not used in it"""
     rate: float = 0.5
+    """the learning rate, once warmed up"""
     momentum: float = 0.9
+    """share of the last change that is added to the next"""
     weight_decay: float = 1e-4
+    """added to the gradient, times the weight"""
     warmup: int = 5
+    """epochs in which the rate grows linearly from 0 to `rate`, before it is stepped down"""
     schedule: str = "step"
+    """step, a tenth of the rate after half of the epochs and a hundredth after three quarters (the paper steps down
+    twice and does not say when), or constant"""
     target: float | None = None
+    """accuracy on the validation part at which training stops; without one all epochs are trained"""
     seed: int = 0
+    """of the order of the images"""
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0)):
@@ -125,7 +114,7 @@ def train(net: nn.Module, data: Data, settings: SGD) -> Iterator[Report]:
                 f"ends here; set rate lower than {settings.rate:g}, or warmup higher than {settings.warmup}",
                 stacklevel=2,
             )
-        if not math.isfinite(report.train_loss) or report.val_accuracy >= (settings.target or math.inf):
+        if _ended(report, epoch + 1, settings):
             return
 
 
@@ -210,18 +199,31 @@ def _history(path: Path, net: nn.Module, data: Data, settings: SGD) -> History:
             with replacing(part) as whole:
                 history.save(whole)
         os.replace(part, path)
-    return _read_history(path)
+    return _read_history(path, settings)
 
 
-def _read_history(path: Path) -> History:
-    """The history at a path. Raises ValueError where it is torn."""
+def _read_history(path: Path, settings: SGD) -> History:
+    """The history at a path. Raises ValueError where it does not hold the whole run."""
     try:
         history = History.load(path)
-    except TypeError:  # a line that ends too soon
-        history = History()
-    if not history.rows:
-        raise ValueError(f"{path} is torn: move it away, and the run is made anew")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is torn or no history ({error}): {_ANEW}") from error
+    if not _whole(path) or not history.rows or not _ended(history.rows[-1], len(history.rows), settings):
+        raise ValueError(f"{path} is torn, after {len(history.rows)} of {settings.epochs} epochs: {_ANEW}")
     return history
+
+
+_ANEW = "move it away, and its runs are made anew"
+
+
+def _ended(row: Report, epochs: int, settings: SGD) -> bool:
+    """Whether a run ends with a row: all epochs are done, the target is reached, or the loss is not finite."""
+    reached = row.val_accuracy >= (settings.target or math.inf)
+    return epochs == settings.epochs or reached or not math.isfinite(row.train_loss)
+
+
+def _whole(path: Path) -> bool:
+    return path.read_bytes().endswith(b"\n")
 
 
 def updates_to(history: History, target: float, part: str = "val") -> int | None:
@@ -330,8 +332,8 @@ def _read(path: Path) -> dict[Words, Words]:
         lines = list(map(tuple, csv.reader(file)))
     if lines[:1] != [(*ASKED, *CAME_OUT)]:
         raise ValueError(f"{path} is not the table of a grid search: its columns are not {', '.join(ASKED + CAME_OUT)}")
-    if any(len(line) != len(ASKED + CAME_OUT) for line in lines):
-        raise ValueError(f"{path} is torn: move it away, and its runs are made anew")
+    if not _whole(path) or any(len(line) != len(ASKED + CAME_OUT) for line in lines):
+        raise ValueError(f"{path} is torn: {_ANEW}")
     return {line[: len(ASKED)]: line[len(ASKED) :] for line in lines[1:]}
 
 
@@ -366,40 +368,44 @@ def _write(path: Path, rows: Mapping[Words, Words]) -> None:
         table.writerows((*asked, *came_out) for asked, came_out in rows.items())
 
 
+@dataclass
+class Several:
+    """How many runs are made."""
+
+    seeds: int = 1
+    """trains so many times, with the seeds 0, 1 …"""
+    grid_batch_sizes: str | None = None
+    """a search over these, such as 128,1000, in FOLDER/grid.csv"""
+    grid_rates: str | None = None
+    """and over these, such as 0.02,0.1"""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train as the command line says, and print what came out."""
-    from . import cli as command
+    """Train by backpropagation: FOLDER/settings.json and FOLDER/SEED.csv, the history, are written.
 
-    about = argparse.RawDescriptionHelpFormatter
-    parser = command.new_parser("rso_lib.sgd", description=__doc__, formatter_class=about)
-    parser.add_argument("folder", metavar="FOLDER", help="where settings and history are written")
-    what = {name: option for name, option in command.WHAT.items() if name != "data_seed"}
-    how = {name: option for name, option in command.described(SGD).items() if name != "seed"}
-    command.add(parser.add_argument_group("what is trained"), what)
-    command.add(parser.add_argument_group("how it is trained"), {**how, **SEVERAL})
-    command.add(parser.add_argument_group("where it runs"), command.PLACE)
-    given = {**{name: default for name, (default, _) in what.items()}, **command.parse(parser, arguments)}
-    with command.ending(parser.prog):
-        folder, place = folder_at(given["folder"], "FOLDER"), command.take_place(given)
-        asked = {name: given[name] for name in how if name in given}
-        settings = SGD(**{"batch_size": presets.batch_size(given["dataset"]), **asked})
-        if isinstance(given["net_options"], str):
-            given["net_options"] = read_options(given["net"], given["net_options"])
-        data = load(given["dataset"], **place, val_size=given["val_size"])
-        _run(folder, given["net"], data, settings, given)
+    With several batch sizes and rates it is a grid search, and FOLDER/grid.csv is written:
+
+    python -m rso_lib sgd FOLDER --target 0.98 --grid-batch-sizes 128,1000 --grid-rates 0.02,0.1,0.5 ...
+    """
+    kinds = command.What, SGD, Several, command.Place
+    given = command.parse("sgd", main, arguments, *kinds, folder="FOLDER", leave_out=("data_seed", "seed"))
+    with command.ending("sgd"):
+        folder, place = folder_at(given.pop("folder"), "FOLDER"), command.take_place(given)
+        what = {**vars(command.What()), "net_options": {}, **given}
+        asked = {field.name: given[field.name] for field in fields(SGD) if field.name in given}
+        settings = SGD(**{"batch_size": presets.batch_size(what["dataset"]), **asked})
+        options = command.options_of(what["net"], what["net_options"])
+        check_choice("dataset", what["dataset"].partition(":")[0], [*NAMES, "folder"])
+        data = load(what["dataset"], **place, val_size=what["val_size"])
+        _run(folder, what["net"], options, data, settings, given)
 
 
-SEVERAL = {
-    "seeds": (1, "trains so many times, with the seeds 0, 1 …"),
-    "grid_batch_sizes": (None, "a search over these, such as 128,1000, in FOLDER/grid.csv"),
-    "grid_rates": (None, "and over these, such as 0.02,0.1"),
-}
-
-
-def _run(folder: Path, net: str, data: Data, settings: SGD, given: Mapping[str, Any]) -> None:
+def _run(
+    folder: Path, net: str, options: Mapping[str, Any], data: Data, settings: SGD, given: Mapping[str, Any]
+) -> None:
     """A run for each seed, or a grid search where one is asked for, as the command line gives them."""
     if not given.keys() & {"grid_batch_sizes", "grid_rates"}:
-        for history in baseline(folder, net, data, settings, given.get("seeds", 1), given["net_options"]):
+        for history in baseline(folder, net, data, settings, given.get("seeds", 1), options):
             row = history.last
             end = "" if math.isfinite(row.train_loss) else "; it diverged: set rate lower"
             print(f"test accuracy {row.test_accuracy:.4f} after {row.cycle:,} updates, {row.seconds:.0f} seconds{end}")
@@ -413,10 +419,6 @@ def _run(folder: Path, net: str, data: Data, settings: SGD, given: Mapping[str, 
         settings,
         batch_sizes=numbers("grid_batch_sizes", given.get("grid_batch_sizes", settings.batch_size)),
         rates=numbers("grid_rates", given.get("grid_rates", settings.rate), float),
-        net_options=given["net_options"],
+        net_options=options,
     )
     print(table[["batch_size", "rate", *CAME_OUT]].to_string(index=False))
-
-
-if __name__ == "__main__":
-    main()
