@@ -360,6 +360,22 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "rate must be above 0" in capsys.readouterr().err
 
 
+def test_an_interrupt_ends_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While images are read, and while it trains."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("load", "_epoch"):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+            patch.setattr(sgd, name, interrupted)
+            sgd.main([str(tmp_path), "--epochs=2", "--warmup=0"])
+        assert ended.value.code == 130
+        assert "sgd: stopped before the end" in capsys.readouterr().err
+
+
 def test_a_warm_up_ends_before_the_rate_is_stepped_down() -> None:
     """Else the rate that is asked for is never reached."""
     with pytest.raises(ValueError, match="warmup must be at most 2 of 4 epochs, not 5, or the rate is never reached"):
@@ -388,6 +404,8 @@ def test_defaults_of_the_command_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("--grid-rates 0.1 --seeds 1", "seeds is for a run"),
         ("--momentun 0.5", "--momentum FLOAT"),
         ("--net one_con", "did you mean 'one_conv'"),
+        ("--dataset MNIST", "dataset must be one of digits, mnist, fashion_mnist, kmnist, cifar10, folder:PATH, not"),
+        ("--net-options depth=3", "an option of one_conv"),
     ],
 )
 def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, says: str) -> None:

@@ -171,12 +171,12 @@ def _default(entry: Any) -> str:
 
 
 def _on_the_line(kind: Any) -> Any:
-    """Return the type of a field as it can be written: a callable is given by its name."""
+    """Return the type of a field as it can be written: a callable is given by its name, and None by leaving it out."""
     kinds = [one for one in get_args(kind) if one in PLAIN] if get_origin(kind) is not tuple else []
     return Union[tuple(kinds)] if kinds else kind  # noqa: UP007  # there may be any number of them
 
 
-PLAIN = (bool, int, float, str, type(None))
+PLAIN = (bool, int, float, str)
 
 
 @contextmanager

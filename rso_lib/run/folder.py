@@ -136,11 +136,16 @@ def _prepared(asked: Settings, root: str | Path | None, device: str | torch.devi
     """Return the content of a new settings.json, the images, and the net as it begins."""
     dataset, data_seed, val_size = (asked[name] for name in ("dataset", "data_seed", "val_size"))
     check_whole("data_seed", data_seed, least=0)
-    if not str(dataset).startswith("folder:"):
-        check_choice("dataset", dataset, images.NAMES)
+    check_dataset(dataset)
     data = images.load(dataset, root, device, data_seed, val_size)
     about = {"format": f"{FORMAT} {NUMBER}", "settings": _plain(asked), "data": facts(data), "machines": []}
     return about, data, _build(about).to(device)
+
+
+def check_dataset(name: object) -> None:
+    """Raise ValueError where a run's images have a name that `load` does not know."""
+    if not str(name).startswith("folder:"):
+        check_choice("dataset", name, images.NAMES)
 
 
 def _traits(net: Net, data: Data, settings: RSO) -> dict[str, Any]:

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..data import NAMES
 from ..proposals import ORDERS
 from ..settings import check_choice, check_whole, numbers
+from .folder import check_dataset
 from .nets import NETS
 
 Table = Mapping[str, Mapping[str, Any]]
@@ -149,8 +149,8 @@ def _check(values: Mapping[str, Any]) -> None:
                     raise ValueError(f"{name} must be above 0 and finite, not {value!r}")
         elif name in CHOICES:
             check_choice(name, value, CHOICES[name])
-    if not str(values.get("dataset", "digits")).startswith("folder:"):
-        check_choice("dataset", values.get("dataset", "digits"), NAMES)
+        elif name == "dataset":
+            check_dataset(value)
 
 
 WHOLE = {"cycles", "batch_size", "first_batch", "seeds", "epochs", "tries", "grid_epochs", "sgd_batch_size", "val_size"}

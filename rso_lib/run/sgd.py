@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..data import NAMES, Data, load
+from ..data import Data, load
 from ..engine.layers import channels_last
 from ..history import NAN, History, Report
 from ..proposals import generator
@@ -395,7 +395,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         asked = {field.name: given[field.name] for field in fields(SGD) if field.name in given}
         settings = SGD(**{"batch_size": presets.batch_size(what["dataset"]), **asked})
         options = command.options_of(what["net"], what["net_options"])
-        check_choice("dataset", what["dataset"].partition(":")[0], [*NAMES, "folder"])
+        runs.check_dataset(what["dataset"])
         data = load(what["dataset"], **place, val_size=what["val_size"])
         _run(folder, what["net"], options, data, settings, given)
 
