@@ -271,7 +271,7 @@ def _no_network(*_: object) -> None:
     raise OSError("no network")
 
 
-@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&- <&-"])
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&- <&-"])
 def test_a_closed_terminal_does_not_end_the_run(tmp_path: Path, project: Path, closed: str) -> None:
     """Nor does what is meant for it get into a file of the run."""
     words = " ".join(["-m", "rso_lib", "train", str(tmp_path / "run"), *ONCE, "--cycles=1"])

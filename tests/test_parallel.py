@@ -278,10 +278,8 @@ def variants(folder: Path, project: Path, *more: list[str]) -> list[tuple[int, s
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("--batch-size=64", "batch_size is 64 in process 1, not 128 as in process 0"),
         ("--data-seed=1", "data_seed is 1 in process 1, not 0 as in process 0"),
         ("--order=input", "order is 'input' in process 1, not 'output' as in process 0"),
-        ("--cycles=0", "process 1 cannot take part, and the run does not begin: ValueError: cycles must be at least 1"),
         ("--dataset=folder:NOWHERE", "process 1 cannot take part, and the run does not begin: FileNotFoundError"),
     ],
 )
