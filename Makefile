@@ -25,7 +25,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 .PHONY: demo test test-all lab voila lint bench-live
 
 demo: $(STAMP)
-	$(BIN) -m rso_lib.lab.demo
+	$(BIN) -m rso_lib demo
 
 test: $(STAMP)
 	$(BIN) -m pytest --numprocesses=2 --dist=loadgroup -m "not exhaustive"

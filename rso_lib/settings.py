@@ -35,56 +35,54 @@ ARITHMETIC = RLock()
 class RSO:
     """The settings of a run. The defaults are the paper's (sections 3 and 4).
 
-    cycles         passes over all weights (the paper's C)
-    batch_size     images that score the three candidates of a step
-    first_batch    images in the first cycle, where the batch grows by the same factor from cycle to cycle, up to
-                   batch_size; None for batch_size throughout, as in the paper
-    schedule       factor of σ by cycle: "linear" (to 1/10), "released" (the authors' code, which ends above that),
-                   "constant", "cosine", "step", or a callable (cycle from 0, cycles) → factor
-    distribution   of Δ: "gaussian" N(0, σ), "uniform" on (−2σ, 2σ), "template" of −σ, 0, σ,
-                   or a callable (shape, generator) → tensor in units of σ
-    candidates     multiples of Δ that are scored, w itself (0) first: 0, 1, −1 in the paper
-    rule           what is written back, given the losses of the candidates: "argmin", the lowest, w in a tie; "clear",
-                   the lowest if it beats w by more than a standard error; "parabola", the minimum of a parabola
-                   through the losses; or a callable, see `rso_lib.rules`
-    level          what a step perturbs: "weight", "layer" (one of its tensors) or "network"; σ/10 for the last two
-                   (section 4.2).
-                   A cycle has as many steps as the net has weights at every level.
-    order          which index runs outside within a layer: "output", "input" (the paper's inverted
-                   order, section 4.3) or "shuffled"
-    direction      "backward" from the labels to the input, or "forward"
-    strategy       what a step sees of the steps before it in its sweep (section 4.6): "sequential", all of them;
-                   "neuron", those of its own output neuron; "layer", none, so that the steps of a slice of the
-                   images follow each other. The sweep's results are merged at its end. The final layer, where a step
-                   costs next to nothing, is always sequential
-    weight_decay   a weight is multiplied by (1 − weight_decay) when it is visited (before the sweep, where the
-                   strategy is not sequential)
-    seed           of every random draw of the run
-    cache          what the engine keeps for every slice: "full", all that saves work; "half", with the
-                   searched layer's input in float16; "input", that input only, which is all at the other levels. Less
-                   memory, slower steps; "half" rounds, so that close decisions can differ
-    precision      of products on a CUDA device: "float32", or "tf32", faster, with factors rounded to 10 bits, so that
-                   close decisions can differ (`rso_lib.precision` counts them); scores are in float32
-
     Raises ValueError or TypeError, naming the argument and the remedy. What a callable returns is checked whenever it
     is called.
     """
 
     cycles: int = 50
+    """passes over all weights (the paper's C)"""
     batch_size: int = 5000
+    """images that score the three candidates of a step"""
     first_batch: int | None = None
+    """images in the first cycle, where the batch grows by the same factor from cycle to cycle, up to batch_size;
+    None for batch_size throughout, as in the paper"""
     schedule: str | Schedule = "linear"
+    """factor of σ by cycle: "linear" (to 1/10), "released" (the authors' code, which ends above that), "constant",
+    "cosine", "step", or a callable (cycle from 0, cycles) → factor"""
     distribution: str | Distribution = "gaussian"
+    """of Δ: "gaussian" N(0, σ), "uniform" on (−2σ, 2σ), "template" of −σ, 0, σ, or a callable (shape, generator) →
+    tensor in units of σ"""
     candidates: Sequence[float] = (0.0, 1.0, -1.0)
+    """multiples of Δ that are scored, w itself (0) first: 0, 1, −1 in the paper"""
     rule: str | Rule = "argmin"
+    """what is written back, given the losses of the candidates: "argmin", the lowest, w in a tie; "clear", the lowest
+    if it beats w by more than a standard error; "parabola", the minimum of a parabola through the losses; or a
+    callable (scores) → multiples, see `rso_lib.rules`"""
     level: str = "weight"
+    """what a step perturbs: "weight", "layer" (one of its tensors) or "network"; σ/10 for the last two (section
+    4.2). A cycle has as many steps as the net has weights at every level."""
     order: str = "output"
+    """which index runs outside within a layer: "output", "input" (the paper's inverted order, section 4.3), or
+    neither, "shuffled", in which the weights come at random"""
     direction: str = "backward"
+    """of a cycle: "backward" from the labels to the input, or "forward" from the input"""
     strategy: str = "sequential"
+    """what a step sees of the steps before it in its sweep (section 4.6): "sequential", all of them; "neuron",
+    those of its own output neuron; "layer", none, so that the steps of a slice of the images follow each other. The
+    sweep's results are merged at its end. The final layer, where a step costs next to nothing, is always
+    sequential"""
     weight_decay: float = 0.0
+    """a weight is multiplied by (1 − weight_decay) when it is visited (before the sweep, where the strategy is not
+    sequential)"""
     seed: int = 0
+    """of every random draw of the run"""
     cache: str = "full"
+    """what the engine keeps for every slice: "full", all that saves work; "half", with the searched layer's input
+    in float16; "input", that input only, which is all at the other levels. Less memory, slower steps; "half"
+    rounds, so that close decisions can differ"""
     precision: str = "float32"
+    """of products on a CUDA device: "float32", or "tf32", faster, with factors rounded to 10 bits, so that close
+    decisions can differ (`python -m rso_lib precision` counts them); scores are in float32"""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,11 @@ def alone() -> dict[str, Outcome]:
         engine.AT_ONCE_ON_A_CPU = AT_ONCE
 
 
+def place() -> dict[str, str]:
+    """Where processes meet."""
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_some_processes_make_the_decisions_of_one(
     name: str, together: list[dict[str, Outcome]], alone: dict[str, Outcome]
@@ -139,8 +145,8 @@ def test_two_bits_for_a_weight() -> None:
 
 
 def test_each_process_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", **place()}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="each process needs a GPU of its own, and this machine has 1"):
         parallel.join("cuda")
@@ -149,10 +155,9 @@ def test_each_process_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_process_waits_for_the_sweeps_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """By itself gloo gives them half an hour."""
     met: dict[str, Any] = {}
-    monkeypatch.setenv("RANK", "0")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", **place()}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(parallel.dist, "init_process_group", lambda backend, **options: met.update(options))
-    monkeypatch.setattr(parallel.dist, "get_rank", lambda: 0)
-    monkeypatch.setattr(parallel.dist, "get_world_size", lambda: 1)
     assert parallel.join() == "cpu"
     assert met["timeout"].days >= 7
 
@@ -211,7 +216,7 @@ def test_a_process_has_its_own_slices(processes: int) -> None:
 def start(folder: Path, processes: int, project: Path, *more: str) -> "subprocess.Popen[str]":
     """Some processes that train on digits."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    command += [f"--master-port={free_port()}", "-m", "rso_lib", str(folder), *more]
+    command += [f"--master-port={free_port()}", "-m", "rso_lib", "train", str(folder), *more]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=project, env=env, text=True, stdout=pipe, stderr=pipe)
@@ -250,6 +255,82 @@ def runs_alone(folder: Path) -> runs.Run:
     settings = RSO(cycles=2, batch_size=128, strategy="neuron")
     torch.set_num_threads(1)
     return runs.start(folder / "alone", dataset="digits", net="two_conv", settings=settings, progress=False)
+
+
+def variants(folder: Path, project: Path, *more: list[str]) -> list[tuple[int, str]]:
+    """Start a process for each list of arguments, as torchrun would, and end none: status and words of each."""
+    commands = []
+    env = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(len(more)), **place()}
+    for rank, words in enumerate(more):
+        command = [sys.executable, "-m", "rso_lib", "train", str(folder), *SMALL, *words]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        commands.append(subprocess.Popen(command, cwd=project, env=env | {"RANK": str(rank)}, **pipes))
+    try:
+        said = [command.communicate(timeout=120)[1] for command in commands]
+    finally:
+        for command in commands:
+            command.kill()
+    return [(command.returncode, words) for command, words in zip(commands, said, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--data-seed=1", "data_seed is 1 in process 1, not 0 as in process 0"),
+        ("--order=input", "order is 'input' in process 1, not 'output' as in process 0"),
+        ("--dataset=folder:NOWHERE", "process 1 cannot take part, and the run does not begin: FileNotFoundError"),
+    ],
+)
+def test_processes_that_disagree_end_with_what_differs(
+    tmp_path: Path, project: Path, argument: str, words: str
+) -> None:
+    (zero, said), (one, also) = variants(tmp_path / "run", project, [], [argument])
+    assert (zero, one) == (2, 2), said + also
+    assert words in said
+    assert words.rpartition(": ")[2].removeprefix("FileNotFoundError") in also
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_processes_must_have_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code, types, and what the functions among the settings do; they tell each other of what they compare."""
+    net, shape = narrow("flat")
+    data = images(26, shape)
+    mine = runs._traits(net, data, RSO(cycles=3))
+    assert mine.keys() >= {"engine", "code", "torch", "dtype", "kernels", "device"}
+    assert runs._traits(net.double(), data, RSO(cycles=3))["dtype"] == "torch.float64"
+    for name, value in {
+        "schedule": lambda cycle, cycles: 0.5,
+        "distribution": lambda shape, rng: torch.ones(shape),
+    }.items():
+        theirs = runs._traits(net, data, RSO(cycles=3, **{name: value}))
+        monkeypatch.setattr(world, "size", 2)
+        monkeypatch.setattr(world, "everyone", lambda value, theirs=theirs: [value, theirs])
+        with pytest.raises(ValueError, match=f"{name}'s .* in process 1, not .* as in process 0"):
+            world.compare(runs._traits(net, data, RSO(cycles=3)))
+
+
+def test_nothing_is_saved_that_processes_do_not_agree_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agreed = []
+
+    def agree(net: torch.nn.Module) -> None:
+        agreed.append(net)
+        if len(agreed) == 3:
+            raise RuntimeError("block1 of process 1 differs")
+
+    monkeypatch.setattr(world, "agree", agree)
+    with pytest.raises(RuntimeError, match="differs"):
+        runs_alone(tmp_path)
+    assert len(runs.load(tmp_path / "alone").history.rows) == 2
+
+
+def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "3", **place()}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(parallel, "MEETING", timedelta(seconds=1))
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(parallel.dist, "rendezvous", lambda *_, **__: iter([(store, 0, 3)]))
+    with pytest.raises(RuntimeError, match="of 3 processes these did not come within 0:00:01: 1, 2"):
+        parallel.join()
 
 
 def wait(condition: Any, seconds: float = 900) -> None:

@@ -3,13 +3,15 @@
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas
 import pytest
 import torch
 from torch import nn
 
-from rso_lib import RSO, History, models
+from rso_lib import RSO, History, load, models
 from rso_lib.data import Split, home
 from rso_lib.engine.head import HeadScorer
 from rso_lib.history import Report
@@ -155,12 +157,47 @@ def test_commands_of_the_longer_runs_are_understood(
     monkeypatch.setenv("RSO_DATA", str(tmp_path / "none"))
     monkeypatch.setattr("rso_lib.sources._download", no_images)
     command = (reproduction.MNIST | reproduction.CIFAR)[name]
-    module, *words = command.removeprefix("python -m ").split()
-    words[0] = str(tmp_path)
+    name_of_command, _, *words = command.removeprefix("python -m rso_lib ").split()
     with pytest.raises(SystemExit) as ended:
-        {"rso_lib": cli.main, "rso_lib.sgd": sgd.main}[module](words)
+        {"train": cli.main, "sgd": sgd.main}[name_of_command]([str(tmp_path), *words])
     assert ended.value.code == 2
     assert re.search("no images|is missing|cannot be used here", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("table", "values", "words"),
+    [
+        (presets.MNIST, {"epochs": 0}, "epochs must be at least 1, not 0"),
+        (presets.MNIST, {"rate": -1}, "rate must be above 0"),
+        (presets.MNIST, {"grid_batch_sizes": "32, many"}, "grid_batch_sizes must be whole numbers"),
+        (presets.MNIST, {"grid_batch_sizes": "32, 5000"}, "batch_size must be at most the 1294 training images"),
+        (presets.MNIST, {"grid_rates": "0.1, 0"}, "grid_rates must be above 0"),
+        (presets.MNIST, {"grid_target": 98}, "target must be None or a fraction"),
+        (presets.MNIST, {"grid_epochs": 1.5}, "grid_epochs must be a whole number"),
+        (presets.MNIST, {"seeds": 0}, "seeds must be at least 1"),
+        (presets.MNIST, {"order": "inputs"}, "did you mean 'input'"),
+        (presets.MNIST, {"schedule": "linea"}, "did you mean 'linear'"),
+        (presets.MNIST, {"dataset": "MNIST"}, "dataset must be one of"),
+        (presets.MNIST, {"net": "one_con"}, "did you mean 'one_conv'"),
+        (presets.MNIST, {"batch_size": 5000}, "set batch_size to at most 1294"),
+        (presets.PARALLEL, {"processes": "1, 0"}, "processes must be above 0"),
+        (presets.PARALLEL, {"processes": "1; 2"}, "processes must be whole numbers"),
+        (presets.PARALLEL, {"cycles": -3}, "cycles must be at least 1"),
+    ],
+)
+def test_a_value_that_cannot_be_run_is_an_error_before_the_first_run(
+    table: Any, values: dict[str, Any], words: str
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=re.escape(words)):
+        reproduction.check(SimpleNamespace(**presets.choose("smoke", table, **values)), load("digits"))
+
+
+def test_the_presets_can_be_run() -> None:
+    data = load("digits")
+    for table in (presets.MNIST, presets.PARALLEL):
+        reproduction.check(SimpleNamespace(**presets.choose("smoke", table)), data)
+        for name in ("laptop", "paper"):
+            presets.choose(name, table)
 
 
 def test_runs_are_taken_up(tmp_path: Path) -> None:

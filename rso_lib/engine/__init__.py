@@ -33,6 +33,12 @@ from .snapshot import SnapshotScorer
 
 __all__ = ["JointMove", "Moves", "Scorer", "Stepper", "Visits", "owners", "plan", "scorer_of", "stepper"]
 
+ENGINE = 1
+"""The number of this engine. Raise it by one with every change after which decisions may differ by more than rounding.
+
+A run's folder notes it, and a run that is taken up by another engine says so.
+"""
+
 
 class Scorer(Protocol):
     """What knows a net and caches what it gave on each batch; it has no opinion.

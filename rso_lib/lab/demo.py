@@ -1,11 +1,12 @@
-"""The main job on scikit-learn's digits: `python -m rso_lib.demo`, or `make demo`."""
+"""The main job on scikit-learn's digits: `python -m rso_lib demo`, or `make demo`."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..history import History
+from ..run import cli as command
 from .notebook import check_names
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -41,8 +42,9 @@ def summary(history: History) -> str:
     return f"test accuracy: {history.last.test_accuracy:.4f} after {steps:,} steps"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Execute the first teaching notebook on digits into runs/demo, and say what came out."""
+    command.parse("demo", main, arguments)
     if not NOTEBOOK.is_file():
         sys.exit(f"{NOTEBOOK} is missing; the demo needs a whole copy of the project")
     for old in [*OUT.glob("*.csv"), *OUT.glob("*.png")]:
@@ -51,7 +53,3 @@ def main() -> None:
     print(f"\n{summary(History.load(OUT / 'history.csv'))}")
     for file in [OUT / NOTEBOOK.name, OUT / "history.csv", *sorted(OUT.glob("*.png"))]:
         print(f"  {file.relative_to(PROJECT)}")
-
-
-if __name__ == "__main__":
-    main()

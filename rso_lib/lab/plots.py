@@ -1,7 +1,7 @@
 """Pictures of runs, losses and weights.
 
 Every function draws on a `Picture` of its own and returns it: nothing is shown, and pyplot is not involved.
-`python -m rso_lib.plots` redraws figures/NAME.png from figures/NAME.csv, for every CSV there, without training.
+`python -m rso_lib figures` redraws figures/NAME.png from figures/NAME.csv, for every CSV there, without training.
 """
 
 import base64
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from ..algorithm import choose
 from ..history import COLUMNS, History, read
 from ..models import Head
+from ..run import cli as command
 from ..settings import check_choice
 
 if TYPE_CHECKING:
@@ -481,6 +482,14 @@ def redraw(folder: str | Path = FOLDER) -> list[Path]:
     return drawn
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw figures/NAME.png from figures/NAME.csv, for every CSV there, without training."""
+    command.parse("figures", main, arguments)
+    with command.ending("figures"):
+        for path in redraw():
+            print(path)
+
+
 def _parts(runs: Sequence[Sequence[History]]) -> list[str]:
     """The test part of several runs; of one, all parts that there were."""
     if len(runs) > 1:
@@ -515,8 +524,3 @@ def _end(label: str, histories: Sequence[History], part: str) -> str:
     name = f"{label}, {PARTS[part]}" if label else PARTS[part]
     spread = f" (mean of {len(ends)} runs, {min(ends):.2%} to {max(ends):.2%})" if len(ends) > 1 else ""
     return f"{name} {sum(ends) / len(ends):.2%}{spread}"
-
-
-if __name__ == "__main__":
-    for path in redraw():
-        print(path)

@@ -6,8 +6,10 @@ import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,14 +20,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ..algorithm import cross_entropy
-from ..data import Split, home
+from ..data import Data, Split, home
 from ..engine.layers import channels_last
 from ..history import History, Report
 from ..models import Net, count_weights, searched
 from ..proposals import generator, sigma
 from ..run import folder as runs
+from ..run import sgd
 from ..run.folder import Run
-from ..settings import RSO
+from ..run.sgd import SGD
+from ..settings import RSO, numbers
+from ..train import check as check_run
 from . import bench
 from .experiments import standard_error
 from .plots import AGAINST, BLACK, BLUE, FOLDER, GREY, SKY, VERMILION, Picture, blank, style, whole_ticks
@@ -51,31 +56,32 @@ PAPER_3 = {"Depth-3": 56.30, "Depth-5": 68.48, "Depth-10": 81.80, "SGD, Depth-10
 """Test accuracy on CIFAR-10 in %: Table 3, and section 4.4 for SGD."""
 
 MNIST = {
-    "mnist_5_cycles": "python -m rso_lib runs/mnist_5_cycles --dataset mnist --net mnist_net --cycles 5",
-    "mnist_5_cycles_released": "python -m rso_lib runs/mnist_5_cycles_released --dataset mnist --net mnist_net "
+    "mnist_5_cycles": "python -m rso_lib train runs/mnist_5_cycles --dataset mnist --net mnist_net --cycles 5",
+    "mnist_5_cycles_released": "python -m rso_lib train runs/mnist_5_cycles_released --dataset mnist --net mnist_net "
     "--cycles 5 --schedule released",
-    "mnist_5_cycles_60000": "python -m rso_lib runs/mnist_5_cycles_60000 --dataset mnist --net mnist_net --cycles 5 "
-    "--val-size 0",
-    "mnist_5_cycles_inverted": "python -m rso_lib runs/mnist_5_cycles_inverted --dataset mnist --net mnist_net "
+    "mnist_5_cycles_60000": "python -m rso_lib train runs/mnist_5_cycles_60000 --dataset mnist --net mnist_net "
+    "--cycles 5 --val-size 0",
+    "mnist_5_cycles_inverted": "python -m rso_lib train runs/mnist_5_cycles_inverted --dataset mnist --net mnist_net "
     "--cycles 5 --val-size 0 --order input",
-    "mnist_laptop": "python -m rso_lib runs/mnist_laptop --preset laptop",
-    "mnist_paper": "python -m rso_lib runs/mnist_paper --preset paper --device cuda",
-    "mnist_paper_inverted": "python -m rso_lib runs/mnist_paper_inverted --preset paper --order input --device cuda",
-    "mnist_sgd": "python -m rso_lib.sgd runs/mnist_sgd --dataset mnist --net mnist_net --epochs 15 --batch-size 128 "
+    "mnist_laptop": "python -m rso_lib train runs/mnist_laptop --preset laptop",
+    "mnist_paper": "python -m rso_lib train runs/mnist_paper --preset paper --device cuda",
+    "mnist_paper_inverted": "python -m rso_lib train runs/mnist_paper_inverted --preset paper --order input "
+    "--device cuda",
+    "mnist_sgd": "python -m rso_lib sgd runs/mnist_sgd --dataset mnist --net mnist_net --epochs 15 --batch-size 128 "
     "--rate 0.1 --warmup 1",
-    "mnist_sgd_warmup": "python -m rso_lib.sgd runs/mnist_sgd_warmup --dataset mnist --net mnist_net --epochs 50",
+    "mnist_sgd_warmup": "python -m rso_lib sgd runs/mnist_sgd_warmup --dataset mnist --net mnist_net --epochs 50",
 }
 _CIFAR = "--net cifar_net --net-options depth"
 _JPEG = "--dataset folder:cifar10-jpeg " + _CIFAR
 CIFAR = {
     **{
-        f"cifar_depth_{depth}": f"python -m rso_lib runs/cifar_depth_{depth} {_JPEG}={depth} --cycles 2 "
+        f"cifar_depth_{depth}": f"python -m rso_lib train runs/cifar_depth_{depth} {_JPEG}={depth} --cycles 2 "
         "--batch-size 200 --weight-decay 1e-4 --val-size 25000"
         for depth in (3, 5, 10)
     },
-    "cifar_sgd": f"python -m rso_lib.sgd runs/cifar_sgd {_JPEG}=10 --epochs 18 --batch-size 128 --rate 0.1 --warmup 1",
+    "cifar_sgd": f"python -m rso_lib sgd runs/cifar_sgd {_JPEG}=10 --epochs 18 --batch-size 128 --rate 0.1 --warmup 1",
     **{
-        f"cifar_paper_{depth}": f"python -m rso_lib runs/cifar_paper_{depth} --dataset cifar10 {_CIFAR}={depth} "
+        f"cifar_paper_{depth}": f"python -m rso_lib train runs/cifar_paper_{depth} --dataset cifar10 {_CIFAR}={depth} "
         "--cycles 500 --batch-size 5000 --weight-decay 1e-4 --device cuda"
         for depth in (3, 5, 10)
     },
@@ -98,6 +104,27 @@ def place(out: str, notebook: str, preset: str) -> Path:
         folder = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def check(asked: SimpleNamespace, data: Data) -> None:
+    """Raise what the runs of a notebook would raise, before the first of them: ValueError, TypeError or MemoryError.
+
+    asked  what its parameters and the preset ask for
+    """
+    values = vars(asked)
+    order = "output" if values.get("order") == "both" else values.get("order", "output")
+    known = {field.name: values[field.name] for field in fields(RSO) if field.name in values}
+    net = runs.build(asked.net, data.shape, len(data.classes), seed=0)
+    check_run(net, data, RSO(**known | {"order": order}))
+    if "rate" in values:
+        SGD(epochs=asked.epochs, rate=asked.rate, warmup=0)
+        trial = SGD(epochs=asked.grid_epochs, warmup=0, target=asked.grid_target)
+        sizes, rates = (
+            numbers("grid_batch_sizes", asked.grid_batch_sizes),
+            numbers("grid_rates", asked.grid_rates, float),
+        )
+        for size, rate in product(sizes, rates):
+            sgd.check(data, replace(trial, batch_size=size, rate=rate))
 
 
 def repeat(folder: str | Path, settings: RSO, seeds: int, **what: Any) -> list[Run]:

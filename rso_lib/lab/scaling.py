@@ -24,13 +24,13 @@ WAYS = {"sequential": "batch", "neuron": "weights", "layer": "weights"}
 def launch(folder: str | Path, processes: int, **settings: Any) -> Run:
     """A run by several processes of one thread each on this machine: the command in the README, waited for.
 
-    settings  as on the command line of `python -m rso_lib`
+    settings  as on the command line of `python -m rso_lib train`
 
     Raises RuntimeError, with what the processes said, where they fail.
     """
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, "-m", *torchrun, "-m", "rso_lib", str(folder), *options]
+    command = [sys.executable, "-m", *torchrun, "-m", "rso_lib", "train", str(folder), *options]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -85,7 +85,7 @@ PLACES = {
 
 
 def layers(report: str | Path, size: float = 1.0) -> list[Layer]:
-    """The layers of a net as `python -m rso_lib.bench --json` has timed them.
+    """The layers of a net as `python -m rso_lib bench --json` has timed them.
 
     size  makes a net with `size` times the channels: the weights and the time of a step grow with its square
     """
