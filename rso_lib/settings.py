@@ -4,7 +4,7 @@ import difflib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -52,7 +52,7 @@ class RSO:
     distribution: str | Distribution = "gaussian"
     """of Δ: "gaussian" N(0, σ), "uniform" on (−2σ, 2σ), "template" of −σ, 0, σ, or a callable (shape, generator) →
     tensor in units of σ"""
-    candidates: Sequence[float] = (0.0, 1.0, -1.0)
+    candidates: tuple[float, ...] = (0.0, 1.0, -1.0)
     """multiples of Δ that are scored, w itself (0) first: 0, 1, −1 in the paper"""
     rule: str | Rule = "argmin"
     """what is written back, given the losses of the candidates: "argmin", the lowest, w in a tie; "clear", the lowest

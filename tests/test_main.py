@@ -50,7 +50,8 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
     for one in (RSO, What, Place, Size):
         assert documents(one).keys() == {field.name for field in fields(one)}
         for field in fields(one):
-            default = "" if field.default in (None, "") else rf"\(default: {field.default}\)"
+            value = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+            default = "" if value in (None, "") else rf"\(default: {re.escape(str(value))}\)"
             entry = re.search(rf"--{field.name.replace('_', '-')} \S+ (.{{7,}}?){default}", text)
             assert entry, field.name
     assert "passes over all weights (the paper's C)" in text
