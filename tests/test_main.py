@@ -183,7 +183,9 @@ def test_every_setting_arrives(tmp_path: Path) -> None:
         cycles=1, batch_size=100, schedule="cosine", distribution="template", order="shuffled", direction="forward"
     )
     asked = replace(asked, first_batch=50, level="layer", weight_decay=0.01, seed=5, cache="input")
-    words = [f"--{name}={value}" for name, value in asked.to_dict().items()]
+    asked = replace(asked, candidates=(0.0, 2.0), rule="clear")
+    values = {name: value if isinstance(value, list) else [value] for name, value in asked.to_dict().items()}
+    words = [word for name, value in values.items() for word in (f"--{name}", *map(str, value))]
     call(tmp_path, "--net=one_conv", *words)
     assert {name: settings(tmp_path)[name] for name in asked.to_dict()} == asked.to_dict()
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from rso_lib import RSO, History, evaluate, load, models
 from rso_lib.engine import memory
+from rso_lib.history import Report
 from rso_lib.models import Block, Head, Net, calibrate
 from rso_lib.run import folder as runs
 from rso_lib.run import provenance
@@ -75,8 +76,8 @@ def stopping_after(reports: int, monkeypatch: pytest.MonkeyPatch, error: type[Ba
         seen = 0
         for item in train(*args, **kwargs):
             yield item
-            seen += isinstance(item, runs.Report)
-            if seen >= reports and not isinstance(item, runs.Report):
+            seen += isinstance(item, Report)
+            if seen >= reports and not isinstance(item, Report):
                 raise error
 
     with monkeypatch.context() as patch:
