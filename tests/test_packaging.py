@@ -49,6 +49,27 @@ def test_import_is_lean(project: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("given", [None, "active"])
+def test_waiting_threads_sleep(project: Path, given: str | None) -> None:
+    """It is said before torch is loaded, which reads it once; whoever says something else is heard."""
+    code = """
+import builtins, os, sys
+usual = builtins.__import__
+def watched(name, *more):
+    if name == "torch" and "torch" not in sys.modules:
+        print(os.environ.get("OMP_WAIT_POLICY"))
+    return usual(name, *more)
+builtins.__import__ = watched
+import rso_lib
+"""
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    env |= {"OMP_WAIT_POLICY": given} if given else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[0] == (given or "passive")
+
+
 def test_environment_yml_asks_for_the_same_as_pyproject(project: Path, requirements: dict[str, Requirement]) -> None:
     environment = yaml.safe_load((project / "environment.yml").read_text())["dependencies"]
     pip = next(entry["pip"] for entry in environment if isinstance(entry, dict))
@@ -136,8 +157,8 @@ def test_the_commands_of_the_readme_exist(project: Path) -> None:
     assert {"demo", "test", "test-all", "lab"} <= commands <= make_targets(project)
 
 
-def test_the_readme_captions_every_file(project: Path) -> None:
-    readme = (project / "README.md").read_text()
+def test_every_file_has_a_caption(project: Path) -> None:
+    readme = (project / "CONTRIBUTING.md").read_text()
     names = ["Makefile", "pyproject.toml", "constraints.txt", "environment.yml", ".ci/run", "LICENSE"]
     files = [file for kind in ("*.py", "*.cpp") for file in project.glob(f"rso_lib/**/{kind}") if file.stat().st_size]
     names += [file.relative_to(project).as_posix() for file in files]
