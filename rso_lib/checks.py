@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from .algorithm import Loss, cross_entropies
 from .data import Data, Split, check_data
-from .engine import memory
-from .engine.layers import forward, stages
+from .engine import evaluator, memory
 from .models import Net, buffers_kept, check_weights, least_size, mode, unlike
 from .proposals import noise
 from .settings import RSO, arithmetic
@@ -126,7 +125,7 @@ def _check_engine(net: Net, data: Data) -> None:
     if len(kinds) > 1:
         raise ValueError(f"net and images must be of one type, not {', '.join(sorted(map(str, kinds)))}: call .float()")
     with torch.no_grad(), mode(net, training=False):
-        own, engines = net(x.clone()), forward(stages(net.layers, calibrated=True), x).x
+        own, engines = net(x.clone()), evaluator(net)(x)
     if own.isfinite().all() and not torch.allclose(own, engines, rtol=1e-2, atol=1e-2 * float(own.abs().max())):
         raise ValueError("the engine and the net's own forward give different logits: something has changed the net")
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from . import engine
-from .engine import JointMove, Moves, Scorer, Visits
-from .engine.block import moved
+from .engine import JointMove, Moves, Scorer, Visits, moved
 from .history import History
 from .models import unlike
 from .proposals import ORDERS, generator, sigma

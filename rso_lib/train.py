@@ -15,8 +15,7 @@ from . import engine
 from .algorithm import Batches, Loss, cross_entropies
 from .checks import check, check_outputs, tensors
 from .data import Data, Split, check_split
-from .engine import Scorer, memory
-from .engine.layers import CHUNK, forward, stages
+from .engine import CHUNK, Scorer, evaluator, memory
 from .history import NAN, History, Report
 from .models import Net, calibrate, count_weights, mode, searched, unlike
 from .proposals import generator, noise, sigma
@@ -184,10 +183,10 @@ def evaluate(net: nn.Module, split: Split, loss: Loss = cross_entropies) -> tupl
         return NAN, NAN
     check_outputs(net, split)
     total, right = 0.0, 0.0
-    cuts = stages(net.layers, calibrated=True) if isinstance(net, Net) and not unlike(net) else None
+    logits_of = evaluator(net) if isinstance(net, Net) and not unlike(net) else net
     with mode(net, training=False), noise(split.images.device, 0):
         for x, labels in zip(split.images.split(CHUNK), split.labels.split(CHUNK), strict=True):
-            logits = net(x.clone()) if cuts is None else forward(cuts, x).x  # a net may write into its input
+            logits = logits_of(x.clone())  # a net may write into its input
             total += float(loss(logits, labels).sum())
             right += float((logits.argmax(1) == labels).sum())
     return total / len(split), right / len(split)

@@ -123,7 +123,7 @@ ROOMS: dict[str, list[str]] = {
     "lab": ["core", "engine", "run"],
 }
 DOORS = {
-    "rso_lib/train.py": "engine",  # the loop has its steps made fast
+    **{f"rso_lib/{name}.py": "engine" for name in ("train", "sweep", "checks")},  # the loop has its steps made fast
     "rso_lib/__main__.py": "run",  # `python -m rso_lib` is the command
 }
 

@@ -24,14 +24,31 @@ from ..algorithm import Batches, Loss
 from ..models import Head, Net, unlike
 from ..rules import Rule, Scores
 from ..settings import RSO
-from . import replay
+from . import memory, replay
+from .block import moved
 from .head import HeadScorer
+from .layers import CHUNK, forward, stages
 from .module import JointMove, JointScorer, ModuleScorer
 from .plans import Moves, Visits, owners, plan
 from .sequential import SequentialScorer
 from .snapshot import SnapshotScorer
 
-__all__ = ["JointMove", "Moves", "Scorer", "Stepper", "Visits", "owners", "plan", "scorer_of", "stepper"]
+__all__ = [
+    "CHUNK",
+    "ENGINE",
+    "JointMove",
+    "Moves",
+    "Scorer",
+    "Stepper",
+    "Visits",
+    "evaluator",
+    "memory",
+    "moved",
+    "owners",
+    "plan",
+    "scorer_of",
+    "stepper",
+]
 
 ENGINE = 1
 """The number of this engine. Raise it by one with every change after which decisions may differ by more than rounding.
@@ -84,6 +101,12 @@ def scorer_of(
         return HeadScorer(net, position, batches, settings, loss)
     block = SequentialScorer if settings.strategy == "sequential" else SnapshotScorer
     return block(net, position, batches, settings, loss)
+
+
+def evaluator(net: Net) -> Callable[[Tensor], Tensor]:
+    """Return a net in eval mode as a function from images to logits, in compiled loops where these cover it."""
+    cuts = stages(net.layers, calibrated=True)
+    return lambda images: forward(cuts, images).x
 
 
 def stepper(scorer: Scorer, rule: Rule, device: torch.device, cache: str = "full") -> Stepper:
