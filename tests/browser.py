@@ -261,10 +261,10 @@ class Panel:
             self.page.wait_for_timeout(20)
 
     def train_a_bit(self) -> None:
-        """Press Start, and wait until a step is made."""
-        seen = self.steps()
+        """Press Start where no step is made yet, and wait until some are."""
+        self.until(lambda: self.steps() == 0)
         self.press("Start", until="Running")
-        self.until(lambda: self.steps() > seen)
+        self.until(lambda: self.steps() > 0)
 
     def end(self) -> None:
         """Stop a run, and leave it as it was before its first step."""

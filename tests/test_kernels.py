@@ -58,19 +58,32 @@ def loaded() -> Kernels:
     return kernels_here
 
 
+@pytest.fixture(scope="module")
+def libraries() -> dict[str, Kernels]:
+    """What `compiled` has compiled, since tests ask for it in any order."""
+    return {}
+
+
 @pytest.fixture(scope="module", params=VECTORS)
-def compiled(request: pytest.FixtureRequest, loaded: Kernels, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+def compiled(
+    request: pytest.FixtureRequest,
+    loaded: Kernels,
+    libraries: dict[str, Kernels],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Kernels:
     """The kernels with vectors of all widths."""
     if request.param == "this machine":
         return loaded
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("flags for x86")
-    library = tmp_path_factory.mktemp("kernels") / "kernels.so"
-    flags = [flag for flag in kernels.FLAGS if flag not in ("-march=native", "-O3")]
-    compiler = next(filter(None, map(shutil.which, COMPILERS)))
-    command = [compiler, *flags, "-O1", *OTHERS[request.param], str(kernels.SOURCE), "-o", str(library)]
-    subprocess.run(command, check=True)
-    return Kernels(ctypes.CDLL(str(library)))
+    if request.param not in libraries:
+        library = tmp_path_factory.mktemp("kernels") / "kernels.so"
+        flags = [flag for flag in kernels.FLAGS if flag not in ("-march=native", "-O3")]
+        compiler = next(filter(None, map(shutil.which, COMPILERS)))
+        command = [compiler, *flags, "-O1", *OTHERS[request.param], str(kernels.SOURCE), "-o", str(library)]
+        subprocess.run(command, check=True)
+        libraries[request.param] = Kernels(ctypes.CDLL(str(library)))
+    return libraries[request.param]
 
 
 def last(x: Tensor) -> Tensor:
