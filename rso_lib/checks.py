@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from .algorithm import Loss, cross_entropies
 from .data import Data, Split, check_data
 from .engine import evaluator, memory
-from .models import Net, buffers_kept, check_weights, least_size, mode, unlike
+from .known import check_weights, unlike
+from .models import Net, buffers_kept, least_size, mode
 from .proposals import noise
 from .settings import RSO, arithmetic
 from .sweep import ALONE, Alone, Step

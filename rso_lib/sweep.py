@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from . import engine
 from .engine import JointMove, Moves, Scorer, Visits, moved
 from .history import History
-from .models import unlike
+from .known import unlike
 from .proposals import ORDERS, generator, sigma
 from .settings import RSO
 

@@ -17,7 +17,8 @@ from .checks import check, check_outputs, tensors
 from .data import Data, Split, check_split
 from .engine import CHUNK, Scorer, evaluator, memory
 from .history import NAN, History, Report
-from .models import Net, calibrate, count_weights, mode, searched, unlike
+from .known import unlike
+from .models import Net, calibrate, count_weights, mode, searched
 from .proposals import generator, noise, sigma
 from .settings import RSO, arithmetic
 from .sweep import ALONE, NOISE, SHUFFLE, Alone, Position, Step, Sweep, SweepResult, steps_of
@@ -67,7 +68,7 @@ def train(
     """Train `net` in place, yielding a `Report` after each sweep and each cycle.
 
     net       a `models.Net` goes through the fast engine; any other module, and a `Net` that somebody has changed
-              (`models.unlike`), through Algorithm 1 as printed. Frozen parameters stay as they are
+              (`known.unlike`), through Algorithm 1 as printed. Frozen parameters stay as they are
     history   the reports of earlier sittings: the run goes on behind them, with the draws it would have had
     steps     yield a `Step` after every visit too
     begun     the current sweep's first steps, where a sitting ended within it: they are not made again, but count

@@ -19,8 +19,9 @@ from torch.nn.utils import parametrizations, prune
 from rso_lib.algorithm import choose, cross_entropy, one_hot, step
 from rso_lib.data import Data, Split
 from rso_lib.engine import memory
+from rso_lib.known import unlike
 from rso_lib.lab import bench, experiments
-from rso_lib.models import Block, Flow, Head, Net, calibrate, count_weights, initialise, one_conv, unlike
+from rso_lib.models import Block, Flow, Head, Net, calibrate, count_weights, initialise, one_conv
 from rso_lib.proposals import generator, sigma
 from rso_lib.run import sgd
 from rso_lib.settings import RSO

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithm import Batches, Loss
-from ..models import Head, Net, unlike
+from ..known import unlike
+from ..models import Head, Net
 from ..rules import Rule, Scores
 from ..settings import RSO
 from . import memory, replay

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from ..data import Data
-from ..models import Flow, Net, pool2, unlike
+from ..known import unlike
+from ..models import Flow, Net, pool2
 from ..settings import CACHES, RSO
 from . import replay
 from .block import most_at_once, planes
