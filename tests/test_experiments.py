@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rso_lib.lab.experiments import Visits
 from torch import Tensor
 
 from rso_lib import RSO, Data, History, fit, load, models
@@ -12,7 +13,6 @@ from rso_lib.data import Split
 from rso_lib.engine.head import HeadScorer
 from rso_lib.history import Report
 from rso_lib.lab import experiments
-from rso_lib.lab.experiments import Visits
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat import NotebookNode
-
-from rso_lib.lab import demo
 from rso_lib.lab.exercises import verdict
 from rso_lib.lab.notebook import assigned
+
+from rso_lib.lab import demo
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))

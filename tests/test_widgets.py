@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 
 from rso_lib import RSO, Data, History, load, train
+from rso_lib.lab import figure, pictures, worker
 from rso_lib.lab import live as live_module
-from rso_lib.lab import plots
 from rso_lib.lab.live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
-from rso_lib.lab.widgets import NAMES, Explorer, LiveTrainer, Race, SGDTrainer, bar, layer, parts, scaled
+from rso_lib.lab.live_view import draw_layer, draw_wins
+from rso_lib.lab.widgets import NAMES, Explorer, LiveTrainer, Race, SGDTrainer, all_parts, scale_schedule
 from rso_lib.models import Block, Head, Net, cifar_net, two_conv
 from rso_lib.proposals import linear
 from rso_lib.run.sgd import SGD
@@ -40,10 +41,10 @@ def data() -> Data:
 @pytest.fixture(autouse=True)
 def leave_nothing_running() -> Iterator[None]:
     yield
-    for run in LiveRun.runs:
+    for run in list(worker.runs):
         run.stop()
-    settle(LiveRun.runs[-1]) if LiveRun.runs else None
-    LiveRun.runs.clear()
+        settle(run)
+    worker.ask(worker.runs.clear)
 
 
 def small_net() -> Net:
@@ -94,7 +95,7 @@ def same(one: Step, other: Step) -> bool:
 
 def test_a_watched_run_is_the_unwatched_run(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores and pictures behind every step change no bit of the net nor of the reports."""
-    monkeypatch.setattr(live_module, "later", lambda began, least: 0.0)
+    monkeypatch.setattr(live_module, "next_time", lambda began, least: 0.0)
     monkeypatch.setattr(live_module, "TURN_SECONDS", 0.0)
     shown: list[int] = []
     run = LiveRun(small_net, data, SETTINGS, show=lambda run: shown.append(run.steps))
@@ -117,7 +118,7 @@ def test_a_watched_run_is_the_unwatched_run(data: Data, monkeypatch: pytest.Monk
         {"batch_size": 32},
         {"distribution": "template"},
         {"order": "input"},
-        {"schedule": scaled("linear", 4.0)},
+        {"schedule": scale_schedule("linear", 4.0)},
         {"weight_decay": 0.1},
     ],
     ids=lambda change: next(iter(change)),
@@ -249,7 +250,7 @@ def test_a_failure_within_a_sweep_can_be_mended(
     if broken == "setting":
         run.change(order="inpt")
     else:
-        where = "rso_lib.lab.widgets.layer" if broken == "picture" else "rso_lib.engine.layers.advance"
+        where = "rso_lib.lab.widgets.draw_layer" if broken == "picture" else "rso_lib.engine.layers.advance"
         monkeypatch.setattr(where, lambda *_: 1 / 0)
         monkeypatch.setattr("rso_lib.engine.block.advance", lambda *_: 1 / 0)
         run.step()
@@ -261,7 +262,7 @@ def test_a_failure_within_a_sweep_can_be_mended(
 
 def test_a_picture_that_fails_is_said_too(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = LiveTrainer(small_net, data, SETTINGS)
-    monkeypatch.setattr("rso_lib.lab.widgets.layer", lambda run: 1 / 0)
+    monkeypatch.setattr("rso_lib.lab.widgets.draw_layer", lambda run: 1 / 0)
     trainer.run.step()
     assert wait_for(lambda: "Failed: ZeroDivisionError: division by zero" in trainer.status.value)
 
@@ -374,19 +375,19 @@ def test_settings_that_are_functions_without_a_name(data: Data) -> None:
     settings = replace(SETTINGS, schedule=partial(always, 0.5))
     trainer = LiveTrainer(small_net, data, settings)
     assert trainer.run.settings.schedule is settings.schedule
-    assert "partial" in scaled(settings.schedule, 2.0).__name__  # type: ignore[union-attr]
+    assert "partial" in scale_schedule(settings.schedule, 2.0).__name__  # type: ignore[union-attr]
 
 
 def test_scaled() -> None:
-    assert scaled("linear", 1.0) == "linear"
-    double = scaled("linear", 2.0)
+    assert scale_schedule("linear", 1.0) == "linear"
+    double = scale_schedule("linear", 2.0)
     assert [double(c, 50) for c in (0, 20, 49)] == [2 * linear(c, 50) for c in (0, 20, 49)]
-    assert scaled(lambda cycle, cycles: cycle, 3.0)(5, 9) == 15
+    assert scale_schedule(lambda cycle, cycles: cycle, 3.0)(5, 9) == 15
 
 
 def test_buttons_send_commands(data: Data) -> None:
     trainer = LiveTrainer(small_net, data, SETTINGS)
-    press = {button.description: button.click for button in parts(trainer) if isinstance(button, ipywidgets.Button)}
+    press = {button.description: button.click for button in all_parts(trainer) if isinstance(button, ipywidgets.Button)}
     assert list(press) == ["Start", "Pause", "Step", "Stop", "Reset"]
     press["Step"]()
     settle(trainer.run)
@@ -406,7 +407,9 @@ def test_buttons_send_commands(data: Data) -> None:
 
 @pytest.mark.parametrize("kind", [LiveTrainer, SGDTrainer])
 def test_every_control_has_a_name(data: Data, kind: type[LiveTrainer]) -> None:
-    shown = [part for part in parts(kind("one_conv", data)) if not isinstance(part, ipywidgets.Box | ipywidgets.HTML)]
+    shown = [
+        part for part in all_parts(kind("one_conv", data)) if not isinstance(part, ipywidgets.Box | ipywidgets.HTML)
+    ]
     assert len(shown) >= 8
     assert all(part.description for part in shown)
 
@@ -418,7 +421,7 @@ def test_the_visited_weight_is_framed(data: Data) -> None:
         weight = run.net.get_parameter(name).detach()
         weight.uniform_(-1, 1)
         run.last = Step(at=None, layer=name, index=index, delta=torch.zeros(()), losses=torch.zeros(3))
-        png, text = layer(run)
+        png, text = draw_layer(run)
         pixels = np.asarray(Image.open(io.BytesIO(png)))
         rows, columns = np.nonzero((pixels == 0).all(2))
         inside = pixels[(rows.min() + rows.max()) // 2, (columns.min() + columns.max()) // 2]
@@ -447,16 +450,16 @@ def test_the_last_weight_of_many_is_in_the_picture(data: Data, make: Callable[[]
         delta=torch.zeros(()),
         losses=torch.zeros(3),
     )
-    rows, columns = np.nonzero((np.asarray(Image.open(io.BytesIO(layer(run)[0]))) == 0).all(2))
+    rows, columns = np.nonzero((np.asarray(Image.open(io.BytesIO(draw_layer(run)[0]))) == 0).all(2))
     assert len(set(rows)) > 2 and len(set(columns)) > 2
 
 
 def test_bar(data: Data) -> None:
     run = LiveRun(small_net, data, SETTINGS)
-    assert "%" not in bar(run)
+    assert "%" not in draw_wins(run)
     run.recent.extend([0] * 10 + [1] * 30 + [2] * 60)
-    assert 'aria-label="Winners of the last 100 steps: w 10%, w + Δ 30%, w − Δ 60%"' in bar(run)
-    assert re.findall(r"width: ([\d.]+)%", bar(run))[1:4] == ["10.0", "30.0", "60.0"]
+    assert 'aria-label="Winners of the last 100 steps: w 10%, w + Δ 30%, w − Δ 60%"' in draw_wins(run)
+    assert re.findall(r"width: ([\d.]+)%", draw_wins(run))[1:4] == ["10.0", "30.0", "60.0"]
 
 
 def test_text_says_the_batch_of_a_cycle_that_grows(data: Data) -> None:
@@ -493,10 +496,10 @@ def test_log_axis(data: Data) -> None:
 def test_explorer_draws_for_its_values() -> None:
     drawn: list[float] = []
 
-    def draw(power: float, sign: int) -> plots.Picture:
+    def draw(power: float, sign: int) -> figure.Picture:
         drawn.append(power * sign)
         x = torch.linspace(0, 1, 5)
-        return plots.loss_along(x, sign * x**power, name="<w> & co")
+        return pictures.plot_loss_along(x, sign * x**power, name="<w> & co")
 
     explorer = Explorer(
         draw,

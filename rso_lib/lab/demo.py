@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..history import History
-from .notebook import check_names
+from .checks import check_names
 
 PROJECT = Path(__file__).resolve().parents[2]
 NOTEBOOK = PROJECT / "notebooks" / "01_one_weight_at_a_time.ipynb"
