@@ -11,8 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat import NotebookNode
-from rso_lib.lab.exercises import verdict
-from rso_lib.lab.notebook import assigned
+from rso_lib.lab.checks import assigned_names, verdict
 
 from rso_lib.lab import demo
 
@@ -64,7 +63,7 @@ def test_runs_with_other_parameters_and_the_solutions(path: Path, tmp_path: Path
         notebook.cells[k].source = solution(notebook, k)
     nbformat.write(notebook, tmp_path / "solved.ipynb")
     parameters = tagged(notebook, "parameters")
-    names = assigned(notebook.cells[parameters[0]].source) if parameters else []
+    names = assigned_names(notebook.cells[parameters[0]].source) if parameters else []
     given = {"preset": "smoke"} if "preset" in names else {name: SMALL[name] for name in SMALL if name in names}
     given |= {name: FEW[name] for name in FEW if name in names}
     if "out" in names:

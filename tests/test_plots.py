@@ -225,10 +225,8 @@ def test_weights_that_are_no_pictures() -> None:
     matrix = net.get_parameter("head.linear.weight").detach()
     same(pixels_of(pictures.plot_weights(net, "head.linear.weight")), matrix.T)
     assert pixels_of(pictures.plot_weights(net, "block1.norm.weight", mark=3)).shape == (1, 16)
-    assert pixels_of(pictures.plot_weights(models.one_conv((1, 8, 12)), "head.linear.weight")).shape == (
-        4 * 2 - 1,
-        10 * 25 - 1,
-    )
+    flat = pixels_of(pictures.plot_weights(models.one_conv((1, 8, 12)), "head.linear.weight"))
+    assert flat.shape == (4 * 2 - 1, 10 * 25 - 1)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -1,15 +1,19 @@
 """Live runs: steered at any step, they do what `train` does; controls and pictures say what is so."""
 
 import base64
+import gc
 import html
 import io
 import math
 import re
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from types import SimpleNamespace
 
 import ipywidgets
 import matplotlib
@@ -19,11 +23,11 @@ import torch
 from PIL import Image
 
 from rso_lib import RSO, Data, History, load, train
-from rso_lib.lab import figure, pictures, worker
+from rso_lib.lab import figure, pictures, widgets, worker
 from rso_lib.lab import live as live_module
 from rso_lib.lab.live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
-from rso_lib.lab.live_view import draw_layer, draw_wins
-from rso_lib.lab.widgets import NAMES, Explorer, LiveTrainer, Race, SGDTrainer, all_parts, scale_schedule
+from rso_lib.lab.live_view import draw_layer, draw_wins, name_candidate
+from rso_lib.lab.widgets import NAMES, Explorer, LiveTrainer, Panel, Race, SGDTrainer, all_parts, scale_schedule
 from rso_lib.models import Block, Head, Net, cifar_net, two_conv
 from rso_lib.proposals import linear
 from rso_lib.run.sgd import SGD
@@ -302,6 +306,88 @@ def test_a_run_that_rests_keeps_no_caches_and_goes_on_the_same(data: Data) -> No
         assert run.items is None
 
 
+@pytest.mark.parametrize("strategy", ["neuron", "layer"])
+def test_a_run_with_merged_sweeps_rests_too(data: Data, strategy: str) -> None:
+    """Such a sweep cannot be cut: its steps are made again, and the run ends as if it had not rested."""
+    settings = replace(SETTINGS, strategy=strategy, weight_decay=0.1)
+    run, alone = (LiveRun(small_net, data, settings) for _ in range(2))
+    taken(run, 35)
+    LiveRun(small_net, data, SETTINGS)
+    settle(run)
+    assert run.items is None
+    assert (run.steps, run.image_forwards) == (30, 30 * 3 * 64)
+    finish(run)
+    finish(alone)
+    assert run.steps == alone.steps == 224
+    assert torch.equal(weights(run), weights(alone))
+
+
+def is_gone(ref: Callable[[], object]) -> bool:
+    gc.collect()
+    return ref() is None
+
+
+def test_a_run_that_nobody_holds_is_gone(data: Data) -> None:
+    run = LiveRun(small_net, data, SETTINGS)
+    taken(run, 1)
+    ref, net = weakref.ref(run), weakref.ref(run.net)
+    del run
+    assert wait_for(lambda: is_gone(ref) and is_gone(net))
+
+
+@pytest.mark.parametrize("kind", ["trainer", "race"])
+def test_a_cell_that_is_run_again_lets_go_of_its_panels(kind: str, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though ipywidgets and the notebook's `Out` keep all panels, and buttons their runs."""
+
+    def cell(name: str, execution: str) -> Panel:
+        monkeypatch.setattr(widgets, "running_cell", lambda: (name, execution))
+        if kind == "trainer":
+            return LiveTrainer(small_net, data, SETTINGS)
+        return Race([LiveTrainer(small_net, data, SETTINGS, title) for title in "ab"])
+
+    def trainers(panel: Panel) -> list[LiveTrainer]:
+        return [part for part in all_parts(panel) if isinstance(part, LiveTrainer)]
+
+    out = [cell("first", "1"), cell("second", "2")]
+    nets = [[weakref.ref(trainer.run.net) for trainer in trainers(panel)] for panel in out]
+    trainers(out[0])[0].run.start()
+    out.append(cell("first", "3"))
+    assert wait_for(lambda: all(map(is_gone, nets[0])))
+    assert all(ref() is not None for ref in nets[1])
+    assert len(worker.runs) == 2 * len(nets[0])
+    for trainer in trainers(out[0]):
+        trainer.run.reset()  # a button of the old panel does nothing
+        assert trainer.run.state == STOPPED
+        assert trainer.comm is None
+
+
+def test_the_cell_that_is_run_is_told_by_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JupyterLab and Notebook 7 send the cell's id; papermill does not."""
+    assert widgets.running_cell() is None
+    request: dict[str, dict[str, str]] = {"header": {"msg_id": "7"}, "metadata": {}}
+    shell = SimpleNamespace(kernel=SimpleNamespace(get_parent=lambda channel: request))
+    monkeypatch.setattr(widgets, "get_ipython", lambda: shell)
+    assert widgets.running_cell() is None
+    request["metadata"]["cellId"] = "a"
+    assert widgets.running_cell() == ("a", "7")
+
+
+def test_all_that_changes_a_run_happens_in_one_thread(data: Data) -> None:
+    """Its beginning, too; what goes wrong there is raised where the run is made."""
+    threads = []
+
+    def make() -> Net:
+        threads.append(threading.current_thread())
+        if len(threads) > 1:
+            raise RuntimeError("no net")
+        return small_net()
+
+    LiveRun(make, data, SETTINGS)
+    with pytest.raises(RuntimeError, match="no net"):
+        LiveRun(make, data, SETTINGS)
+    assert threads[0] is threads[1] is not threading.current_thread()
+
+
 def test_sgd_keeps_its_optimiser_while_another_run_works(data: Data) -> None:
     run = LiveSGD(small_net, data, SGD(epochs=5, batch_size=100, warmup=1))
     run.step()
@@ -420,7 +506,7 @@ def test_the_visited_weight_is_framed(data: Data) -> None:
     for index, name in ((237, "head.linear.weight"), (31, "block1.conv.weight"), (2, "block1.conv.bias")):
         weight = run.net.get_parameter(name).detach()
         weight.uniform_(-1, 1)
-        run.last = Step(at=None, layer=name, index=index, delta=torch.zeros(()), losses=torch.zeros(3))
+        run.last = Step(at=None, layer=name, index=index, delta=torch.zeros(()), losses=torch.zeros(3), choice=0.0)
         png, text = draw_layer(run)
         pixels = np.asarray(Image.open(io.BytesIO(png)))
         rows, columns = np.nonzero((pixels == 0).all(2))
@@ -449,6 +535,7 @@ def test_the_last_weight_of_many_is_in_the_picture(data: Data, make: Callable[[]
         index=run.net.get_parameter(name).numel() - 1,
         delta=torch.zeros(()),
         losses=torch.zeros(3),
+        choice=torch.zeros(()),
     )
     rows, columns = np.nonzero((np.asarray(Image.open(io.BytesIO(draw_layer(run)[0]))) == 0).all(2))
     assert len(set(rows)) > 2 and len(set(columns)) > 2
@@ -480,6 +567,14 @@ def test_text_says_what_the_step_did(data: Data) -> None:
     won = ["w", "w + Δ", "w − Δ"][int(step.losses.argmin())]
     assert f" {won} wins." in text
     assert f"test accuracy {trainer.run.curve[-1].test_accuracy:.1%}" in alt(trainer.screen.value)
+
+
+def test_text_names_other_candidates(data: Data) -> None:
+    trainer = LiveTrainer(small_net, data, replace(SETTINGS, candidates=(0, 2)))
+    taken(trainer.run, 1)
+    settle(trainer.run)
+    assert re.search(r"Losses [\d.]+ for w, [\d.]+ for w \+ 2 Δ\. w", html.unescape(trainer.numbers.value))
+    assert [name_candidate(m) for m in (0, 1, -1, -0.5)] == ["w", "w + Δ", "w − Δ", "w − 0.5 Δ"]
 
 
 def test_log_axis(data: Data) -> None:

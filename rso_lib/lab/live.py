@@ -116,8 +116,9 @@ class LiveRun:
 
     def end(self) -> None:
         """Stop for good, and let go of net, images and caches. Later commands do nothing."""
-        self.ended = True
-        worker.send(self.release)
+        if not self.ended:
+            self.ended = True
+            worker.send(self.release)
 
     def wait(self, until: Callable[["LiveRun"], bool], seconds: float = 60) -> bool:
         """Block until all commands are taken and a condition on the run holds, for some seconds at most.
