@@ -7,9 +7,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
-from rso_lib.lab.checks import assigned_names, check_names, check_parameters
 
 from rso_lib.lab import demo
+from rso_lib.lab.checks import assigned_names, check_names, check_parameters
 
 PARAMETERS = 'cycles: int = 2  # passes over all weights\nseed = 0\nout = ""'
 CHECK = "from rso_lib.lab.checks import check_parameters\n\ncheck_parameters()"

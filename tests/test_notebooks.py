@@ -11,9 +11,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat import NotebookNode
-from rso_lib.lab.checks import assigned_names, verdict
 
 from rso_lib.lab import demo
+from rso_lib.lab.checks import assigned_names, verdict
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
