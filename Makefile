@@ -1,10 +1,12 @@
 # Every command sets up what it needs in .venv: Python 3.11 or later, make and a package registry are enough.
 #
 #   make demo            train one_conv on scikit-learn's digits, one weight at a time (results in runs/demo)
-#   make test            the whole test suite
+#   make test            the test suite
+#   make test-all        the test suite and what is exhaustive: every crossing of options, the notebooks in nbval too
 #   make lab             JupyterLab, opened at the first notebook
 #   make voila NB=FILE   a notebook as a page with sliders and without code
 #   make lint            ruff and mypy
+#   make bench-live      how soon sliders and buttons answer in the browser (figures/bench_live.json)
 #
 #   make CONSTRAINTS=constraints.txt demo    the same with the versions that are known to work together
 #   make PYTHON=python3.13 demo              the same with another Python (remove .venv first)
@@ -13,19 +15,23 @@ PYTHON ?= python3
 CONSTRAINTS ?=
 NB ?= notebooks/01_one_weight_at_a_time.ipynb
 export RSO_DATA ?= $(CURDIR)/data
+# Threads that wait do not spin: other processes use the cores, too.
+export OMP_WAIT_POLICY ?= passive
 
 BIN := .venv/bin/python
 STAMP := .venv/.installed$(if $(CONSTRAINTS),-$(notdir $(CONSTRAINTS)))
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: demo test lab voila lint
+.PHONY: demo test test-all lab voila lint bench-live
 
 demo: $(STAMP)
-	$(BIN) -m rso_lib.lab.demo
+	$(BIN) -m rso_lib demo
 
 test: $(STAMP)
-	$(BIN) -m pytest -m "not alone" --numprocesses=2 --dist=loadgroup
-	$(BIN) -m pytest -m alone
+	$(BIN) -m pytest --numprocesses=2 --dist=loadgroup -m "not exhaustive"
+
+test-all: $(STAMP)
+	$(BIN) -m pytest --numprocesses=2 --dist=loadgroup
 
 lab: $(STAMP)
 	$(BIN) -m jupyterlab $(AS_ROOT) --LabApp.news_url=None --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
@@ -36,6 +42,9 @@ voila: $(STAMP)
 lint: $(STAMP)
 	$(BIN) -m ruff check .
 	$(BIN) -m mypy
+
+bench-live: $(STAMP)
+	$(BIN) tests/bench_live.py
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

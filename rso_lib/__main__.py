@@ -1,9 +1,55 @@
-"""Run the command line: `python -m rso_lib`."""
+"""Run the command line: `python -m rso_lib COMMAND`, or `rso COMMAND`."""
 
+import shlex
+import sys
 import warnings
+from importlib import import_module
 
-from .run.cli import main
+COMMANDS = {
+    "train": ("run.cli", "begin a run in a folder, or go on with it"),
+    "sgd": ("run.sgd", "the same nets by backpropagation, once or as a grid search"),
+    "bench": ("lab.bench", "how long a step takes"),
+    "precision": ("lab.precision", "how many decisions of a run rounding changes"),
+    "figures": ("lab.redraw", "draw figures/ again from the tables there"),
+    "demo": ("lab.demo", "execute the first notebook"),
+}
+"""The module that has each command's `main`, and what the command does."""
+
+
+def main() -> None:
+    """Hand the words behind the command to its module, the only one that is imported."""
+    warnings.formatwarning = lambda message, *_, **__: f"\n{message}\n"
+    name, words = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    if name in ("-h", "--help"):
+        print(usage())
+        return
+    if name not in COMMANDS:
+        sys.exit(_unknown(name, words))
+    try:
+        import_module(f".{COMMANDS[name][0]}", __package__ or "rso_lib").main(words)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def usage() -> str:
+    """Return what each command does."""
+    lines = [f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(["usage: python -m rso_lib COMMAND [--help] ...\n", *lines])
+
+
+def _unknown(name: str, words: list[str]) -> int:
+    """Print an error for a command that is none, with the nearest, and what a run is called now. Returns the status."""
+    from .settings import check_choice
+
+    try:
+        check_choice("COMMAND", name, COMMANDS)
+    except ValueError as error:
+        run = shlex.join(["train", name, *words])
+        hint = "" if "did you mean" in str(error) else f". For a run: python -m rso_lib {run}"
+        print(f"rso_lib: {error}{hint}", file=sys.stderr)
+    return 2
+
 
 if __name__ == "__main__":
-    warnings.formatwarning = lambda message, *_, **__: f"\n{message}\n"
     main()

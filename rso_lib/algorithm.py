@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .models import initialise
+from .models import initialise, searched
 from .proposals import NORM_SIGMA, gaussian, generator
 from .rules import choose
 
@@ -24,16 +24,20 @@ def step(loss: Callable[[], Tensor], weights: Sequence[Tensor], deltas: Sequence
     weights   the tensors that this step perturbs: one for a weight or a layer, all for the network
     deltas    ΔW, of the same shapes; zero but for one element if a single weight is searched
 
-    `choose` says which candidate was kept: 0 for W, 1 for W + Δ, 2 for W − Δ.
+    `choose` says which candidate was kept: 0 for W, 1 for W + Δ, 2 for W − Δ. After an exception, such as an interrupt,
+    the tensors hold W.
     """
-    kept = [w.clone() for w in weights]
+    best = kept = [w.clone() for w in weights]
     candidates = [kept, _add(kept, deltas, 1), _add(kept, deltas, -1)]
     losses = []
-    for values in candidates:
-        _write(weights, values)
-        losses.append(loss().double())
-    scores = torch.stack(losses)
-    _write(weights, candidates[int(choose(scores))])
+    try:
+        for values in candidates:
+            _write(weights, values)
+            losses.append(loss().double())
+        scores = torch.stack(losses)
+        best = candidates[int(choose(scores))]
+    finally:
+        _write(weights, best)
     return scores
 
 
@@ -67,7 +71,7 @@ def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of logits [N, classes] and labels [N], in float64."""
-    return F.cross_entropy(logits.double(), labels)
+    return cross_entropies(logits, labels).mean()
 
 
 @torch.no_grad()
@@ -91,7 +95,7 @@ def algorithm_1(
     rng = generator(seed)
     images = (images - images.mean()) / images.std()  # line 1
     initialise(net, seed)  # lines 2 to 5
-    layers = list(net.parameters())
+    layers = list(searched(net).values())
     sigmas = [float(w.std()) if w.dim() > 1 else NORM_SIGMA for w in layers]  # line 6
     for _ in range(cycles):  # line 8
         for weight, sigma in zip(reversed(layers), reversed(sigmas), strict=True):  # lines 9, 10, 16

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import sources
 from .proposals import generator
-from .settings import check_choice, check_whole
+from .settings import check_choice, check_whole, plain
 
 NAMES = ("digits", *sources.TORCHVISION, "folder:PATH")
 VALIDATION_IMAGES = 5000
@@ -82,16 +82,16 @@ def load(
     Raises ValueError or TypeError for an argument that is out of range, FileNotFoundError for files that are
     missing, ValueError for files that are broken or do not fit together; the message names them.
     """
-    if not str(name).startswith("folder:"):
-        check_choice("name", name, NAMES)
-    check_whole("seed", seed, least=0)
+    seed, val_size = plain(seed), plain(val_size)
+    check_wanted(name, seed, val_size)
+    if root is not None and not isinstance(root, (str, os.PathLike)):
+        raise TypeError(f"root must be a folder, not {root!r}")
     _check_device(device)
     rng = generator(seed)
     (images, labels), test, classes = _read(name, root, rng)
 
     if val_size is None:
         val_size = min(VALIDATION_IMAGES, len(labels) // 10)
-    check_whole("val_size", val_size, least=0)
     if val_size >= len(labels):
         raise ValueError(f"val_size must be less than the {len(labels):,} training images, not {val_size:,}")
     order = torch.randperm(len(labels), generator=rng)
@@ -114,6 +114,69 @@ def load(
         mean=mean.to(device),
         std=std.to(device),
     )
+
+
+def check_wanted(
+    dataset: object, seed: object, val_size: object, *, called: tuple[str, str] = ("name", "seed")
+) -> None:
+    """Raise ValueError or TypeError where there is no such set of images, seed of its split or validation part.
+
+    called  what the caller calls the set and the seed
+    """
+    if not isinstance(dataset, str) or not dataset.startswith("folder:"):
+        check_choice(called[0], dataset, NAMES)
+    check_whole(called[1], seed, least=0)
+    if val_size is not None:
+        check_whole("val_size", val_size, least=0)
+
+
+def check_data(data: Data) -> None:
+    """Raise ValueError or TypeError, naming the part and the remedy, where data made by hand cannot train a net."""
+    parts = {"train": data.train, "val": data.val, "test": data.test}
+    for name, part in parts.items():
+        check_split(name, part, len(data.classes))
+    if not len(data.train):
+        raise ValueError(f"the train part of {data.name} has no images")
+    of_train = _kind(data.train.images)
+    for name, part in parts.items():
+        if len(part) and (its := _kind(part.images)) != of_train:
+            raise ValueError(f"images of the {name} part are {its}, but those of the train part are {of_train}")
+
+
+def _kind(images: Tensor) -> str:
+    """What images of one net have in common: shape, type and device."""
+    return f"{'×'.join(map(str, images.shape[1:]))}, {images.dtype}, on {images.device}"
+
+
+def check_split(name: str, split: Split, classes: int | None = None) -> None:
+    """Raise ValueError or TypeError, naming the part and the remedy, where images and labels do not go together.
+
+    classes  how many there are, where that is known
+    """
+    images, labels = split.images, split.labels
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+        raise TypeError(f"images and labels of {name} must be tensors: call torch.as_tensor")
+    if not images.is_floating_point():
+        raise TypeError(f"images of {name} must be floating-point numbers, not {images.dtype}: call .float()")
+    if labels.dtype != torch.int64:
+        raise TypeError(
+            f"labels of {name} must be torch.int64, the numbers of classes, not {labels.dtype}: call .long()"
+        )
+    if labels.dim() != 1 or images.dim() < 2 or len(images) != len(labels):
+        raise ValueError(
+            f"{name} must have images [N, C, H, W] and as many labels [N], "
+            f"not of the shapes {tuple(images.shape)} and {tuple(labels.shape)}"
+        )
+    if images.device != labels.device:
+        raise ValueError(f"images of {name} are on {images.device}, but its labels on {labels.device}")
+    if not images.numel():
+        return
+    if not torch.stack(torch.aminmax(images.detach())).isfinite().all():
+        raise ValueError(f"images of {name} have NaN or infinite values: leave them out, or replace these values")
+    low, high = (int(value) for value in torch.aminmax(labels))
+    if low < 0 or high >= (high + 1 if classes is None else classes):
+        least = "at least 0" if classes is None else f"0 to {classes - 1}, as there are {classes} classes"
+        raise ValueError(f"labels of {name} must be {least}, not {low if low < 0 else high}")
 
 
 def home() -> Path:

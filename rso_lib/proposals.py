@@ -6,7 +6,9 @@ taken up in the middle draws what the unbroken run would have drawn.
 """
 
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,6 +25,34 @@ def generator(*key: int) -> torch.Generator:
     """A CPU generator seeded by a tuple of non-negative integers, e.g. (seed, cycle, sweep)."""
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
     return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def noise(device: torch.device, *key: int) -> Iterator[Callable[[], None]]:
+    """Seed the global generators of torch, numpy and Python from a key, and give the caller's states back at the end.
+
+    What a module or a function of the user's draws from them depends then on where in the run it is used. A call of
+    what is yielded seeds them anew, so that the same numbers come again.
+    """
+    on_cuda = device.type == "cuda"
+    seed = generator(*key).initial_seed()
+
+    def rewind() -> None:
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([device] if on_cuda else []):
+            rewind()
+            yield rewind
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def sigma(weight: Tensor) -> float:

@@ -1,16 +1,21 @@
 """Every choice that the paper makes, in one place, checked once."""
 
 import difflib
+import inspect
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from threading import RLock
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from .proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Distribution, Schedule
+from .proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Distribution, Schedule, noise
 from .rules import RULES, Rule, checked
 
 LEVELS = ("weight", "layer", "network")
@@ -19,6 +24,7 @@ STRATEGIES = ("sequential", "neuron", "layer")
 CACHES = ("full", "half", "input")
 PRECISIONS = ("float32", "tf32")
 Number = TypeVar("Number", int, float)
+MOST_CYCLES = 10**9
 JOINT_SIGMA = 0.1
 """Factor of σ when a whole layer or network is perturbed at once (section 4.2)."""
 ARITHMETIC = RLock()
@@ -29,58 +35,59 @@ ARITHMETIC = RLock()
 class RSO:
     """The settings of a run. The defaults are the paper's (sections 3 and 4).
 
-    cycles         passes over all weights (the paper's C)
-    batch_size     images that score the three candidates of a step
-    first_batch    images in the first cycle, where the batch grows by the same factor from cycle to cycle, up to
-                   batch_size; None for batch_size throughout, as in the paper
-    schedule       factor of σ by cycle: "linear" (to 1/10), "released" (the authors' code, which ends above that),
-                   "constant", "cosine", "step", or a callable (cycle from 0, cycles) → factor
-    distribution   of Δ: "gaussian" N(0, σ), "uniform" on (−2σ, 2σ), "template" of −σ, 0, σ,
-                   or a callable (shape, generator) → tensor in units of σ
-    candidates     multiples of Δ that are scored, w itself (0) first: 0, 1, −1 in the paper
-    rule           what is written back, given the losses of the candidates: "argmin", the lowest, w in a tie; "clear",
-                   the lowest if it beats w by more than a standard error; "parabola", the minimum of a parabola
-                   through the losses; or a callable, see `rso_lib.rules`
-    level          what a step perturbs: "weight", "layer" (one of its tensors) or "network"; σ/10 for the last two
-                   (section 4.2).
-                   A cycle has as many steps as the net has weights at every level.
-    order          which index runs outside within a layer: "output", "input" (the paper's inverted
-                   order, section 4.3) or "shuffled"
-    direction      "backward" from the labels to the input, or "forward"
-    strategy       what a step sees of the steps before it in its sweep (section 4.6): "sequential", all of them;
-                   "neuron", those of its own output neuron; "layer", none, so that the steps of a slice of the
-                   images follow each other. The sweep's results are merged at its end. The final layer, where a step
-                   costs next to nothing, is always sequential
-    weight_decay   a weight is multiplied by (1 − weight_decay) when it is visited (before the sweep, where the
-                   strategy is not sequential)
-    seed           of every random draw of the run
-    cache          what the engine keeps for every slice: "full", all that saves work; "half", with the
-                   searched layer's input in float16; "input", that input only, which is all at the other levels. Less
-                   memory, slower steps; "half" rounds, so that close decisions can differ
-    precision      of products on a CUDA device: "float32", or "tf32", faster, with factors rounded to 10 bits, so that
-                   close decisions can differ (`rso_lib.precision` counts them); scores are in float32
-
-    Raises ValueError or TypeError, naming the argument and the remedy.
+    Raises ValueError or TypeError, naming the argument and the remedy. What a callable returns is checked whenever it
+    is called.
     """
 
     cycles: int = 50
+    """passes over all weights (the paper's C)"""
     batch_size: int = 5000
+    """images that score the three candidates of a step"""
     first_batch: int | None = None
+    """images in the first cycle, where the batch grows by the same factor from cycle to cycle, up to batch_size;
+    None for batch_size throughout, as in the paper"""
     schedule: str | Schedule = "linear"
+    """factor of σ by cycle: "linear" (to 1/10), "released" (the authors' code, which ends above that), "constant",
+    "cosine", "step", or a callable (cycle from 0, cycles) → factor"""
     distribution: str | Distribution = "gaussian"
-    candidates: Sequence[float] = (0.0, 1.0, -1.0)
+    """of Δ: "gaussian" N(0, σ), "uniform" on (−2σ, 2σ), "template" of −σ, 0, σ, or a callable (shape, generator) →
+    tensor in units of σ"""
+    candidates: tuple[float, ...] = (0.0, 1.0, -1.0)
+    """multiples of Δ that are scored, w itself (0) first: 0, 1, −1 in the paper"""
     rule: str | Rule = "argmin"
+    """what is written back, given the losses of the candidates: "argmin", the lowest, w in a tie; "clear", the lowest
+    if it beats w by more than a standard error; "parabola", the minimum of a parabola through the losses; or a
+    callable (scores) → multiples, see `rso_lib.rules`"""
     level: str = "weight"
+    """what a step perturbs: "weight", "layer" (one of its tensors) or "network"; σ/10 for the last two (section
+    4.2). A cycle has as many steps as the net has weights at every level."""
     order: str = "output"
+    """which index runs outside within a layer: "output", "input" (the paper's inverted order, section 4.3), or
+    neither, "shuffled", in which the weights come at random"""
     direction: str = "backward"
+    """of a cycle: "backward" from the labels to the input, or "forward" from the input"""
     strategy: str = "sequential"
+    """what a step sees of the steps before it in its sweep (section 4.6): "sequential", all of them; "neuron",
+    those of its own output neuron; "layer", none, so that the steps of a slice of the images follow each other. The
+    sweep's results are merged at its end. The final layer, where a step costs next to nothing, is always
+    sequential"""
     weight_decay: float = 0.0
+    """a weight is multiplied by (1 − weight_decay) when it is visited (before the sweep, where the strategy is not
+    sequential)"""
     seed: int = 0
+    """of every random draw of the run"""
     cache: str = "full"
+    """what the engine keeps for every slice: "full", all that saves work; "half", with the searched layer's input
+    in float16; "input", that input only, which is all at the other levels. Less memory, slower steps; "half"
+    rounds, so that close decisions can differ"""
     precision: str = "float32"
+    """of products on a CUDA device: "float32", or "tf32", faster, with factors rounded to 10 bits, so that close
+    decisions can differ (`python -m rso_lib precision` counts them); scores are in float32"""
 
     def __post_init__(self) -> None:
-        check_whole("cycles", self.cycles, least=1)
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+        check_whole("cycles", self.cycles, least=1, most=MOST_CYCLES)
         check_whole("batch_size", self.batch_size, least=1)
         if self.first_batch is not None:
             check_whole("first_batch", self.first_batch, least=1)
@@ -89,8 +96,11 @@ class RSO:
         check_whole("seed", self.seed, least=0)
         check_choice("schedule", self.schedule, SCHEDULES, callables=True)
         check_choice("distribution", self.distribution, DISTRIBUTIONS, callables=True)
+        check_arguments("schedule", self.schedule, "cycle", "cycles")
+        check_arguments("distribution", self.distribution, "shape", "generator")
         object.__setattr__(self, "candidates", check_candidates(self.candidates))
         check_choice("rule", self.rule, RULES, callables=True)
+        check_arguments("rule", self.rule, "scores")
         check_choice("level", self.level, LEVELS)
         check_choice("order", self.order, ORDERS)
         check_choice("direction", self.direction, DIRECTIONS)
@@ -105,7 +115,7 @@ class RSO:
 
     def sigma_factor(self, cycle: int) -> float:
         """The factor of a layer's σ in a cycle (from 0): the schedule, and 1/10 for joint levels."""
-        schedule = SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
+        schedule = SCHEDULES[self.schedule] if isinstance(self.schedule, str) else partial(_factor, self.schedule)
         return schedule(cycle, self.cycles) * (1.0 if self.level == "weight" else JOINT_SIGMA)
 
     def batch(self, cycle: int) -> int:
@@ -115,8 +125,14 @@ class RSO:
         return round(self.first_batch * (self.batch_size / self.first_batch) ** (cycle / (self.cycles - 1)))
 
     def draw(self) -> Distribution:
-        """The distribution of Δ in units of σ, as a callable (shape, generator) → tensor."""
-        return DISTRIBUTIONS[self.distribution] if isinstance(self.distribution, str) else self.distribution
+        """The distribution of Δ in units of σ, as a callable (shape, generator) → tensor.
+
+        That of a function of the user's raises ValueError or TypeError where it returns something else than float32 or
+        float64 numbers of the shape, all finite, on the CPU.
+        """
+        if isinstance(self.distribution, str):
+            return DISTRIBUTIONS[self.distribution]
+        return partial(_changes, self.distribution)
 
     def decide(self) -> Rule:
         """Return the rule as a callable from scores to choices."""
@@ -140,6 +156,52 @@ class RSO:
             "candidates": [*self.candidates],
         }
         return {**asdict(self), **names}
+
+
+def _factor(schedule: Schedule, cycle: int, cycles: int) -> float:
+    """Call a schedule of the user's, and return the factor of σ. Raises ValueError or TypeError for nonsense."""
+    what = f"schedule {called(schedule)} ({cycle}, {cycles})"
+    factor = plain(_call(what, schedule, cycle, cycles))
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)):
+        raise TypeError(f"{what} returned {factor!r}; it must return a number, the factor of σ in cycle {cycle}")
+    if not 0 <= factor <= sys.float_info.max:
+        raise ValueError(f"{what} returned {factor!r}; it must return a factor of σ that is at least 0 and finite")
+    return float(factor)
+
+
+def _changes(distribution: Distribution, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """Call a distribution of the user's, and return Δ in units of σ. Raises ValueError or TypeError for nonsense.
+
+    A function that draws from a global generator in place of the one that it is given repeats itself all the same.
+    """
+    what = f"distribution {called(distribution)} ({shape}, generator)"
+    with noise(torch.device("cpu"), rng.initial_seed()):
+        made = _call(what, distribution, shape, rng)
+    if not isinstance(made, Tensor):
+        raise TypeError(f"{what} returned a {type(made).__name__}; it must return a tensor of that shape")
+    if made.shape != torch.Size(shape):
+        raise ValueError(f"{what} returned the shape {tuple(made.shape)}; it must return a tensor of the shape {shape}")
+    if made.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{what} returned {made.dtype}; it must return torch.float32, as .float() makes of it")
+    if made.device.type != "cpu":
+        raise ValueError(
+            f"{what} returned a tensor on {made.device}; it must return one on the CPU, as the generator is"
+        )
+    if not made.detach().float().isfinite().all():
+        raise ValueError(f"{what} returned NaN or infinite values; it must return finite ones")
+    return made.detach()
+
+
+def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except Exception as error:  # whatever goes wrong in a function of the user's
+        raise ValueError(f"{what} raised {type(error).__name__}: {error}") from error
+
+
+def called(function: Any) -> str:
+    """What an error calls a function of the user's."""
+    return getattr(function, "__name__", None) or repr(function)
 
 
 @contextmanager
@@ -177,12 +239,36 @@ def check_named(name: str, choice: object) -> None:
         )
 
 
-def check_whole(name: str, value: object, least: int) -> None:
-    """Raise TypeError or ValueError where an argument is not a whole number of at least `least`."""
+def plain(value: Any) -> Any:
+    """The number of Python in one of numpy's; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raise TypeError or ValueError where an argument is not a whole number of at least `least` and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, not {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most:,}, not {value:,}")
+
+
+def check_arguments(name: str, function: object, *arguments: str) -> None:
+    """Raise TypeError where an argument is a callable that cannot be called with so many arguments."""
+    if not callable(function):
+        return
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):  # some functions in C do not tell
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} must be a callable ({', '.join(arguments)}), but {called(function)}{signature} cannot be called "
+            f"so: {error}"
+        ) from None
 
 
 def check_number(name: str, value: object) -> None:
@@ -219,7 +305,8 @@ def check_choice(name: str, value: object, known: Collection[str], callables: bo
     """Raise ValueError, with the nearest known name, where an argument is none of the known ones."""
     if value in known if isinstance(value, str) else callables and callable(value):
         return
-    near = difflib.get_close_matches(str(value), known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    lower = {choice.lower(): choice for choice in known}
+    near = difflib.get_close_matches(str(value).lower(), lower, n=1)
+    hint = f"; did you mean {lower[near[0]]!r}?" if near else ""
     other = " or a callable" if callables else ""
     raise ValueError(f"{name} must be one of {', '.join(known)}{other}, not {value!r}{hint}")

@@ -12,6 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "cifar10": "CIFAR10"}
+PUBLISHED = {"MNIST": 0.1307, "FashionMNIST": 0.2860, "KMNIST": 0.1918}
+"""The mean of the training part's pixels in 0..1, by which these sets are told from others in the same file format."""
+COUNTS = (60_000, 10_000)
+"""Images in their two parts."""
 TIMEOUT = 15.0
 """Seconds without an answer after which a download is given up."""
 
@@ -59,7 +63,28 @@ def _mnist(dataset: Any, root: Path) -> Source:
     if missing := [file for file in files if not file.is_file()]:
         _download(dataset, root, missing, raw, dict(dataset.resources), dataset.mirrors[0])
     classes = tuple(name.split(" - ")[0] for name in dataset.classes)
-    return Source(_idx(raw, "train"), _idx(raw, "t10k"), classes)
+    source = Source(_idx(raw, "train"), _idx(raw, "t10k"), classes)
+    if strange := _strange(source, PUBLISHED.get(dataset.__name__)):
+        raise ValueError(
+            f"{raw} does not hold {dataset.__name__}: {strange}. Delete these files, and the next load downloads them; "
+            "images of your own are loaded with folder:PATH"
+        )
+    return source
+
+
+def _strange(source: Source, mean: float | None) -> str:
+    """In what a set is not the published one with this mean; "" if in nothing."""
+    for part, (images, labels), count in zip(("train", "t10k"), source[:2], COUNTS, strict=True):
+        if images.shape[2:] != (28, 28):
+            return f"{part}-* has images of {images.shape[3]}×{images.shape[2]} pixels, not 28×28"
+        if len(labels) and (high := int(labels.max())) >= len(source.classes):
+            return f"{part}-* has a label {high}, but there are {len(source.classes)} classes"
+        if len(labels) != count:
+            return f"{part}-* has {len(labels):,} images, not {count:,}"
+    its = float(source.train[0].sum(dtype=torch.float64)) / source.train[0].numel() / 255
+    if mean is not None and abs(its - mean) > 0.01:
+        return f"its pixels have a mean of {its:.3f}, not {mean:.3f}, so this is another set of the same size"
+    return ""
 
 
 def _idx(raw: Path, part: str) -> Part:

@@ -4,23 +4,23 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import engine
 from .algorithm import Batches, Loss, cross_entropies
-from .data import Data, Split
-from .engine import JointMove, Scorer, Stepper, Visits, memory
-from .engine.block import moved
-from .engine.layers import CHUNK, forward, stages
+from .checks import check, check_outputs, tensors
+from .data import Data, Split, check_split
+from .engine import CHUNK, Scorer, evaluator, memory
 from .history import NAN, History, Report
-from .models import Net, calibrate, count_weights
-from .proposals import ORDERS, generator, sigma
+from .models import Net, calibrate, count_weights, mode, searched, unlike
+from .proposals import generator, noise, sigma
 from .settings import RSO, arithmetic
+from .sweep import ALONE, NOISE, SHUFFLE, Alone, Position, Step, Sweep, SweepResult, steps_of
 
 WITHIN_A_BLOCK = (
     "conv.weight",
@@ -33,106 +33,19 @@ WITHIN_A_BLOCK = (
 )
 """The order of a block's tensors: the authors' code searches the shift before the scale."""
 
-SHUFFLE, DRAWS = 1, 2
-"""What a generator is for: the shuffle of a layer's batches, or the order and the Δ of a sweep."""
-
-
-class Alone:
-    """A run of one process. `run.processes.World` is the same for several, which share the steps of a sweep.
-
-    rank, size  the number of this process, and how many there are
-    """
-
-    rank, size = 0, 1
-
-    def exchange(self, codes: Tensor, owners: Tensor) -> Tensor:
-        """Return the codes (0 to 3) [steps] of all processes, given those of this one and the owner of each step."""
-        return codes
-
-    def exchange_values(self, values: Tensor, owners: Tensor) -> Tensor:
-        """Return the values [steps], float64, of all processes, as `exchange` does for codes."""
-        return values
-
-    def add(self, x: Tensor) -> Tensor:
-        """Return the sum of x over the processes."""
-        return x
-
-    def agree(self, net: nn.Module) -> None:
-        """Raise RuntimeError where the weights of the processes differ."""
-
-    def take_sent(self) -> int:
-        """Return the bytes sent since the last call."""
-        return 0
-
-
-ALONE = Alone()
-
-
-class Position(NamedTuple):
-    """Where a run stands: finished cycles, finished sweeps of this cycle, finished steps of this sweep."""
-
-    cycle: int = 0
-    sweep: int = 0
-    step: int = 0
-
-    @classmethod
-    def after(cls, history: History) -> "Position":
-        """The position behind the last row of a history."""
-        cycles = len(history.cycles.rows)
-        return cls(cycles, sum(row.cycle > cycles for row in history.rows))
-
-
-class Sweep(NamedTuple):
-    """What one row of a history is about.
-
-    number    of the sweep in its cycle, from 0
-    layer     the tensor, or "network"
-    position  of the searched layer in the net
-    names     of the tensors that are searched together
-    before    steps of the layer that precede the sweep
-    steps     visits of the sweep
-    """
-
-    number: int
-    layer: str
-    position: int
-    names: Sequence[str]
-    before: int
-    steps: int
-
-
-class Step(NamedTuple):
-    """One visit of a sweep.
-
-    at      the step's place in the run: cycle, sweep, and its number in the sweep from 1 (strategies other than
-            "sequential" make the steps of a sweep in another order)
-    layer   the tensor
-    index   of the weight in it, flat; None where all weights move together
-    delta   Δ, 0-dim; NaN where all weights move together
-    losses  of the candidates, w first: [K], float64
-    choice  the multiple of Δ that the weight has moved by, 0-dim, float64: 0 where w was kept
-    """
-
-    at: Position
-    layer: str
-    index: int | None  # type: ignore[assignment]  # tuples have a method of this name
-    delta: Tensor
-    losses: Tensor
-    choice: Tensor
-
 
 def sweeps(net: nn.Module, settings: RSO) -> list[Sweep]:
-    """The sweeps of a cycle in order."""
+    """Return the sweeps of a cycle in order. Frozen parameters (`requires_grad=False`) have none."""
     if settings.level == "network":
-        layers = [(0, {"network": [name for name, _ in net.named_parameters()]})]
+        layers = [(0, {"network": list(searched(net))})]
     else:
         layers = [(position, {name: [name] for name in names}) for position, names in enumerate(_layers(net))]
     if settings.direction == "backward":
         layers.reverse()
     plan: list[Sweep] = []
-    for position, tensors in layers:
+    for position, names_of in layers:
         before = 0
-        for layer, names in tensors.items():
+        for layer, names in names_of.items():
             steps = sum(net.get_parameter(name).numel() for name in names)
             plan.append(Sweep(len(plan), layer, position, names, before, steps))
             before += steps
@@ -153,7 +66,8 @@ def train(
 ) -> Iterator[Report | Step]:
     """Train `net` in place, yielding a `Report` after each sweep and each cycle.
 
-    net       a `models.Net` goes through the fast engine; any other module through Algorithm 1 as printed
+    net       a `models.Net` goes through the fast engine; any other module, and a `Net` that somebody has changed
+              (`models.unlike`), through Algorithm 1 as printed. Frozen parameters stay as they are
     history   the reports of earlier sittings: the run goes on behind them, with the draws it would have had
     steps     yield a `Step` after every visit too
     begun     the current sweep's first steps, where a sitting ended within it: they are not made again, but count
@@ -163,12 +77,12 @@ def train(
     All that is kept is the net: whoever consumes the reports decides about bars, plots, checkpoints,
     pausing and stopping.
 
-    Raises ValueError where the batch is larger than the training part, or where a net or a sitting does not go with
-    settings.strategy or with several processes; MemoryError where the engine's caches would not fit.
+    Raises, before the first step, ValueError or TypeError where net, data and settings do not go together (`check`),
+    and MemoryError where the engine's caches would not fit; later, where a function of the settings returns nonsense.
     """
-    check(net, data, settings, begun, world)
-    if not isinstance(net, Net):
-        warnings.warn("not a models.Net: every step sends its batch through the whole net three times", stacklevel=2)
+    check(net, data, settings, begun, world, loss)
+    if reason := unlike(net):
+        warnings.warn(f"{reason}: every step sends its batch through the whole net three times", stacklevel=2)
     memory.keep_freed()
     for weight in net.parameters():
         weight.data = weight.data.contiguous()
@@ -199,26 +113,29 @@ def fit(
 ) -> History:
     """Train with a progress bar and return the history.
 
-    An interrupt ends the run and leaves net and history as behind the last report: the same call, with this history,
-    goes on. Arguments and errors as in `train`. `history` is continued in place.
+    An interrupt ends the run and leaves net and history as they were at the last report: the same call, with this
+    history, goes on. So does an error, which is raised. Arguments and errors as for `train`. `history` is continued in
+    place.
     """
+    check(net, data, settings, loss=loss)
     history = History() if history is None else history
     reported = len(history.rows), _copies(net)
     try:
         for _ in with_bar(train(net, data, settings, history, steps=True, loss=loss), net, settings, history, progress):
             reported = len(history.rows), _copies(net)
-    except KeyboardInterrupt:
+    except BaseException as error:
         rows, values = reported
         del history.rows[rows:]
-        for weight, value in zip(net.parameters(), values, strict=True):
-            weight.data.copy_(value)
-        calibrate(net, data.train.images)
+        for tensor, value in zip(tensors(net), values, strict=True):
+            tensor.copy_(value)
+        if not isinstance(error, KeyboardInterrupt):
+            raise
         warnings.warn("stopped before the end; net and history are as behind the last finished sweep", stacklevel=2)
     return history
 
 
 def _copies(net: nn.Module) -> list[Tensor]:
-    return [weight.detach().clone() for weight in net.parameters()]
+    return [tensor.clone() for tensor in tensors(net)]
 
 
 def with_bar(
@@ -258,18 +175,20 @@ def evaluate(net: nn.Module, split: Split, loss: Loss = cross_entropies) -> tupl
     """Return mean loss and accuracy (a fraction) of the net as it stands, in eval mode; NaN for no images.
 
     loss  from outputs [N, ...] and targets [N, ...] to the loss of each image, [N]; cross entropy in nats by default
+
+    Raises ValueError or TypeError where images and labels, or net and images, do not go together.
     """
+    check_split("split", split)
     if not len(split):
         return NAN, NAN
-    training = net.training
-    net.eval()
+    check_outputs(net, split)
     total, right = 0.0, 0.0
-    cuts = stages(net.layers, calibrated=True) if isinstance(net, Net) else None
-    for x, labels in zip(split.images.split(CHUNK), split.labels.split(CHUNK), strict=True):
-        logits = net(x) if cuts is None else forward(cuts, x).x
-        total += float(loss(logits, labels).sum())
-        right += float((logits.argmax(1) == labels).sum())
-    net.train(training)
+    logits_of = evaluator(net) if isinstance(net, Net) and not unlike(net) else net
+    with mode(net, training=False), noise(split.images.device, 0):
+        for x, labels in zip(split.images.split(CHUNK), split.labels.split(CHUNK), strict=True):
+            logits = logits_of(x.clone())  # a net may write into its input
+            total += float(loss(logits, labels).sum())
+            right += float((logits.argmax(1) == labels).sum())
     return total / len(split), right / len(split)
 
 
@@ -301,7 +220,7 @@ def _reports(
                 memory.release()
                 scorer = _scorer(net, data, settings, cycle, sweep.position, loss)
             made = begun if (cycle, sweep.number) == start[:2] else []
-            result = yield from _sweep(net, scorer, settings, cycle, sweep, made, world)
+            result = yield from steps_of(net, scorer, settings, cycle, sweep, made, world)
             calibrate(net, data.train.images)
             rows.append(_sweep_report(net, settings, cycle, sweep, result, world.take_sent()))
             yield rows[-1]
@@ -310,11 +229,16 @@ def _reports(
 
 
 def _layers(net: nn.Module) -> list[list[str]]:
-    """The tensors of each layer in the order of their sweeps. Where there is no `Net`, each submodule is a layer."""
+    """Return the tensors of each layer in the order of their sweeps.
+
+    Where the engine does not know the net, each submodule is a layer. Frozen tensors have no sweep, but their layer
+    keeps its position.
+    """
     layers: dict[str, list[str]] = {}
+    known, wanted = not unlike(net), searched(net)
     for name, _ in net.named_parameters():
-        layer = name.split(".")[0] if isinstance(net, Net) else name.rpartition(".")[0]
-        layers.setdefault(layer, []).append(name)
+        layer = name.split(".")[0] if known else name.rpartition(".")[0]
+        layers.setdefault(layer, []).extend([name] if name in wanted else [])
     return [sorted(names, key=_place_in_block) for names in layers.values()]
 
 
@@ -325,145 +249,10 @@ def _place_in_block(name: str) -> int:
 
 def _scorer(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int, loss: Loss) -> Scorer:
     """Return the scorer of the layer at a position, on a fresh shuffle of the training part."""
-    net.eval()
     order = torch.randperm(len(data.train), generator=generator(settings.seed, cycle, SHUFFLE, position))
     order = order.to(data.train.labels.device)
     batches = Batches(data.train.images[order], data.train.labels[order], settings.batch(cycle))
-    return engine.scorer_of(net, position, batches, settings, loss)
-
-
-class Results:
-    """What the steps of a sweep gave, in the order in which they were made.
-
-    It is kept in few pieces of memory. A tensor for each step, alive to the end of the sweep, would lie in a gap that a
-    large temporary leaves; the next large one would go elsewhere, and the process grow with every visit.
-
-    losses   of the candidates: [steps, K], float64
-    choices  multiples of Δ: [steps], float64
-    places   of the steps in the sweep
-    """
-
-    def __init__(self, multiples: Tensor, steps: int):
-        self.multiples, self.places = multiples, list[int]()
-        self.losses = multiples.new_empty(steps, len(multiples))
-        self.choices = multiples.new_empty(steps)
-
-    def add(self, places: Sequence[int], losses: Tensor, choices: Tensor) -> None:
-        """Add some steps: losses [n, K], choices [n]."""
-        first, last = len(self.places), len(self.places) + len(places)
-        self.losses[first:last], self.choices[first:last] = losses, choices
-        self.places.extend(places)
-
-    def written(self) -> Tensor:
-        """Return the number of the candidate that each step has written, or of the nearest one: [steps made]."""
-        return (self.choices[: len(self.places), None] - self.multiples).abs().argmin(1)
-
-    def loss(self) -> Tensor:
-        """Return the sum of the losses of these candidates."""
-        return self.losses[: len(self.places)].gather(1, self.written()[:, None]).sum()
-
-    def share(self, owners: Tensor, few: bool, world: Alone) -> "SweepResult":
-        """Return the choices of all processes, in the order of the sweep, and the sum of all losses.
-
-        few  whether each choice is one of at most four candidates, so that 2 bits tell it
-        """
-        mine = self.choices.new_zeros(len(owners)).cpu()
-        mine[self.places] = (self.written() if few else self.choices[: len(self.places)]).cpu().double()
-        if few:
-            codes = world.exchange(mine.long(), owners)
-            return SweepResult(self.multiples[codes.to(self.multiples.device)], world.add(self.loss().cpu()))
-        values = world.exchange_values(mine, owners)
-        return SweepResult(values.to(self.choices), world.add(self.loss().cpu()))
-
-
-class SweepResult(NamedTuple):
-    """The choices of a sweep, [steps], multiples of Δ, and the sum of the losses of what was written."""
-
-    choices: Tensor
-    loss: Tensor
-
-
-def _sweep(
-    net: nn.Module, scorer: Scorer, settings: RSO, cycle: int, sweep: Sweep, begun: Sequence[Step], world: Alone
-) -> Generator[Step, None, SweepResult]:
-    """Make the steps of a sweep. Those that have `begun` it are not made again, but count."""
-    device = net.get_parameter(sweep.names[0]).device
-    results = Results(settings.multiples(device), sweep.steps)
-    for t, step in enumerate(begun):
-        results.add([t], step.losses[None], step.choice[None])
-    if settings.strategy != "sequential":  # the steps see the weights as they are when the sweep begins
-        net.get_parameter(sweep.layer).detach().mul_(1 - settings.weight_decay)
-    scorer.begin()
-    make = engine.stepper(scorer, settings.decide(), device, settings.cache)
-    steps = _joint_steps if settings.level != "weight" else _weight_steps
-    return (yield from steps(net, scorer, make, settings, cycle, sweep, results, world))
-
-
-def _weight_steps(
-    net: nn.Module,
-    scorer: Scorer,
-    make: Stepper,
-    settings: RSO,
-    cycle: int,
-    sweep: Sweep,
-    results: Results,
-    world: Alone,
-) -> Generator[Step, None, SweepResult]:
-    """Visit the weights of a tensor, in the order and the rounds of the plan."""
-    weight = net.get_parameter(sweep.layer).detach()
-    visits, strategy, batches = _visits(net, settings, cycle, sweep), scorer.strategy, len(scorer.labels)
-    old = weight.view(-1)[visits.indices]
-    owners = engine.owners(strategy, visits, batches, world.size)
-    own = (owners == world.rank).nonzero().flatten()[len(results.places) :]
-    plan = engine.plan(strategy, visits, batches, scorer.steps_at_once, own)
-    for moves in plan:
-        if settings.strategy == "sequential" and settings.weight_decay:
-            weight.view(-1)[moves.at] *= 1 - settings.weight_decay
-        losses, choices = make(moves)
-        results.add(moves.places, losses, choices)
-        for k, t in enumerate(moves.places):
-            at = Position(cycle, sweep.number, t + 1)
-            yield Step(at, sweep.layer, moves.indices[k], moves.deltas[k], losses[k], choices[k])
-    if world.size == 1:
-        return SweepResult(results.choices, results.loss())
-    result = results.share(owners, settings.few_choices, world)
-    weight.view(-1)[visits.indices] = moved(old, visits.deltas, result.choices)
-    return result
-
-
-def _visits(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep) -> Visits:
-    """Draw the order and the Δ of a sweep."""
-    weight = net.get_parameter(sweep.layer).detach()
-    rng = generator(settings.seed, cycle, DRAWS, sweep.number)
-    indices = ORDERS[settings.order](tuple(weight.shape), rng)
-    deltas = settings.draw()((len(indices),), rng) * (sigma(weight) * settings.sigma_factor(cycle))
-    name = sweep.layer.split(".", 1)[1] if isinstance(net, Net) else sweep.layer
-    return Visits(name, len(weight), indices, deltas.to(weight), sweep.before)
-
-
-def _joint_steps(
-    net: nn.Module,
-    scorer: Scorer,
-    make: Stepper,
-    settings: RSO,
-    cycle: int,
-    sweep: Sweep,
-    results: Results,
-    world: Alone,
-) -> Generator[Step, None, SweepResult]:
-    """Move all weights of the sweep's tensors together, once for every weight they have (section 4.2)."""
-    weights = [net.get_parameter(name).detach() for name in sweep.names]
-    scales = [sigma(weight) * settings.sigma_factor(cycle) for weight in weights]
-    for t in range(len(results.places), sweep.steps):
-        rng = generator(settings.seed, cycle, DRAWS, sweep.number, t)
-        deltas = [(settings.draw()(tuple(w.shape), rng) * s).to(w) for w, s in zip(weights, scales, strict=True)]
-        for weight in weights:
-            weight *= 1 - settings.weight_decay
-        losses, choices = make(JointMove(sweep.names, (sweep.before + t) % len(scorer.labels), [t], deltas))
-        results.add([t], losses, choices)
-        at = Position(cycle, sweep.number, t + 1)
-        yield Step(at, sweep.layer, None, torch.tensor(torch.nan), losses[0], choices[0])
-    return SweepResult(results.choices, results.loss())
+    return engine.scorer_of(net, position, batches, settings, loss, (settings.seed, cycle, NOISE, position))
 
 
 def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, result: SweepResult, sent: int) -> Report:
@@ -509,24 +298,3 @@ def _counts(wins: Sequence[int], settings: RSO, cycle: int) -> dict[str, int]:
         "evaluations": evaluations,
         "image_forwards": evaluations * settings.batch(cycle),
     }
-
-
-def check(net: nn.Module, data: Data, settings: RSO, begun: Sequence[Step] = (), world: Alone = ALONE) -> None:
-    """Raise what `train` would raise before its first step: ValueError or MemoryError."""
-    images = len(data.train)
-    if settings.batch_size > images:
-        raise ValueError(
-            f"batch_size is {settings.batch_size}, but the training part of {data.name} has {images} images: "
-            f"set batch_size to at most {images}"
-        )
-    if world.size > 1 and settings.strategy == "sequential":
-        raise ValueError(
-            f"{world.size} processes cannot share sequential steps, each of which waits for the one before: "
-            f'set strategy to "neuron" or "layer", or start one process'
-        )
-    if begun and settings.strategy != "sequential":
-        raise ValueError(f'within a sweep a run goes on only with strategy="sequential", not {settings.strategy!r}')
-    if not isinstance(net, Net) and (world.size > 1 or settings.strategy != "sequential"):
-        raise ValueError('a net that is not a models.Net is searched by one process, with strategy="sequential"')
-    if isinstance(net, Net):
-        memory.check(net, data, settings)

@@ -1,4 +1,4 @@
-"""JupyterLab and Voilà in a real browser: what test_browser.py drives."""
+"""JupyterLab and Voilà in a real browser: what test_browser.py and bench_live.py drive."""
 
 import json
 import os
@@ -13,7 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, Locator, Page, TimeoutError
+import nbformat
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, TimeoutError, sync_playwright
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+LIVE = [path for path in sorted(FOLDER.glob("[0-9]*.ipynb")) if "LiveTrainer" in path.read_text(encoding="utf-8")]
+SHORT = {"cycles": 2, "seeds": 2, "tried": 10, "out": '"out"'}
+"""Parameters of the copies that are opened."""
+HANGS = 600
+"""Seconds that nothing here takes, however busy the machine is: what waits for longer never ends."""
 
 LAB = [
     "jupyterlab",
@@ -29,14 +37,14 @@ SETTINGS = {
 }
 """No questions pop up, and cells are in the page before they are scrolled to."""
 
-MEASURE = """([watched, event, text, gone]) => {
+MEASURE = """([watched, event, text, gone, limit]) => {
   const picture = () => watched.querySelector('img[src^="data:image/png"]');
   const before = picture() && picture().src;
   let began = null;
   document.addEventListener(event, () => { began = performance.now(); }, {capture: true, once: true});
   window.measured = new Promise((resolve, reject) => {
-    const late = `${event}: ${gone ? 'still' : 'no'} ${text || 'new picture'} after 30 s`;
-    setTimeout(() => reject(new Error(late)), 30000);
+    const late = `${event}: ${gone ? 'still' : 'no'} ${text || 'new picture'} after ${limit} s`;
+    setTimeout(() => reject(new Error(late)), 1000 * limit);
     const end = () => resolve(performance.now() - began);
     new MutationObserver((_, observer) => {
       if (began === null) return;
@@ -82,6 +90,27 @@ def find_chromium() -> str | None:
     return os.environ.get("CHROMIUM") or next((path for path in map(shutil.which, names) if path), None)
 
 
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def copy_notebooks(folder: Path) -> None:
+    """Fill a folder with the notebooks, with parameters for short runs."""
+    for path in FOLDER.glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.update(outputs=[], execution_count=None)
+            if "parameters" in cell.metadata.get("tags", []):
+                for name, value in SHORT.items():
+                    cell.source = re.sub(rf"^({name}\b[^=]*=) *[^#\n]*", rf"\1 {value} ", cell.source, flags=re.M)
+        nbformat.write(notebook, folder / path.name)
+
+
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -89,7 +118,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def serve(command: list[str], home: Path, folder: Path, seconds: float = 90) -> Iterator[str]:
+def serve(command: list[str], home: Path, folder: Path) -> Iterator[str]:
     """Run `python -m command` in a folder, with Jupyter settings of its own; gives the URL that it prints."""
     for name, values in SETTINGS.items():
         file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
@@ -112,14 +141,14 @@ def serve(command: list[str], home: Path, folder: Path, seconds: float = 90) -> 
             [sys.executable, "-m", *command], cwd=folder, env=env, stdout=file, stderr=subprocess.STDOUT
         )
     try:
-        end = time.monotonic() + seconds
-        while not (found := re.search(r"http://(?:127\.0\.0\.1|localhost):\d+/\S*", log.read_text())):
-            assert process.poll() is None and time.monotonic() < end, log.read_text()
+        end = time.monotonic() + HANGS
+        while not (found := re.search(r"http://(?:127\.0\.0\.1|localhost):\d+/\S*", log.read_text(errors="replace"))):
+            assert process.poll() is None and time.monotonic() < end, log.read_text(errors="replace")
             time.sleep(0.1)
         yield found.group()
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(HANGS)
 
 
 class Visit:
@@ -132,8 +161,8 @@ class Visit:
         self.errors: list[str] = []
         self.outside: list[str] = []
         self.page: Page = browser.new_page(viewport={"width": 1400, "height": 1000}, device_scale_factor=2)
-        self.page.set_default_timeout(120_000)
-        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        self.page.set_default_timeout(1000 * HANGS)
+        self.page.on("console", lambda said: self.hear(said) if said.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on(
             "response", lambda got: self.errors.append(f"{got.status} {got.url}") if got.status > 399 else None
@@ -148,19 +177,33 @@ class Visit:
         self.page.evaluate("window.jupyterapp?.shell.currentWidget?.sessionContext?.shutdown()")
         self.page.close()
 
+    @classmethod
+    def to(cls, browser: Browser, lab: str, place: str) -> "Visit":
+        """Open a page of a JupyterLab server, whose URL has its token."""
+        base, token = lab.split("/lab")[0], lab.split("token=")[1]
+        return cls(browser, f"{base}/{place}?token={token}")
+
+    @classmethod
+    def to_notebook(cls, browser: Browser, lab: str, path: Path) -> "Visit":
+        """Open a notebook in JupyterLab, in a workspace that nothing else is open in."""
+        return cls.to(browser, lab, f"lab/workspaces/{path.stem}/tree/{path.name}")
+
+    def hear(self, said: ConsoleMessage) -> None:
+        self.errors.append(f"{said.text} {said.location['url']}")
+
     def note(self, url: str) -> None:
         place = urlsplit(url)
         if place.scheme not in ("data", "blob") and place.hostname not in ("127.0.0.1", "localhost"):
             self.outside.append(url)
 
-    def run_all_cells(self, seconds: float = 300) -> None:
+    def run_all_cells(self) -> None:
         """In JupyterLab and Notebook 7: run the notebook, and wait for its end. Cells that fail count as errors."""
         self.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
         self.page.evaluate(RUN)
         try:
-            self.page.wait_for_function(RAN, timeout=1000 * seconds)
+            self.page.wait_for_function(RAN, timeout=1000 * HANGS)
         except TimeoutError:
-            raise AssertionError(f"after {seconds} s: {self.page.evaluate(STATE)}; {self.errors}") from None
+            raise AssertionError(f"after {HANGS} s: {self.page.evaluate(STATE)}; {self.errors}") from None
         self.errors += self.page.evaluate(FAILED)
 
     def panels(self) -> "list[Panel]":
@@ -195,7 +238,7 @@ class Panel:
         return self.measured("keydown", lambda: self.page.keyboard.press("ArrowLeft" if at_end else "ArrowRight"))
 
     def measured(self, event: str, act: Callable[[], None], text: str = "", gone: bool = False) -> float:
-        self.page.evaluate(MEASURE, [self.root.element_handle(), event, text, gone])
+        self.page.evaluate(MEASURE, [self.root.element_handle(), event, text, gone, HANGS])
         act()
         return float(self.page.evaluate("window.measured"))
 
@@ -211,11 +254,29 @@ class Panel:
         """The last test accuracy of the upper run, in %."""
         return float(re.search(r"full updates: test accuracy ([\d.]+)%", self.says())[1])
 
-    def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
-        end = time.monotonic() + seconds
+    def until(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + HANGS
         while not condition():
             assert time.monotonic() < end, self.says()
             self.page.wait_for_timeout(20)
+
+    def train_a_bit(self) -> None:
+        """Press Start, and wait until a step is made."""
+        seen = self.steps()
+        self.press("Start", until="Running")
+        self.until(lambda: self.steps() > seen)
+
+    def end(self) -> None:
+        """Stop a run, and leave it as it was before its first step."""
+        self.press("Stop", until="Stopped")
+        self.press("Reset", until="Ready")
+
+    def learn(self) -> None:
+        """Press Start, and wait until the test accuracy is above 90 %, from chance."""
+        assert self.accuracy() < 25
+        self.press("Start", until="Running")
+        self.until(lambda: self.accuracy() > 90)
+        self.end()
 
     def cropped(self) -> list[str]:
         """What reaches beyond its panel."""
@@ -226,7 +287,7 @@ class Panel:
         size = self.page.viewport_size
         self.root.evaluate("panel => panel.style.padding = '16px'")
         self.page.set_viewport_size({"width": size["width"], "height": int(self.root.bounding_box()["height"]) + 300})
-        self.page.wait_for_timeout(500)
+        self.page.wait_for_timeout(500)  # the layout settles
         self.root.scroll_into_view_if_needed()
         self.root.screenshot(path=path)
         self.root.evaluate("panel => panel.style.padding = ''")

@@ -1,4 +1,9 @@
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # kernels and other processes inherit both; torch reads them once
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +14,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure() -> None:
-    """Small nets are faster on one thread, and many threads on busy cores are far slower. Kernels inherit it."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    """Small nets are faster on one thread, and many threads on busy cores are far slower."""
     torch.set_num_threads(1)
 
 
@@ -18,6 +22,27 @@ def pytest_configure() -> None:
 def seeded() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """A test changes no setting of the process that the next one would meet."""
+    before = process_settings()
+    yield
+    assert process_settings() == before
+
+
+def process_settings() -> dict[str, object]:
+    """What one test could change for another, by name."""
+    read = ("RSO_", "OMP_", "CXX", "PATH", "PYTHON", "XDG_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
+    return {name: value for name, value in os.environ.items() if name.startswith(read)} | {
+        "folder": os.getcwd(),
+        "threads": torch.get_num_threads(),
+        "gradients": torch.is_grad_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "convolutions": torch.backends.cudnn.conv.fp32_precision,
+        "products": torch.backends.cuda.matmul.fp32_precision,
+    }
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -168,8 +169,13 @@ def test_matrix_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bench.matrix_rate(torch.device("cpu"), 256) == pytest.approx(2 * 256**3 / 2e-3)
 
 
-def test_clock() -> None:
-    assert bench.clock(lambda: time.sleep(0.02), torch.device("cpu")) >= 20
+def test_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Milliseconds between two readings, one before the work and one behind it."""
+    readings = iter([5.0, 5.25])
+    seen: list[float] = []
+    monkeypatch.setattr(time, "perf_counter", lambda: seen.append(next(readings)) or seen[-1])
+    assert bench.clock(lambda: seen.append(0), torch.device("cpu")) == 250
+    assert seen == [5, 0, 5.25]
 
 
 # The command
@@ -195,15 +201,18 @@ def report(
         ("--batch 70000", "images must be at least 70000, not 60000"),
         ("--threads 0", "threads must be at least 1, not 0"),
         ("--slices 0", "slices must be at least 1, not 0"),
+        ("--device abacus", "device 'abacus' cannot be used here"),
+        ("--net mnist_nett", "did you mean 'mnist_net'"),
+        ("--json nowhere/figures.json", "json must be a file in a folder that is there and can be written, not"),
+        ("--json .", "json must be a file in a folder"),
     ],
 )
 def test_errors_of_the_command(
     words: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["bench", *words.split()])
-    monkeypatch.setattr(bench, "bench", lambda *_: {})
+    monkeypatch.setattr(bench, "bench", lambda *_: pytest.fail("it is measured"))
     with pytest.raises(SystemExit):
-        bench.main()
+        bench.main(words.split())
     assert says in capsys.readouterr().err
 
 
@@ -244,8 +253,26 @@ def test_the_report_follows_from_its_medians(report: tuple[dict[str, Any], str])
     assert cycle["speedup_over_cache"] == pytest.approx(cached / engine)
     remain = sum(layer["weights"] * layer["operations"]["engine"] for layer in made["layers"])
     assert cycle["share_of_peak"] == pytest.approx(remain / (engine / 1e3) / (made["matrix_gflops"] * 1e9))
-    assert 0 < cycle["share_of_peak"] < 1
     assert made["peak_memory_gb"] == pytest.approx(memory.peak(torch.device("cpu")) / 1e9, rel=0.2)
+
+
+def test_the_report_says_what_a_busy_core_costs(report: tuple[dict[str, Any], str]) -> None:
+    made, printed = report
+    beside, [layer] = (
+        made["beside_load"],
+        [one for one in made["layers"] if one["layer"] == made["beside_load"]["layer"]],
+    )
+    assert beside["share"] == layer["engine"] / beside["engine"] > 0
+    assert f"Beside a busy core: {beside['share']:.0%} of this speed in {layer['layer']}" in printed
+
+
+def test_a_core_is_busy_for_as_long_as_it_is_asked() -> None:
+    with bench.busy_core():
+        [busy] = psutil.Process().children()
+        before = sum(busy.cpu_times()[:2])
+        while sum(busy.cpu_times()[:2]) < before + 0.1:
+            time.sleep(0.01)
+    assert not busy.is_running()
 
 
 def test_the_table_shows_what_the_file_holds(report: tuple[dict[str, Any], str]) -> None:

@@ -1,58 +1,34 @@
 """The notebooks where people open them: JupyterLab, Notebook 7 and Voilà, in a browser.
 
-RSO_SCREENSHOTS=1 writes figures/screenshot_NN.png too.
+How soon a control answers is measured by `make bench-live`; here it answers at all.
 """
 
-import os
-import re
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
 
 pytest.importorskip("playwright", reason="the browser tests need Playwright: pip install playwright")
 
-from browser import LAB, Panel, Visit, find_chromium, free_port, serve
-from playwright.sync_api import Browser, sync_playwright
-
-FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-LIVE = [path for path in sorted(FOLDER.glob("[0-9]*.ipynb")) if "LiveTrainer" in path.read_text()]
-SHORT = {"cycles": 2, "seeds": 2, "tried": 10, "out": '"out"'}
-"""Parameters of the copies that are opened."""
-
-SLIDER, PAUSE = 250.0, 200.0
-"""Limits in milliseconds: from a key to a new picture while idle, and from a click until nothing runs any more."""
+from browser import LAB, LIVE, Panel, Visit, chromium, copy_notebooks, find_chromium, free_port, serve
+from playwright.sync_api import Browser
 
 pytestmark = [
-    pytest.mark.alone,
+    pytest.mark.xdist_group("browser"),  # one browser and one server for all
     pytest.mark.skipif(find_chromium() is None, reason="no chromium: install it, or let CHROMIUM name one"),
 ]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The notebooks, with parameters for short runs."""
     folder = tmp_path_factory.mktemp("notebooks")
-    for path in FOLDER.glob("*.ipynb"):
-        notebook = nbformat.read(path, as_version=4)
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.update(outputs=[], execution_count=None)
-            if "parameters" in cell.metadata.get("tags", []):
-                for name, value in SHORT.items():
-                    cell.source = re.sub(rf"^({name}\b[^=]*=) *[^#\n]*", rf"\1 {value} ", cell.source, flags=re.M)
-        nbformat.write(notebook, folder / path.name)
+    copy_notebooks(folder)
     return folder
 
 
@@ -62,64 +38,29 @@ def lab(tmp_path_factory: pytest.TempPathFactory, copies: Path) -> Iterator[str]
         yield url
 
 
-def open_in(lab: str, browser: Browser, place: str) -> Visit:
-    base, token = lab.split("/lab")[0], lab.split("token=")[1]
-    return Visit(browser, f"{base}/{place}?token={token}")
-
-
 @pytest.mark.parametrize("path", LIVE, ids=lambda path: path.stem)
-def test_notebook(path: Path, lab: str, browser: Browser, capsys: pytest.CaptureFixture[str]) -> None:
+def test_notebook(path: Path, lab: str, browser: Browser) -> None:
     """In JupyterLab: all cells run, every control answers, and the console stays empty."""
-    with open_in(lab, browser, f"lab/workspaces/{path.stem}/tree/{path.name}") as visit:  # one that nothing is open in
+    with Visit.to_notebook(browser, lab, path) as visit:
         visit.run_all_cells()
         live = [panel for panel in visit.panels() if panel.live]
         still = [panel for panel in visit.panels() if not panel.live]
-        if os.environ.get("RSO_SCREENSHOTS"):
-            take_screenshot(still[0] if path.stem.startswith("03") else live[0], path.stem[:2])
-        with capsys.disabled():
-            print(f"\n{path.stem}")
-            if path.stem.startswith("01"):
-                crowd = crowding()
-                assert learn(live[0]) < 20 * crowd
-            within(SLIDER, "slider to picture", lambda: [ms for panel in still for ms in explore(panel)])
-            for panel in still:
-                choose(panel)
-            for panel in live:
-                drive(panel)
-                assert panel.cropped() == []
-            within(PAUSE, "click to pause", lambda: [ms for panel in live for ms in pause(panel)])
+        if path.stem.startswith("01"):
+            live[0].learn()
+        for panel in still:
+            explore(panel)
+        for panel in live:
+            drive(panel)
+            assert panel.cropped() == []
         assert visit.errors == visit.outside == []
 
 
-def within(limit: float, name: str, measure: Callable[[], list[float]]) -> None:
-    """The median of some times, in ms, is below a limit. It may try three times, and others may use the machine."""
-    for _ in range(3):
-        crowd, times = crowding(), measure()
-        median = statistics.median(times)
-        print(f"  {name}: median of {len(times)} {median:.0f} ms ({min(times):.0f} to {max(times):.0f}), ", end="")
-        print(f"limit {limit:.0f} ms × {crowd:.2f} on this machine now")
-        if median < limit * crowd:
-            return
-    raise AssertionError(f"{name}: median {median:.0f} ms in the last of three trials")
-
-
-def crowding(seconds: float = 0.3) -> float:
-    """How much longer something takes because other processes use the cores: 1 on an idle machine."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    while time.process_time() < cpu + seconds:
-        pass
-    return (time.perf_counter() - wall) / (time.process_time() - cpu)
-
-
-def explore(panel: Panel) -> list[float]:
-    """Move every slider to and fro: there is a new picture each time. Returns how long that takes, in ms."""
+def explore(panel: Panel) -> None:
+    """Move every slider twice, and choose from every menu: there is a new picture each time."""
     sliders = panel.root.get_by_role("slider").all()
     assert all(slider.get_attribute("aria-label") for slider in sliders)
-    return [panel.move(slider) for slider in sliders for _ in range(4)]
-
-
-def choose(panel: Panel) -> None:
-    """Choose from every menu: there is a new picture each time."""
+    for slider in 2 * sliders:
+        panel.move(slider)
     for menu in panel.root.get_by_role("combobox").all():
         panel.measured("change", lambda menu=menu: menu.select_option(index=1))
 
@@ -141,64 +82,35 @@ def drive(panel: Panel) -> None:
     panel.press("Reset", until="Ready")
     panel.press("Start", until="Running")
     panel.until(lambda: panel.steps() > 10)
-    panel.press("Pause", until="Paused")
-    panel.page.wait_for_timeout(300)
-    steps = panel.steps()
-    panel.press("Step", until=f"Step {steps + 1:,},")
-    panel.page.wait_for_timeout(300)
-    assert panel.steps() == steps + 1
-    panel.press("Stop", until="Stopped")
-    panel.press("Reset", until="Ready")
+    panel.press("Pause", until="Running", gone=True)
+    make_one_step(panel)
+    panel.end()
 
 
-def pause(panel: Panel) -> list[float]:
-    """Let a run train, and pause it, some times: how long it takes until all that ran say so, in ms."""
-    times = []
-    for _ in range(5):
-        panel.press("Start", until="Running")
-        panel.page.wait_for_timeout(250)
-        times.append(panel.press("Pause", until="Running", gone=True))
-    panel.press("Reset", until="Ready")
-    return times
+def make_one_step(panel: Panel) -> None:
+    """Press Step in a pause: the count of steps goes up by one.
 
-
-def learn(panel: Panel) -> float:
-    """Press Start: seconds until the test accuracy is above 90 %, from chance."""
-    assert panel.accuracy() < 25
-    began = time.perf_counter()
-    panel.press("Start", until="Running")
-    panel.until(lambda: panel.accuracy() > 90)
-    seconds = time.perf_counter() - began
-    print(f"  {panel.accuracy():.1f} % after {seconds:.1f} s")
-    panel.press("Stop", until="Stopped")
-    panel.press("Reset", until="Ready")
-    return seconds
-
-
-def take_screenshot(panel: Panel, number: str) -> None:
-    """Of a live run after some seconds, at a weight of the final layer; or of a picture with its controls."""
-    if panel.live:
-        panel.press("Start", until="Running")
-        panel.page.wait_for_timeout(10_000)
-        panel.until(lambda: "of head.linear.weight" in panel.says())
-        panel.press("Pause", until="Running", gone=True)
-        panel.page.wait_for_timeout(1000)
-    panel.save(FOLDER.parent / "figures" / f"screenshot_{number}.png")
-    if panel.live:
-        panel.press("Stop", until="Stopped")
-        panel.press("Reset", until="Ready")
+    The page may still be behind the run, which only makes steps that were asked for, so another press shows it.
+    """
+    for _ in range(20):
+        before = panel.steps()
+        panel.button("Step").first.click()
+        panel.until(lambda before=before: panel.steps() > before)
+        if panel.steps() == before + 1:
+            return
+    raise AssertionError(f"Step makes several steps: {panel.says()}")
 
 
 def test_notebook_7(lab: str, browser: Browser) -> None:
-    with open_in(lab, browser, "notebooks/03_schedules_and_orders.ipynb") as visit:
+    with Visit.to(browser, lab, "notebooks/03_schedules_and_orders.ipynb") as visit:
         visit.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
         visit.errors.clear()  # of Notebook 7 itself, before any cell has run
         visit.run_all_cells()
         panels = visit.panels()
         explore(panels[0])
-        choose(panels[0])
         drive(next(panel for panel in panels if panel.live))
-        assert visit.errors == visit.outside == []
+        fonts = [error for error in visit.errors if ".woff" in error]  # of Notebook 7, which may refuse its own
+        assert visit.errors == fonts and visit.outside == []
 
 
 def test_voila(tmp_path: Path, browser: Browser, copies: Path) -> None:
@@ -208,7 +120,6 @@ def test_voila(tmp_path: Path, browser: Browser, copies: Path) -> None:
         panels = visit.panels()
         visit.errors.clear()  # of Voilà itself, which loads JupyterLab's extensions
         explore(panels[0])
-        choose(panels[0])
         drive(next(panel for panel in panels if panel.live))
         assert visit.page.locator(".jp-CodeCell .jp-InputArea").count() == 0
         assert visit.errors == visit.outside == []

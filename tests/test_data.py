@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from rso_lib import sources
-from rso_lib.data import Data, load
+from rso_lib.data import Data, Split, check_data, load
 
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -123,8 +123,19 @@ def test_unknown_name_lists_the_known_and_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("MNIST", "mnist"), ("Fashion-MNIST", "fashion_mnist"), ("CIFAR10", "cifar10"), ("Digits", "digits")],
+)
+def test_capitals_have_a_hint_too(typed: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"^name must be one of .*, not '{typed}'; did you mean '{meant}'"):
+        load(typed)
+
+
+@pytest.mark.parametrize(
     ("argument", "value", "error"),
     [
+        ("root", 3, TypeError),
+        ("name", Path("folder:x"), ValueError),
         ("val_size", -1, ValueError),
         ("val_size", 1437, ValueError),
         ("val_size", 0.1, TypeError),
@@ -153,6 +164,13 @@ def idx(array: np.ndarray) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
+@pytest.fixture
+def small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let sets in MNIST's file format have 50 and 10 images, whatever these are."""
+    monkeypatch.setattr(sources, "COUNTS", (50, 10))
+    monkeypatch.setattr(sources, "PUBLISHED", {})
+
+
 def small_mnist(rng: np.random.Generator) -> dict[str, np.ndarray]:
     shapes = [(50, 28, 28), (50,), (10, 28, 28), (10,)]
     tops = [256, 10, 256, 10]
@@ -162,7 +180,7 @@ def small_mnist(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def mnist_like(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
+def mnist_like(tmp_path: Path, small_sets: None) -> tuple[Path, dict[str, np.ndarray]]:
     """A small set in the place of KMNIST."""
     raw = tmp_path / "KMNIST" / "raw"
     raw.mkdir(parents=True)
@@ -208,6 +226,36 @@ def test_labels_that_do_not_fit_the_images(mnist_like: tuple[Path, dict[str, np.
         load("kmnist", mnist_like[0])
 
 
+def written(root: Path, **changed: np.ndarray) -> Path:
+    """The small set with other training images or labels."""
+    raw = root / "KMNIST" / "raw"
+    for name, array in changed.items():
+        (raw / next(file for file in IDX if file.startswith(f"train-{name}"))).write_bytes(idx(array))
+    return root
+
+
+OTHER_SETS = {
+    "a_label_of_200": ({"labels": np.full(50, 200, np.uint8)}, "a label 200, but there are 10 classes"),
+    "letters": ({"labels": np.arange(50, dtype=np.uint8) % 26}, "a label 25, but there are 10 classes"),
+    "more_images": (
+        {"images": np.zeros((60, 28, 28), np.uint8), "labels": np.zeros(60, np.uint8)},
+        "train-* has 60 images, not 50",
+    ),
+    "larger_images": ({"images": np.zeros((50, 32, 30), np.uint8)}, "images of 30×32 pixels, not 28×28"),
+    "other_pictures": ({"images": np.full((50, 28, 28), 99, np.uint8)}, "a mean of 0.388, not 0.192"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_SETS)
+def test_another_set_in_the_place_of_a_known_one_is_noticed(
+    mnist_like: tuple[Path, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(sources, "PUBLISHED", {"KMNIST": 0.1918})
+    changed, message = OTHER_SETS[kind]
+    with pytest.raises(ValueError, match=rf"KMNIST/raw does not hold KMNIST: .*{re.escape(message)}.*folder:PATH"):
+        load("kmnist", written(mnist_like[0], **changed))
+
+
 def test_a_missing_file_is_named(mnist_like: tuple[Path, dict[str, np.ndarray]]) -> None:
     raw = mnist_like[0] / "KMNIST" / "raw"
     (raw / IDX[3]).unlink()
@@ -246,7 +294,9 @@ def publish(monkeypatch: pytest.MonkeyPatch, dataset: type, archives: dict[str, 
         monkeypatch.setattr(dataset, "resources", sums)
 
 
-def test_archives_put_there_by_hand_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archives_put_there_by_hand_are_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_sets: None
+) -> None:
     arrays = small_mnist(np.random.default_rng(1))
     archives = {f"{file}.gz": gzip.compress(idx(array), mtime=0) for file, array in arrays.items()}
     publish(monkeypatch, datasets.KMNIST, archives)
@@ -471,3 +521,54 @@ def test_folders_that_are_missing(tmp_path: Path) -> None:
 
 def test_every_known_set_is_torchvisions() -> None:
     assert all(hasattr(datasets, name) for name in sources.TORCHVISION.values())
+
+
+# data made by hand
+
+
+def by_hand(**changed: object) -> Data:
+    """Ten images of two classes, two of them in each other part, with changes: part_images, part_labels, classes."""
+    parts = {}
+    for name, size in (("train", 10), ("val", 2), ("test", 2)):
+        images = changed.get(f"{name}_images", torch.ones(size, 1, 2, 2))
+        parts[name] = Split(images, changed.get(f"{name}_labels", torch.arange(size) % 2))  # type: ignore[arg-type]
+    return Data("mine", **parts, classes=changed.get("classes", ("a", "b")), mean=torch.zeros(1), std=torch.ones(1))
+
+
+BY_HAND: dict[str, tuple[dict[str, object], type[Exception], str]] = {
+    "label_too_high": ({"test_labels": torch.tensor([0, 2])}, ValueError, "labels of test must be 0 to 1, .*, not 2"),
+    "label_ignored": (
+        {"val_labels": torch.tensor([0, -100])},
+        ValueError,
+        "labels of val must be 0 to 1, .*, not -100",
+    ),
+    "float_labels": ({"train_labels": torch.zeros(10)}, TypeError, "labels of train must be torch.int64.*float32"),
+    "int32_labels": ({"train_labels": torch.zeros(10).int()}, TypeError, "labels of train .*call .long"),
+    "one_hot": ({"train_labels": torch.ones(10, 2).long()}, ValueError, r"train must have .*\(10, 2\)"),
+    "lists": ({"train_labels": [0] * 10}, TypeError, "images and labels of train must be tensors"),
+    "fewer_labels": ({"train_labels": torch.zeros(9).long()}, ValueError, "train must have images"),
+    "bytes": ({"train_images": torch.ones(10, 1, 2, 2).byte()}, TypeError, "images of train must be floating-point"),
+    "nan": ({"val_images": torch.full((2, 1, 2, 2), torch.nan)}, ValueError, "images of val have NaN"),
+    "inf": ({"test_images": torch.full((2, 1, 2, 2), -torch.inf)}, ValueError, "images of test have NaN or inf"),
+    "no_images": (
+        {"train_images": torch.ones(0, 1, 2, 2), "train_labels": torch.ones(0).long()},
+        ValueError,
+        "the train part of mine has no images",
+    ),
+    "other_shape": ({"test_images": torch.ones(2, 1, 3, 2)}, ValueError, "images of the test part are 1×3×2"),
+    "other_type": ({"test_images": torch.ones(2, 1, 2, 2).double()}, ValueError, "the test part are .*float64"),
+    "other_device": ({"test_images": torch.ones(2, 1, 2, 2, device="meta")}, ValueError, "of test are on meta, but"),
+    "no_classes": ({"classes": ()}, ValueError, "labels of train must be"),
+}
+
+
+@pytest.mark.parametrize("case", BY_HAND)
+def test_data_made_by_hand_are_checked(case: str) -> None:
+    changed, error, message = BY_HAND[case]
+    check_data(by_hand())
+    with pytest.raises(error, match=message):
+        check_data(by_hand(**changed))
+
+
+def test_parts_without_images_are_data() -> None:
+    check_data(by_hand(val_images=torch.ones(0, 1, 2, 2), val_labels=torch.ones(0).long()))

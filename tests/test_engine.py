@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from oracle import NARROW, Visit, best, images, narrow, plain, plan, stirred
+from pairwise import crossed
 from steps import one_step, scorer
 from torch import Tensor
 
@@ -138,7 +139,10 @@ def test_narrow_nets_through_a_cycle(kind: str, name: str, device: str) -> None:
         assert len(compare(net, data, settings, (last, sweep, 0), JOINT_STEPS)) >= 1
 
 
-@pytest.fixture(params=["compiled", "torch"])
+LOOPS = ["compiled", "torch"]
+
+
+@pytest.fixture(params=LOOPS)
 def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways through the inner loops, which differ for 16 and 32 channels."""
     if request.param == "torch":
@@ -158,9 +162,11 @@ def test_real_nets_between_two_output_channels(kind: str) -> None:
     compare_at_every_tensor(kind, "paper", 4)
 
 
-@pytest.mark.parametrize("at_once", [1, 7])
-@pytest.mark.parametrize("name", ["neurons_smallest", "layers"])
-@pytest.mark.parametrize("kind", ["mnist_net", "depth 10"])
+@pytest.mark.parametrize(
+    ("kind", "name", "at_once", "loops"),
+    crossed(["mnist_net", "depth 10"], ["neurons_smallest", "layers"], [1, 7], LOOPS),
+    indirect=["loops"],
+)
 def test_real_nets_where_steps_do_not_see_each_other(
     kind: str, name: str, at_once: int, loops: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,10 +274,11 @@ FIRST: dict[str, tuple[Callable[[], Block], int]] = {
 """A first block, and the images' height and width: the compiled loops cover what follows the first, not the second."""
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", FIRST)
-@pytest.mark.parametrize("at_once", [1, 7])
-@pytest.mark.parametrize("strategy", ["sequential", "neuron", "layer"])
+@pytest.mark.parametrize(
+    ("kind", "strategy", "at_once", "dtype", "loops"),
+    crossed([*FIRST], ["sequential", "neuron", "layer"], [1, 7], [torch.float32, torch.float64], LOOPS),
+    indirect=["loops"],
+)
 def test_a_weight_that_nothing_depends_on_is_kept(
     kind: str, strategy: str, at_once: int, dtype: torch.dtype, loops: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import images, stirred
+from pairwise import crossed
 from steps import one_step, scorer
 from torch import Tensor, nn
 
@@ -40,6 +41,9 @@ strides = pytest.mark.parametrize("stride", [1, 2])
 
 OTHERS = {"64 bytes": ["-mavx2", "-DVECTOR_BYTES=64"], "32 bytes": ["-mavx2", "-mfma"], "16 bytes": []}
 """Vectors as they are on other machines, and the flags for them, for any x86; those of 64 bytes are made of two."""
+VECTORS = ["this machine", *OTHERS]
+
+pytestmark = pytest.mark.xdist_group("kernels")  # which are compiled once for all
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def loaded() -> Kernels:
     return kernels_here
 
 
-@pytest.fixture(scope="module", params=["this machine", *OTHERS])
+@pytest.fixture(scope="module", params=VECTORS)
 def compiled(request: pytest.FixtureRequest, loaded: Kernels, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     """The kernels with vectors of all widths."""
     if request.param == "this machine":
@@ -102,9 +106,11 @@ def convolve(x: Tensor, taps: Tensor, stride: int) -> Tensor:
 # Each function
 
 
-@dtypes
-@pytest.mark.parametrize("folded", [False, True])
-@pytest.mark.parametrize("channels", [1, 3, 16])
+@pytest.mark.parametrize(
+    ("compiled", "channels", "folded", "dtype"),
+    crossed(VECTORS, [1, 3, 16], [False, True], [*TOLERANCE]),
+    indirect=["compiled"],
+)
 def test_rows_conv(compiled: Kernels, channels: int, folded: bool, dtype: torch.dtype) -> None:
     for rows, size in product((1, 2, 3, 4, 6), sizes(1 + folded)):
         x = last(torch.randn(3, channels, *size, dtype=dtype))
@@ -541,7 +547,7 @@ def test_a_cache_that_cannot_be_written(elsewhere: Path) -> None:
 def test_compiled_once_and_said_so(
     loaded: Kernels, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A compiler that copies what is compiled already; another compiler, or another source, has its own library."""
+    """A compiler that copies what is compiled already; another source has its own library."""
     log, built = elsewhere / "log", loaded.library._name
     script(elsewhere / "c++", f'echo "$@" >> {log}', "for out; do :; done", f'/bin/cp {built} "$out"')
     for _ in range(2):
@@ -558,3 +564,57 @@ def test_compiled_once_and_said_so(
         assert kernels.load()
     assert len(log.read_text().splitlines()) == 2
     assert len(list((elsewhere / "cache" / "rso_lib").iterdir())) == 2
+
+
+def copier(elsewhere: Path, loaded: Kernels) -> Path:
+    """Let the compiler copy what is compiled already. Returns the only file in the cache."""
+    script(elsewhere / "c++", "for out; do :; done", f'/bin/cp {loaded.library._name} "$out"')
+    kernels.load.cache_clear()
+    assert kernels.load()
+    [library] = (elsewhere / "cache" / "rso_lib").iterdir()
+    kernels.load.cache_clear()
+    return library
+
+
+def test_a_cached_library_needs_no_compiler(loaded: Kernels, elsewhere: Path) -> None:
+    library = copier(elsewhere, loaded)
+    (elsewhere / "c++").unlink()
+    found = kernels.load()
+    assert found and found.library._name == str(library)
+
+
+@pytest.mark.parametrize("size", [0, 1000, -1])
+def test_a_library_that_was_cut_short_is_never_loaded(
+    loaded: Kernels, elsewhere: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To load one may kill the process. It is compiled again, where there is a compiler."""
+    library = copier(elsewhere, loaded)
+    whole = library.read_bytes()
+    library.write_bytes(whole[:size])
+    (elsewhere / "c++").rename(elsewhere / "compiler")
+    with pytest.warns(UserWarning, match=r"plain torch: there is no C\+\+ compiler"), monkeypatch.context() as patch:
+        patch.setattr(ctypes, "CDLL", lambda _: pytest.fail("it was loaded"))
+        assert kernels.load() is None
+    (elsewhere / "compiler").rename(elsewhere / "c++")
+    kernels.load.cache_clear()
+    assert kernels.load()
+    assert [path.read_bytes() for path in library.parent.iterdir()] == [whole]
+
+
+def test_an_empty_library_is_not_kept(elsewhere: Path) -> None:
+    script(elsewhere / "c++", 'for out; do :; done; : > "$out"')
+    with pytest.warns(UserWarning, match="made an empty library"):
+        assert kernels.load() is None
+    assert not list((elsewhere / "cache" / "rso_lib").iterdir())
+
+
+def test_an_interrupt_while_compiling_leaves_nothing(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(command: list[str], **_: Any) -> None:
+        Path(command[-1]).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    script(elsewhere / "c++", "exit 0")
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kernels.load()
+    assert not list((elsewhere / "cache" / "rso_lib").iterdir())

@@ -1,4 +1,4 @@
-"""`python -m rso_lib`: settings from the command line, errors that help, an interrupt that costs nothing."""
+"""`python -m rso_lib train`: settings from the command line, errors that help, an interrupt that costs nothing."""
 
 import json
 import os
@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from rso_lib import RSO, History
+from rso_lib import RSO, History, __main__
 from rso_lib.run import folder as runs
 from rso_lib.run import presets
-from rso_lib.run.cli import _options, main
+from rso_lib.run.cli import Place, Size, What, documents, main, parse
+from rso_lib.run.nets import read_options
 
 ONCE = ["--dataset", "digits", "--net", "one_conv", "--cycles", "2", "--batch-size", "100"]
 
@@ -43,23 +46,85 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit) as ended:
         call("--help")
     assert ended.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    for field in fields(RSO):
-        default = "" if field.default is None else rf"\(default: {field.default}\)"
-        entry = re.search(rf"--{field.name.replace('_', '-')} (N|X|NAME) (.{{20,}}?){default}", text)
-        assert entry, field.name
+    text = " ".join(capsys.readouterr().out.replace("│", "").split())
+    for one in (RSO, What, Place, Size):
+        assert documents(one).keys() == {field.name for field in fields(one)}
+        for field in fields(one):
+            value = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+            default = "" if value in (None, "") else rf"\(default: {re.escape(str(value))}\)"
+            entry = re.search(rf"--{field.name.replace('_', '-')} \S+ (.{{7,}}?){default}", text)
+            assert entry, field.name
     assert "passes over all weights (the paper's C)" in text
-    for name in (
-        "--preset",
-        "--dataset",
-        "--net",
-        "--net-options",
-        "--data-seed",
-        "--val-size",
-        "--device",
-        "--threads",
-    ):
-        assert re.search(rf"{name} \S+ \w", text)
+
+
+def test_a_new_field_is_an_option_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """With its type, and with the text below it."""
+    words = ["--candidates", "0", "-1", "1.5", "--rule", "best", "--share=0.5"]
+    assert parse("x", call, words, Newer) == {"candidates": (0.0, -1.0, 1.5), "rule": "best", "share": 0.5}
+    assert parse("x", call, [], Newer) == {}
+    with pytest.raises(SystemExit):
+        parse("x", call, ["--help"], Newer)
+    text = " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert "what is tried (default: 0.0 1.0)" in text and "of three (default: best)" in text
+
+
+@dataclass
+class Newer:
+    candidates: tuple[float, ...] = (0.0, 1.0)
+    """what is tried"""
+    rule: str | Callable[[int], float] = "best"
+    """of three"""
+    share: float | None = None
+
+
+# The commands
+
+
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[object, str]:
+    """The status of `python -m rso_lib`, and what it says."""
+    monkeypatch.setattr(sys, "argv", ["rso_lib", *words])
+    status: object = 0
+    try:
+        __main__.main()
+    except SystemExit as ended:
+        status = ended.code
+    captured = capsys.readouterr()
+    return status, captured.out + captured.err
+
+
+def test_every_command_has_a_module_and_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    _, text = command(capsys, monkeypatch)
+    for name, (_, what) in __main__.COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(what)}$", text, re.MULTILINE)
+        status, text_of_one = command(capsys, monkeypatch, name, "--help")
+        assert status == 0 and f"usage: python -m rso_lib {name}" in text_of_one
+        status, said = command(capsys, monkeypatch, name, "somewhere", "--nosuch", "3")
+        assert status == 2 and "--nosuch" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("runs/mine --cycles 3", "not 'runs/mine'. For a run: python -m rso_lib train runs/mine --cycles 3\n"),
+        ("--preset smoke", "For a run: python -m rso_lib train --preset smoke\n"),
+        ("trian runs/mine", "did you mean 'train'?\n"),
+    ],
+)
+def test_another_command_is_an_error_that_says_the_new_form(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: str, says: str
+) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    status, said = command(capsys, monkeypatch, *words.split())
+    assert status == 2 and said.endswith(says)
+
+
+def test_the_lab_is_loaded_by_its_own_commands_only(project: Path) -> None:
+    code = "import sys, rso_lib.__main__, rso_lib.run.cli, rso_lib.run.sgd; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
+    assert "rso_lib.lab" not in done.stdout
 
 
 def test_a_run_and_what_it_reached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,13 +154,12 @@ def test_defaults_of_the_command_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert (asked["dataset"], asked["settings"].batch_size) == (dataset, batch_size)
 
 
-@pytest.mark.parametrize("module", ["rso_lib", "rso_lib.run.sgd", "rso_lib.lab.precision", "rso_lib.lab.bench"])
-def test_help_on_a_terminal_without_greek(module: str, project: Path) -> None:
+def test_help_on_a_terminal_without_greek(project: Path) -> None:
     env = os.environ | {"PYTHONIOENCODING": "cp1252"}
-    command = [sys.executable, "-m", module, "--help"]
-    done = subprocess.run(command, cwd=project, env=env, capture_output=True, check=False)
+    words = [sys.executable, "-m", "rso_lib", "train", "--help"]
+    done = subprocess.run(words, cwd=project, env=env, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert b"--threads" in done.stdout or b"--visits" in done.stdout
+    assert b"--threads" in done.stdout
 
 
 def test_without_a_validation_part_there_is_no_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,7 +183,9 @@ def test_every_setting_arrives(tmp_path: Path) -> None:
         cycles=1, batch_size=100, schedule="cosine", distribution="template", order="shuffled", direction="forward"
     )
     asked = replace(asked, first_batch=50, level="layer", weight_decay=0.01, seed=5, cache="input")
-    words = [f"--{name}={value}" for name, value in asked.to_dict().items()]
+    asked = replace(asked, candidates=(0.0, 2.0), rule="clear")
+    values = {name: value if isinstance(value, list) else [value] for name, value in asked.to_dict().items()}
+    words = [word for name, value in values.items() for word in (f"--{name}", *map(str, value))]
     call(tmp_path, "--net=one_conv", *words)
     assert {name: settings(tmp_path)[name] for name in asked.to_dict()} == asked.to_dict()
 
@@ -138,22 +204,55 @@ def test_options_of_the_net(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
         with pytest.raises(SystemExit):
             call(tmp_path, "--net", "cifar_net", "--net-options", "depth=3,head=mean,pool_last=True")
     assert asked["net_options"] == {"depth": 3, "head": "mean", "pool_last": True}
-    assert _options("pool_last=false, head=max") == {"pool_last": False, "head": "max"}
-    words = fails(capsys, tmp_path, "--net", "mnist_net", "--net-options", "pool_last")
-    assert "'pool_last' must be names with values, such as depth=5,head=mean" in words
     words = fails(capsys, tmp_path, "--net", "mnist_net", "--net-options", "heat=mean")
     assert "did you mean 'head'" in words
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_are_read_by_their_types() -> None:
+    for truth, words in ((True, ("true", "yes", "1", "True", "YES")), (False, ("false", "no", "0", "False"))):
+        for word in words:
+            assert read_options("mnist_net", f"pool_last={word}, head=max") == {"pool_last": truth, "head": "max"}
+    assert read_options("cifar_net", "depth=5,pool-last=no") == {"depth": 5, "pool_last": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("pool_last=maybe", "pool_last of cifar_net must be true or false"),
+        ("pool_last=2", "pool_last of cifar_net must be true or false"),
+        ("depth=5.0", "depth of cifar_net must be a whole number, not '5.0'"),
+        ("depth=five", "depth of cifar_net must be a whole number, not 'five'"),
+        ("depth=True", "depth of cifar_net must be a whole number, not 'True'"),
+        ("depth=3,depth=5", "net_options has depth twice"),
+        ("pool_last=1,pool-last=0", "net_options has pool_last twice"),
+        ("depth=", "net_options must be names with values"),
+        ("=3", "net_options must be names with values"),
+        ("", "net_options must be names with values"),
+        ("depth=3,", "net_options must be names with values"),
+        ("pool_last", "net_options must be names with values, such as depth=5,head=mean, not 'pool_last'"),
+        ("seed=3", "an option of cifar_net must be one of depth, head, pool_last, not 'seed'"),
+        ("heat=mean", "did you mean 'head'"),
+    ],
+)
+def test_options_that_cannot_be_read(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        read_options("cifar_net", text)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--cylces", "3"], "did you mean '--cycles'"),
-        (["--cycles", "many"], "--cycles: invalid int value: 'many'"),
+        (["--cylces", "3"], "Perhaps you meant: --cycles"),
+        (["--cycles", "many"], "Error parsing --cycles: invalid literal for int() with base 10: 'many'"),
         (["--cycles", "0"], "cycles must be at least 1, not 0"),
         (["--order", "inputs"], "did you mean 'input'"),
-        (["--preset", "papers"], "invalid choice: 'papers'"),
+        (["--preset", "papers"], "preset must be one of smoke, laptop, paper, not 'papers'; did you mean 'paper'"),
         (["--dataset", "minst"], "did you mean 'mnist'"),
+        (["--dataset", "MNIST"], "dataset must be one of"),
+        (["--data-seed", "-1"], "data_seed must be at least 0, not -1"),
+        (["--net-options", "depth=3"], "an option of one_conv"),
+        (["--threads", "999999"], "threads must be at most"),
         (["--dataset", "mnist", "--data-root", "NOWHERE"], "NOWHERE/MNIST/raw"),
         (["--batch-size", "5000"], "the training part of digits has 1294 images"),
         (["--threads", "0"], "threads"),
@@ -165,13 +264,60 @@ def test_errors_are_one_message(
 ) -> None:
     monkeypatch.setattr("socket.getaddrinfo", _no_network)
     arguments = [str(tmp_path / "nowhere") if word == "NOWHERE" else word for word in arguments]
-    said = fails(capsys, tmp_path / "run", *arguments)
+    said = " ".join(fails(capsys, tmp_path / "run", *arguments).replace("│", "").split())
+    said = re.sub("─+ ", "", said)
     assert words.replace("NOWHERE", str(tmp_path / "nowhere")) in said
     assert "Traceback" not in said
 
 
 def _no_network(*_: object) -> None:
     raise OSError("no network")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&- <&-"])
+def test_a_closed_terminal_does_not_end_the_run(tmp_path: Path, project: Path, closed: str) -> None:
+    """Nor does what is meant for it get into a file of the run."""
+    words = " ".join(["-m", "rso_lib", "train", str(tmp_path / "run"), *ONCE, "--cycles=1"])
+    done = subprocess.run(f"{sys.executable} {words} {closed}", shell=True, cwd=project, check=False)
+    assert done.returncode == 0
+    assert runs.load(tmp_path / "run").finished
+
+
+@pytest.mark.parametrize("name", ["", " ", "~/run"])
+def test_the_name_of_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    if name.strip():
+        call(name, *ONCE, "--cycles=1")
+        assert runs.load(tmp_path / "run").finished
+    else:
+        assert "RUNFOLDER must be the name of a folder, such as runs/mine" in fails(capsys, name, *ONCE)
+        assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_while_images_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.images, "load", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        call(tmp_path / "run", *ONCE)
+    assert ended.value.code == 130
+    assert "stopped before the end" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stray_rank_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    words = fails(capsys, tmp_path / "run", *ONCE)
+    assert "RANK is set in the environment, but WORLD_SIZE, MASTER_ADDR, MASTER_PORT" in words
+    assert "torchrun" in words and "unset RANK" in words
 
 
 def test_threads(tmp_path: Path) -> None:
@@ -185,13 +331,13 @@ def test_threads(tmp_path: Path) -> None:
 
 def test_an_interrupt_ends_cleanly_and_the_command_goes_on(tmp_path: Path) -> None:
     arguments = [*ONCE[:-4], "--cycles", "8", "--batch_size", "400"]
-    command = [sys.executable, "-m", "rso_lib", str(tmp_path / "a"), *arguments]
+    command = [sys.executable, "-m", "rso_lib", "train", str(tmp_path / "a"), *arguments]
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     while not (tmp_path / "a" / "checkpoint.pt").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert (process.returncode, out) == (130, "")
     assert f"stopped before the end; the same command goes on in {tmp_path / 'a'}" in err
     assert "Traceback" not in err

@@ -288,6 +288,14 @@ def test_another_depth_is_an_error_that_names_the_three() -> None:
 
 
 UNKNOWN = [
+    (lambda: one_conv((1, 1, 9)), "one_conv needs images of at least 2×2 pixels, not 1×9"),
+    (lambda: two_conv((1, 3, 9)), "two_conv needs images of at least 4×4 pixels, not 3×9"),
+    (lambda: mnist_net((1, 28, 7)), "mnist_net needs images of at least 8×8 pixels, not 28×7"),
+    (lambda: cifar_net(3, (3, 1, 1)), "cifar_net of depth 3 needs images of at least 2×2 pixels, not 1×1"),
+    (lambda: cifar_net(10, (3, 3, 3)), "cifar_net of depth 10 needs images of at least 4×4 pixels, not 3×3"),
+    (lambda: one_conv((28, 28)), r"shape must be \(channels, height, width\) of an image, not \(28, 28\)"),
+    (lambda: mnist_net(classes=0), "classes must be at least 1, not 0"),
+    (lambda: mnist_net(seed=-1), "seed must be at least 0, not -1"),
     (lambda: Block(1, 2, pool="mean"), "pool must be one of avg, max, not 'mean'"),
     (lambda: Block(1, 2, skip="opens"), "skip must be one of open, close, both, not 'opens'; did you mean 'open'"),
     (lambda: Head(4, 2, pool="avg"), "pool must be one of max, mean, flatten, not 'avg'"),

@@ -1,6 +1,7 @@
 """Every notebook of the series: it runs as it was committed, it runs with other parameters, and it keeps the rules."""
 
 import ast
+import copy
 import os
 import re
 import statistics
@@ -18,10 +19,12 @@ from rso_lib.lab.checks import assigned_names, verdict
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 TEACHING = ("01", "02", "03", "04", "06", "07")
-SMALL = {"cycles": 2, "batch_size": 128}
-"""Parameters of a short run, for a notebook that has no presets."""
-FEW = {"processes": "1", "tries": 8}
-"""What makes the presets shorter still."""
+OTHER = {"cycles": 2, "batch_size": 128, "processes": "1", "tries": 8}
+"""Parameters of a run that is shorter than the committed one."""
+PRESET = ("processes", "tries")
+"""Those of them that fit the notebooks with presets, the smallest of which is committed."""
+SOLVED = "-solved"
+"""What the name of a check cell ends in that comes behind the solution."""
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -48,32 +51,68 @@ def tagged(notebook: NotebookNode, tag: str) -> list[int]:
 
 
 @every_notebook
-def test_runs_as_committed(path: Path, project: Path) -> None:
-    """Under nbval: no cell fails, and cells tagged nbval-check-output print what was committed."""
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "-q", "-p", "no:cacheprovider", path]
+def test_runs_and_its_exercises_can_be_solved(path: Path, tmp_path: Path) -> None:
+    """Once, through papermill, with the committed parameters.
+
+    No cell fails. Cells tagged nbval-check-output print what was committed, so a check cell waits for its answer;
+    then the exercise is solved as its solution says, and the check agrees.
+    """
+    committed = read(path)
+    done = execute(with_solutions(committed), tmp_path, {})
+    for k in tagged(committed, "nbval-check-output"):
+        [again] = [cell for cell in done.cells if cell.id == committed.cells[k].id]
+        assert printed(again) == printed(committed.cells[k])
+    solved = [printed(cell) for cell in done.cells if cell.id.endswith(SOLVED)]
+    assert solved == ["Right.\n"] * len(tagged(committed, "check"))
+
+
+@pytest.mark.exhaustive
+@every_notebook
+def test_runs_in_nbval(path: Path, project: Path) -> None:
+    """As it was committed, by nbval's own command."""
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-kernel-startup-timeout=600"]
+    command += ["-q", "-p", "no:cacheprovider", path]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
 
 
+@pytest.mark.exhaustive
 @every_notebook
-def test_runs_with_other_parameters_and_the_solutions(path: Path, tmp_path: Path) -> None:
-    """Through papermill, briefly, with every exercise solved as its solution says: the check cells agree."""
-    notebook = read(path)
-    for k in tagged(notebook, "exercise"):
-        notebook.cells[k].source = solution(notebook, k)
-    nbformat.write(notebook, tmp_path / "solved.ipynb")
-    parameters = tagged(notebook, "parameters")
-    names = assigned_names(notebook.cells[parameters[0]].source) if parameters else []
-    given = {"preset": "smoke"} if "preset" in names else {name: SMALL[name] for name in SMALL if name in names}
-    given |= {name: FEW[name] for name in FEW if name in names}
+def test_runs_with_other_parameters(path: Path, tmp_path: Path) -> None:
+    """Briefly, with every exercise solved: no cell and no solution counts on the committed parameters."""
+    done = execute(with_solutions(read(path)), tmp_path, OTHER)
+    assert {printed(cell) for cell in done.cells if cell.id.endswith(SOLVED)} <= {"Right.\n"}
+
+
+def execute(notebook: NotebookNode, folder: Path, parameters: dict[str, object]) -> NotebookNode:
+    """What a notebook is behind papermill, given those parameters that it has; tables and figures go to the folder."""
+    nbformat.write(notebook, folder / "notebook.ipynb")
+    names = [name for k in tagged(notebook, "parameters") for name in assigned_names(notebook.cells[k].source)]
+    given = {name: value for name, value in (parameters | {"out": str(folder / "out")}).items() if name in names}
+    if "preset" in names:
+        given = {name: value for name, value in given.items() if name in ("out", *PRESET)}
+    demo.execute(folder / "notebook.ipynb", folder / "done.ipynb", given)
     if "out" in names:
-        given["out"] = str(tmp_path / "out")
-    demo.execute(tmp_path / "solved.ipynb", tmp_path / "done.ipynb", given)
-    done = read(tmp_path / "done.ipynb")
-    said = [done.cells[k].outputs[-1].text for k in tagged(done, "check")]
-    assert said == ["Right.\n"] * len(said)
-    if "out" in names:
-        assert {file.suffix for file in (tmp_path / "out").iterdir()} >= {".csv", ".png"}
+        assert {file.suffix for file in (folder / "out").iterdir()} >= {".csv", ".png"}
+    return read(folder / "done.ipynb")
+
+
+def with_solutions(notebook: NotebookNode) -> NotebookNode:
+    """A copy that solves each exercise and checks it again, behind the check of the exercise as it was committed."""
+    solved = copy.deepcopy(notebook)
+    for k in reversed(tagged(notebook, "check")):
+        answer, check = copy.deepcopy(notebook.cells[k - 1]), copy.deepcopy(notebook.cells[k])
+        answer.update(source=solution(notebook, k - 1), id=f"answer-{k}")
+        check.update(id=f"{k}{SOLVED}")
+        solved.cells[k + 1 : k + 1] = [answer, check]
+    return solved
+
+
+def printed(cell: NotebookNode) -> str:
+    """All that a cell shows but pictures and bars, as text."""
+    shown = [output.text for output in cell.outputs if output.get("name") == "stdout"]
+    shown += [text for output in cell.outputs for kind, text in output.get("data", {}).items() if "text" in kind]
+    return "".join(shown)
 
 
 def solution(notebook: NotebookNode, k: int) -> str:

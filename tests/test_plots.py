@@ -331,5 +331,5 @@ def test_the_committed_pictures_come_from_their_tables(project: Path, tmp_path: 
             assert new.text["Description"] == old.text["Description"]
             assert new.size == old.size
             apart = np.abs(np.array(new.convert("L"), float) - np.array(old.convert("L"), float))
-            assert apart.mean() < 3, f"{picture} does not show {table.name}: run python -m rso_lib.lab.redraw"
+            assert apart.mean() < 3, f"{picture} does not show {table.name}: run python -m rso_lib figures"
     assert set(redraw.PLOTS) <= {table.stem for table in tables}

@@ -162,7 +162,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         (["run", "--visits", "0"], "visits must be at least 1, not 0"),
         (["run", "--device", "gpu"], "gpu"),
         (["run", "--threads", "0"], "threads must be at least 1"),
-        (["run", "--visit", "5"], "did you mean '--visits'"),
+        (["run", "--visit", "5"], "--visits INT"),
     ],
 )
 def test_the_command_says_what_is_wrong(

@@ -147,7 +147,7 @@ def test_module_search_takes_the_slices_in_turn() -> None:
     assert net.weight.tolist() == [[0.5], [0.0]]
     losses = one_step(search, "weight", 0, torch.tensor(0.5), 3)
     assert losses.tolist() == pytest.approx([expected(-1), expected(-2), expected(0)])
-    scores = search.score(JointMove(["weight"], 4 % 2, [0], [torch.tensor([[1.0], [-1.0]])]))
+    scores = search.score(JointMove(["weight"], 4 % 2, 4, [0], [torch.tensor([[1.0], [-1.0]])]))
     assert scores.losses[0].tolist() == pytest.approx([expected(0), expected(2), expected(-2)])
 
 

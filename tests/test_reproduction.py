@@ -15,7 +15,7 @@ from cells import function_of
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from rso_lib import RSO, History, models
+from rso_lib import RSO, History, load, models
 from rso_lib.algorithm import cross_entropy
 from rso_lib.data import Split, home
 from rso_lib.engine.head import HeadScorer
@@ -151,12 +151,47 @@ def test_commands_of_the_longer_runs_are_understood(
 
     monkeypatch.setenv("RSO_DATA", str(tmp_path / "none"))
     monkeypatch.setattr("rso_lib.sources._download", no_images)
-    module, *words = COMMANDS[name].removeprefix("python -m ").split()
-    words[0] = str(tmp_path)
+    name_of_command, _, *words = COMMANDS[name].removeprefix("python -m rso_lib ").split()
     with pytest.raises(SystemExit) as ended:
-        {"rso_lib": cli.main, "rso_lib.sgd": sgd.main}[module](words)
+        {"train": cli.main, "sgd": sgd.main}[name_of_command]([str(tmp_path), *words])
     assert ended.value.code == 2
     assert re.search("no images|is missing|cannot be used here", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("notebook", "values", "words"),
+    [
+        ("05_mnist", {"epochs": 0}, "epochs must be at least 1, not 0"),
+        ("05_mnist", {"rate": -1}, "rate must be above 0"),
+        ("05_mnist", {"grid_batch_sizes": "32, many"}, "grid_batch_sizes must be whole numbers"),
+        ("05_mnist", {"grid_batch_sizes": "32, 5000"}, "batch_size must be at most the 1294 training images"),
+        ("05_mnist", {"grid_rates": "0.1, 0"}, "grid_rates must be above 0"),
+        ("05_mnist", {"grid_target": 98}, "target must be None or a fraction"),
+        ("05_mnist", {"grid_epochs": 1.5}, "grid_epochs must be a whole number"),
+        ("05_mnist", {"seeds": 0}, "seeds must be at least 1"),
+        ("05_mnist", {"order": "inputs"}, "did you mean 'input'"),
+        ("05_mnist", {"schedule": "linea"}, "did you mean 'linear'"),
+        ("05_mnist", {"dataset": "MNIST"}, "dataset must be one of"),
+        ("05_mnist", {"net": "one_con"}, "did you mean 'one_conv'"),
+        ("05_mnist", {"batch_size": 5000}, "set batch_size to at most 1294"),
+        ("07_in_parallel", {"processes": "1, 0"}, "processes must be above 0"),
+        ("07_in_parallel", {"processes": "1; 2"}, "processes must be whole numbers"),
+        ("07_in_parallel", {"cycles": -3}, "cycles must be at least 1"),
+    ],
+)
+def test_a_value_that_cannot_be_run_is_an_error_before_the_first_run(
+    notebook: str, values: dict[str, Any], words: str
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=re.escape(words)):
+        presets.check_sizes(presets.choose_sizes(notebook, "smoke", values), load("digits"))
+
+
+def test_the_presets_can_be_run() -> None:
+    data = load("digits")
+    for notebook in ("05_mnist", "07_in_parallel"):
+        presets.check_sizes(presets.choose_sizes(notebook, "smoke", {}), data)
+        for name in ("laptop", "paper"):
+            presets.choose_sizes(notebook, name, {})
 
 
 def test_runs_are_taken_up(tmp_path: Path) -> None:

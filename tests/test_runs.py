@@ -16,19 +16,26 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from rso_lib import RSO, History, evaluate, load, models
 from rso_lib.engine import memory
+from rso_lib.history import Report
 from rso_lib.models import Block, Head, Net, calibrate
 from rso_lib.run import folder as runs
+from rso_lib.run import provenance
+from rso_lib.run.files import alone
 from rso_lib.run.folder import Run
 
 SETTINGS = RSO(cycles=5, batch_size=200, seed=3)
 
 
-def tiny(shape: tuple[int, int, int], classes: int, *, seed: int = 0, width: int = 2) -> Net:
+def tiny(shape: tuple[int, int, int], classes: int, *, seed: int = 0, width: int = 2, pool_last: bool = False) -> Net:
     """A net with batch norm, a skip and few weights."""
-    blocks = Block(shape[0], width, pool="avg", skip="open"), Block(width, width, skip="close", closes=width)
+    blocks = (
+        Block(shape[0], width, pool="avg", pool_last=pool_last, skip="open"),
+        Block(width, width, skip="close", closes=width),
+    )
     return Net(blocks, Head(width, classes, pool="mean"), seed)
 
 
@@ -69,8 +76,8 @@ def stopping_after(reports: int, monkeypatch: pytest.MonkeyPatch, error: type[Ba
         seen = 0
         for item in train(*args, **kwargs):
             yield item
-            seen += isinstance(item, runs.Report)
-            if seen >= reports and not isinstance(item, runs.Report):
+            seen += isinstance(item, Report)
+            if seen >= reports and not isinstance(item, Report):
                 raise error
 
     with monkeypatch.context() as patch:
@@ -139,7 +146,7 @@ def test_killed_between_its_first_files_it_ends_with_the_same_bits(
         written.append(part.rename(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.os, "replace", write)
+        patch.setattr(os, "replace", write)
         with contextlib.suppress(KeyboardInterrupt), warnings.catch_warnings(action="ignore"):
             begin(tmp_path)
     assert len(written) == files
@@ -218,7 +225,7 @@ def test_other_images_of_the_same_name_are_refused(copy: Path) -> None:
 def test_a_torn_checkpoint_is_named_and_kept(copy: Path, share: float) -> None:
     path = copy / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    refused(copy, ValueError, str(path), "torn", "move it away")
+    refused(copy, ValueError, str(path), "torn", "move the folder away")
     with pytest.raises(ValueError, match=re.escape(str(path))):
         runs.load(copy)
 
@@ -275,7 +282,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(unbroken: Run, tmp_path: Path, m
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(checkpoint) // 2, hard))
     try:
-        with pytest.raises(OSError, match=r"checkpoint.pt cannot be written \(File too large\)"):
+        full = pytest.warns(UserWarning, match="the run goes on, and saves again after the next sweep")
+        with full, pytest.raises(OSError, match=r"checkpoint.pt cannot be written \(File too large\)"):
             begin(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -298,7 +306,7 @@ def test_the_history_is_copied_once_a_cycle_and_at_a_stop(tmp_path: Path, monkey
     assert copied == [3]
     assert facts(History.load(tmp_path / "history.csv")) == facts(run.history)
     begin(tmp_path, settings)
-    assert copied == [3, 8, 16, 16]
+    assert copied == [3, 8, 16]
 
 
 def test_a_history_that_cannot_be_replaced_does_not_end_the_run(
@@ -312,7 +320,7 @@ def test_a_history_that_cannot_be_replaced_does_not_end_the_run(
             raise PermissionError(13, "Permission denied")
         replaced(part, path)
 
-    monkeypatch.setattr(runs.os, "replace", in_use)
+    monkeypatch.setattr(os, "replace", in_use)
     with pytest.warns(UserWarning, match=r"history.csv cannot be written \(Permission denied\)"):
         run = begin(tmp_path)
     assert_same(run, unbroken)
@@ -328,11 +336,13 @@ def test_what_a_killed_writer_leaves_behind_is_ignored(copy: Path, unbroken: Run
     assert facts(History.load(copy / "history.csv")) == facts(unbroken.history)
 
 
-def test_one_process_at_a_time(copy: Path) -> None:
-    with runs._alone(copy):
-        refused(copy, RuntimeError, str(copy), "another process")
-        assert runs.load(copy).finished  # reading needs no lock
-    begin(copy)
+def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stopping_after(3, monkeypatch, KeyboardInterrupt), pytest.warns(UserWarning, match="stopped"):
+        begin(tmp_path)
+    with alone(tmp_path):
+        refused(tmp_path, RuntimeError, str(tmp_path), "another process")
+        assert len(runs.load(tmp_path).history.rows) == 3  # reading needs no lock
+    begin(tmp_path)
 
 
 def test_another_machine_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,6 +433,326 @@ def test_a_run_without_memory_leaves_no_folder_behind(tmp_path: Path, monkeypatc
         begin(tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert_same(begin(done.folder, replace(SETTINGS, cycles=1)), done)
+
+
+# Half a folder
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "PAUSES", (0, 0))
+
+
+def test_a_history_without_its_checkpoint_is_not_written_over(copy: Path) -> None:
+    (copy / "checkpoint.pt").unlink()
+    refused(copy, ValueError, "checkpoint.pt is gone", "has 40 rows of the run", "move history.csv away")
+    with pytest.raises(ValueError, match=r"checkpoint.pt is gone"):
+        runs.load(copy)
+
+
+def test_an_older_checkpoint_beside_a_newer_history_is_refused(
+    unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stopping_after(3, monkeypatch, KeyboardInterrupt), pytest.warns(UserWarning, match="stopped"):
+        begin(tmp_path)
+    shutil.copy(unbroken.folder / "history.csv", tmp_path)
+    refused(tmp_path, ValueError, "has 40 rows", "is an older one of 3", "move history.csv away")
+
+
+def test_a_foreign_history_is_named_and_kept(copy: Path) -> None:
+    (copy / "history.csv").write_text("when,what\n1066,a battle\n")
+    refused(copy, ValueError, str(copy / "history.csv"), "no history of a run", "move it away")
+
+
+@pytest.mark.parametrize("name", ["settings.json", "checkpoint.pt", "history.csv"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_torn_file_is_an_error_or_is_made_whole(copy: Path, unbroken: Run, name: str, share: float) -> None:
+    path = copy / name
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    if name == "history.csv":  # a copy
+        assert_same(begin(copy), unbroken)
+        assert facts(History.load(path)) == facts(unbroken.history)
+    else:
+        refused(copy, ValueError, str(path), "torn")
+
+
+def test_a_flipped_byte_is_an_error_or_changes_nothing(copy: Path, unbroken: Run) -> None:
+    for name, step in (("checkpoint.pt", 97), ("settings.json", 13)):
+        path = copy / name
+        whole = path.read_bytes()
+        for place in range(0, len(whole), step):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
+            try:
+                run = runs.load(copy)
+            except (ValueError, TypeError) as error:
+                assert str(error)
+            else:
+                assert_same(run, unbroken)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["settings.json", "checkpoint.pt", "history.csv", "lock", "checkpoint.pt.part"])
+def test_a_folder_in_a_files_place_is_named(copy: Path, name: str, tmp_path: Path) -> None:
+    for folder in (copy, tmp_path / "new"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir(parents=True)
+        if folder == copy and name == "lock":
+            continue  # a finished run is only read
+        with pytest.raises(ValueError, match=f"{re.escape(str(folder / name))} is not a file.*move it"):
+            begin(folder)
+        assert (folder / name).is_dir() and not (tmp_path / "new" / "checkpoint.pt").is_file()
+
+
+def change_checkpoint(folder: Path, **parts: Any) -> None:
+    content = torch.load(folder / "checkpoint.pt", weights_only=True)
+    torch.save({**content, **parts}, folder / "checkpoint.pt")
+
+
+def test_weights_that_do_not_fit_are_refused(copy: Path, unbroken: Run) -> None:
+    state = {name: value.clone() for name, value in unbroken.net.state_dict().items()}
+    first = state["block1.conv.weight"]
+    broken = {
+        "not finite": first / 0,
+        "[2, 1, 3, 4]": torch.zeros(2, 1, 3, 4),
+        "torch.float64": first.double(),
+        "is missing": None,
+    }
+    for words, weight in broken.items():
+        other = {**state, "block1.conv.weight": weight} if weight is not None else {"head.linear.weight": first}
+        change_checkpoint(copy, net=other)
+        refused(copy, ValueError, str(copy / "checkpoint.pt"), "block1.conv.weight", words)
+    change_checkpoint(copy, net=state, history=[{"cycle": 1}])
+    refused(copy, ValueError, str(copy / "checkpoint.pt"), "does not fit the run")
+    change_checkpoint(copy, net=[1])
+    refused(copy, ValueError, str(copy / "checkpoint.pt"), "is not a checkpoint")
+
+
+def edit_settings(folder: Path, change: Any) -> None:
+    content = json.loads((folder / "settings.json").read_text())
+    change(content)
+    (folder / "settings.json").write_text(json.dumps(content))
+
+
+def test_the_folder_of_a_newer_version_is_refused(copy: Path) -> None:
+    change_checkpoint(copy, format="rso_lib run 2")
+    refused(copy, ValueError, str(copy / "checkpoint.pt"), "newer rso_lib (format 2, and this one reads 1)")
+    edit_settings(copy, lambda content: content.update(format="rso_lib run 12"))
+    refused(copy, ValueError, str(copy / "settings.json"), "newer rso_lib (format 12")
+    edit_settings(copy, lambda content: content.update(format="rso_lib run 1"))
+    edit_settings(copy, lambda content: content["settings"].update(parabola=True))
+    refused(copy, ValueError, "does not know, parabola", "update rso_lib")
+
+
+@pytest.mark.parametrize("part", ["settings", "data", "machines", "format"])
+def test_settings_without_a_part_are_refused(copy: Path, part: str) -> None:
+    edit_settings(copy, lambda content: content.pop(part))
+    refused(copy, ValueError, str(copy / "settings.json"), "not the settings of a run")
+
+
+@pytest.mark.parametrize("act", [begin, runs.resume, runs.load, runs.settings_of])
+def test_the_name_of_a_folder(act: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbroken: Run) -> None:
+    monkeypatch.setenv("HOME", str(unbroken.folder.parent))
+    monkeypatch.chdir(tmp_path)
+    act("~/unbroken")
+    for empty in ("", " "):
+        with pytest.raises(ValueError, match="folder must be the name of a folder, such as runs/mine"):
+            act(empty)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file is a file, and folder must be the name of a folder"):
+        act(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot be written .*choose another folder"):
+        begin(tmp_path / "file" / "run")
+    with pytest.raises(OSError, match=r"/proc/\w+ cannot be written .*choose another folder"):
+        begin(Path("/proc/run"))
+
+
+def test_a_checkpoint_that_is_locked_for_a_moment(
+    unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice in a row it is tried again; where that fails too, the run goes on to the next sweep."""
+    replaced, tries = os.replace, []
+
+    def locked(part: Path, path: Path) -> None:
+        if path.name == "checkpoint.pt":
+            tries.append(path)
+            if len(tries) in (1, 2, 7, 8, 9):
+                raise PermissionError(13, "Permission denied")
+        replaced(part, path)
+
+    monkeypatch.setattr(os, "replace", locked)
+    with pytest.warns(UserWarning, match=r"Permission denied.*the run goes on, and saves again") as warned:
+        run = begin(tmp_path)
+    assert len(warned) == 1
+    assert_same(run, unbroken)
+    assert_same(runs.load(tmp_path), unbroken)
+
+
+# Images and engines that change under a run
+
+
+def pictures(folder: Path, names: tuple[str, ...] = ("cat", "dog", "emu")) -> Path:
+    """Six images of 4×4 of each class, for training and for tests."""
+    for seed, part in enumerate(("train", "test")):
+        rng = torch.Generator().manual_seed(seed)
+        for name in names:
+            (folder / part / name).mkdir(parents=True)
+            for k in range(6):
+                pixels = torch.randint(256, (8, 8), generator=rng, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(folder / part / name / f"{k}.png")
+    return folder
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run on pictures that was stopped."""
+    pictures(tmp_path / "pictures")
+    with stopping_after(3, monkeypatch, KeyboardInterrupt), pytest.warns(UserWarning, match="stopped"):
+        begin(tmp_path / "run", replace(SETTINGS, batch_size=8), dataset=f"folder:{tmp_path / 'pictures'}")
+    return tmp_path / "run"
+
+
+def rename(pictures: Path) -> None:
+    for part in ("train", "test"):
+        (pictures / part / "cat").rename(pictures / part / "zebra")
+
+
+def exchange(pictures: Path) -> None:
+    for place, name in ((0, "dog"), (1, "emu")):
+        (pictures / "train" / name / "0.png").rename(pictures / f"{place}.png")
+    (pictures / "0.png").rename(pictures / "train" / "emu" / "0.png")
+    (pictures / "1.png").rename(pictures / "train" / "dog" / "0.png")
+
+
+def paint(pictures: Path) -> None:
+    path = pictures / "test" / "emu" / "3.png"
+    with Image.open(path) as image:
+        image.putpixel((2, 3), image.getpixel((2, 3)) ^ 1)
+        image.save(path)
+
+
+def lose(pictures: Path) -> None:
+    (pictures / "train" / "cat" / "5.png").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (rename, "class_names is ['cat', 'dog', 'emu'] there, not ['dog', 'emu', 'zebra']"),
+        (exchange, "pixels is '"),
+        (paint, "files of JPEG may be read as other pixels"),
+        (lose, "train is 17 there, not 16"),
+    ],
+)
+def test_images_that_changed_under_a_run(interrupted: Path, change: Any, words: str) -> None:
+    change(interrupted.parent / "pictures")
+    before = files(interrupted)
+    for act in (lambda: runs.resume(interrupted, progress=False), lambda: runs.load(interrupted).data()):
+        with pytest.raises(ValueError, match=r"images are not those that the run in .* began with") as caught:
+            act()
+        assert words in str(caught.value)
+    assert files(interrupted) == before
+
+
+def test_a_folder_without_digests_goes_on_and_gets_them(interrupted: Path) -> None:
+    whole = json.loads((interrupted / "settings.json").read_text())["data"]
+    for name in ("labels", "pixels", "class_names"):
+        edit_settings(interrupted, lambda content, name=name: content["data"].pop(name))
+    assert runs.resume(interrupted, progress=False).finished
+    assert json.loads((interrupted / "settings.json").read_text())["data"] == whole
+
+
+def test_the_digest_is_of_the_pixels_as_they_were_read() -> None:
+    """It does not depend on how they are standardised, and one pixel of 256 levels counts."""
+    data = load("digits")
+    again = replace(
+        data,
+        train=replace(data.train, images=data.train.images * data.std.view(-1, 1, 1) + data.mean.view(-1, 1, 1)),
+        val=replace(data.val, images=data.val.images * data.std.view(-1, 1, 1) + data.mean.view(-1, 1, 1)),
+        test=replace(data.test, images=data.test.images * data.std.view(-1, 1, 1) + data.mean.view(-1, 1, 1)),
+        mean=torch.zeros(1),
+        std=torch.ones(1),
+    )
+    assert provenance._pixels(again) == provenance._pixels(data)
+    again.test.images[-1, 0, 3, 3] += 1 / 255
+    assert provenance._pixels(again) != provenance._pixels(data)
+
+
+def test_another_engine_is_warned_of_and_noted(interrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "ENGINE", 2)
+    with pytest.warns(UserWarning, match="was made by engine 1 and goes on with engine 2, which may decide otherwise"):
+        assert runs.resume(interrupted, progress=False).finished
+    machines = json.loads((interrupted / "settings.json").read_text())["machines"]
+    assert [machine["engine"] for machine in machines] == [1, 2]
+    assert all(machine[name] for machine in machines for name in ("code", "kernels_cpp", "rso_lib"))
+
+
+def test_a_folder_without_an_engine_goes_on(interrupted: Path) -> None:
+    for name in ("engine", "code", "commit", "kernels_cpp"):
+        edit_settings(interrupted, lambda content, name=name: content["machines"][0].pop(name))
+    with pytest.warns(UserWarning, match="from before they were numbered") as warned:
+        assert runs.resume(interrupted, progress=False).finished
+    assert len(warned) == 1
+
+
+def test_the_commit_is_read_without_git(tmp_path: Path) -> None:
+    assert provenance.commit(tmp_path) is None
+    git, first, second = tmp_path / ".git", 40 * "1", 40 * "2"
+    (git / "refs" / "heads").mkdir(parents=True)
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    assert provenance.commit(tmp_path) is None
+    (git / "packed-refs").write_text(f"# pack-refs\n{first} refs/heads/main\n")
+    assert provenance.commit(tmp_path) == first[:12]
+    (git / "refs" / "heads" / "main").write_text(f"{second}\n")
+    assert provenance.commit(tmp_path) == second[:12]
+    (git / "HEAD").write_text(first)
+    assert provenance.commit(tmp_path) == first[:12]
+    tree = tmp_path / "tree"
+    (git / "worktrees" / "tree").mkdir(parents=True)
+    (git / "worktrees" / "tree" / "HEAD").write_text("ref: refs/heads/main\n")
+    (git / "worktrees" / "tree" / "commondir").write_text("../..\n")
+    tree.mkdir()
+    (tree / ".git").write_text(f"gitdir: {git}/worktrees/tree\n")
+    assert provenance.commit(tree) == second[:12]
+
+
+# Options of nets
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "words"),
+    [
+        ("mnist_net", {"pool_last": "no"}, "pool_last of mnist_net must be true or false .* not 'no'"),
+        ("mnist_net", {"pool_last": 1}, "pool_last of mnist_net must be true or false"),
+        ("cifar_net", {"depth": 5.0}, "depth of cifar_net must be a whole number, not 5.0"),
+        ("cifar_net", {"depth": True}, "depth of cifar_net must be a whole number, not True"),
+        ("mnist_net", {"head": None}, "head of mnist_net must be a word, not None"),
+    ],
+)
+def test_an_option_of_another_type_is_refused(tmp_path: Path, net: str, options: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        begin(tmp_path / "run", net=net, net_options=options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_option_from_before_types_were_checked_is_read_as_it_was_built(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, cycles=1)
+    done = begin(tmp_path, settings, net_options={"pool_last": True})
+    edit_settings(tmp_path, lambda content: content["settings"].update(net_options={"pool_last": "no"}))
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    change_checkpoint(tmp_path, settings={**content["settings"], "net_options": {"pool_last": "no"}})
+    assert_same(runs.resume(tmp_path, progress=False), done)
+    refused(
+        tmp_path,
+        ValueError,
+        "net_options is {'pool_last': True} there, not {'pool_last': False}",
+        settings=settings,
+        net_options={"pool_last": False},
+    )
 
 
 def test_every_net_of_the_table_starts_and_loads(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from rso_lib import Data, History, load, models
 from rso_lib.data import Split
 from rso_lib.models import Block, Head, Net
-from rso_lib.run import sgd
+from rso_lib.run import files, sgd
 from rso_lib.run.sgd import SGD
 
 QUICK = SGD(epochs=4, batch_size=100, rate=0.1, warmup=1)
@@ -116,7 +116,9 @@ def test_it_stops_at_the_target(digits: Data) -> None:
 
 def test_it_ends_where_the_loss_is_not_finite(digits: Data) -> None:
     net = models.one_conv((1, 8, 8))
-    history = sgd.fit(net, digits, SGD(epochs=50, batch_size=100, rate=1e30, warmup=0), progress=False)
+    said = r"diverged in epoch \d of 50: the loss is nan.*set rate lower than 1e\+30, or warmup higher than 0"
+    with pytest.warns(UserWarning, match=said):
+        history = sgd.fit(net, digits, SGD(epochs=50, batch_size=100, rate=1e30, warmup=0), progress=False)
     assert len(history.rows) < 5
     assert not math.isfinite(history.last.train_loss)
 
@@ -204,6 +206,98 @@ def test_a_grid_goes_on_where_it_was_stopped(digits: Data, tmp_path: Path, fits:
     assert len(path.read_text().splitlines()) == 6
 
 
+def test_two_searches_in_one_table_lose_no_row(digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one makes its runs while the first one is at its own."""
+    path, fit = tmp_path / "grid.csv", sgd.fit
+
+    def with_another(*arguments: Any, **options: Any) -> History:
+        monkeypatch.setattr(sgd, "fit", fit)
+        sgd.grid(path, "one_conv", digits, QUICK, batch_sizes=[400], rates=[0.2, 0.4], progress=False)
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(sgd, "fit", with_another)
+    frame = sgd.grid(path, "one_conv", digits, QUICK, batch_sizes=[200], rates=[0.1, 0.2], progress=False)
+    assert list(frame.batch_size) == [200, 200]
+    table = pandas.read_csv(path)
+    assert sorted(zip(table.batch_size, table.rate, strict=True)) == [(200, 0.1), (200, 0.2), (400, 0.2), (400, 0.4)]
+
+
+def renamed(data: Data) -> Data:
+    """The images with two classes the other way round."""
+    other = data.train.labels.clone()
+    other[data.train.labels == 3], other[data.train.labels == 5] = 5, 3
+    return replace(data, train=Split(data.train.images, other))
+
+
+def test_other_images_are_no_runs_of_the_same_kind(digits: Data, tmp_path: Path) -> None:
+    settings = replace(QUICK, epochs=2)
+    cells: dict[str, Any] = {"batch_sizes": [100], "rates": [0.1], "progress": False}
+    sgd.baseline(tmp_path, "one_conv", digits, settings, 1)
+    sgd.grid(tmp_path / "grid.csv", "one_conv", digits, settings, **cells)
+    for act in (
+        lambda: sgd.baseline(tmp_path, "one_conv", renamed(digits), settings, 1),
+        lambda: sgd.grid(tmp_path / "grid.csv", "one_conv", renamed(digits), settings, **cells),
+    ):
+        with pytest.raises(ValueError, match=r"labels is '\w+' there, not '\w+'"):
+            act()
+    about = json.loads((tmp_path / "settings.json").read_text())
+    for name in ("labels", "pixels", "class_names"):  # a folder from before these were noted
+        del about["data"][name]
+    (tmp_path / "settings.json").write_text(json.dumps(about))
+    sgd.baseline(tmp_path, "one_conv", digits, settings, 1)
+    assert "labels" in json.loads((tmp_path / "settings.json").read_text())["data"]
+
+
+def test_a_full_disk_leaves_the_epochs_that_were_saved(
+    digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = History.save
+
+    def full(history: History, path: Path) -> None:
+        if len(history.rows) == 3:
+            raise OSError(28, "No space left on device")
+        save(history, path)
+
+    monkeypatch.setattr(History, "save", full)
+    with pytest.raises(OSError, match=r"0.csv.part cannot be written \(No space left on device\); what was saved"):
+        sgd.baseline(tmp_path, "one_conv", digits, QUICK, 1)
+    assert len(History.load(tmp_path / "0.csv.part").rows) == 2
+
+
+def test_one_process_trains_in_a_folder(digits: Data, tmp_path: Path) -> None:
+    tmp_path.joinpath("run").mkdir()
+    with files.alone(tmp_path / "run"), pytest.raises(RuntimeError, match="another process runs in"):
+        sgd.baseline(tmp_path / "run", "one_conv", digits, QUICK, 1)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"data": 5}', '{"epochs": 3}'])
+def test_torn_settings_are_named_and_kept(digits: Data, tmp_path: Path, content: str) -> None:
+    about = tmp_path / "settings.json"
+    about.write_text(content)
+    with pytest.raises(ValueError, match=r"settings.json is not the settings of runs of SGD, or torn"):
+        sgd.baseline(tmp_path, "one_conv", digits, QUICK, 1)
+    assert about.read_text() == content
+    about.unlink()
+    (tmp_path / "0.csv").write_text("")
+    with pytest.raises(ValueError, match=r"0.csv belongs to no run"):
+        sgd.baseline(tmp_path, "one_conv", digits, QUICK, 1)
+
+
+def test_torn_histories_and_tables_are_named_and_kept(digits: Data, tmp_path: Path) -> None:
+    cells: dict[str, Any] = {"batch_sizes": [100], "rates": [0.1], "progress": False}
+    sgd.baseline(tmp_path, "one_conv", digits, QUICK, 1)
+    sgd.grid(tmp_path / "grid.csv", "one_conv", digits, QUICK, **cells)
+    for name in ("0.csv", "grid.csv"):
+        whole = (tmp_path / name).read_text()
+        for torn in (whole[:-200], ""):
+            (tmp_path / name).write_text(torn)
+            with pytest.raises(ValueError, match=rf"{name} is (torn|not)"):
+                sgd.grid(tmp_path / "grid.csv", "one_conv", digits, QUICK, **cells)
+                sgd.baseline(tmp_path, "one_conv", digits, QUICK, 1)
+            assert (tmp_path / name).read_text() == torn
+        (tmp_path / name).write_text(whole)
+
+
 def test_a_grid_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     what = "--epochs 1 --warmup 0 --target 0.1 --grid-batch-sizes 100,400 --rate 0.2 --val-size 200 --threads 1"
     sgd.main([str(tmp_path), *what.split()])
@@ -229,7 +323,7 @@ def test_the_baseline_is_not_repeated_and_not_confused(digits: Data, tmp_path: P
     assert first.last.test_accuracy != second.last.test_accuracy
     [again] = sgd.baseline(tmp_path, "one_conv", digits, settings, 1)
     assert again.last.seconds == first.last.seconds
-    with pytest.raises(ValueError, match=r"holds runs with other settings; .*\n  epochs is 1 there, not 2$"):
+    with pytest.raises(ValueError, match=r"holds runs with other settings or images; .*\n  epochs is 1 there, not 2$"):
         sgd.baseline(tmp_path, "one_conv", digits, replace(settings, epochs=2), 1)
     assert json.loads((tmp_path / "settings.json").read_text())["epochs"] == 1
 
@@ -266,6 +360,22 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "rate must be above 0" in capsys.readouterr().err
 
 
+def test_an_interrupt_ends_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While images are read, and while it trains."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("load", "_epoch"):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+            patch.setattr(sgd, name, interrupted)
+            sgd.main([str(tmp_path), "--epochs=2", "--warmup=0"])
+        assert ended.value.code == 130
+        assert "sgd: stopped before the end" in capsys.readouterr().err
+
+
 def test_a_warm_up_ends_before_the_rate_is_stepped_down() -> None:
     """Else the rate that is asked for is never reached."""
     with pytest.raises(ValueError, match="warmup must be at most 2 of 4 epochs, not 5, or the rate is never reached"):
@@ -292,8 +402,10 @@ def test_defaults_of_the_command_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("--seeds 0", "seeds must be at least 1, not 0"),
         ("--seeds -1", "seeds must be at least 1, not -1"),
         ("--grid-rates 0.1 --seeds 1", "seeds is for a run"),
-        ("--momentun 0.5", "did you mean '--momentum'"),
+        ("--momentun 0.5", "--momentum FLOAT"),
         ("--net one_con", "did you mean 'one_conv'"),
+        ("--dataset MNIST", "dataset must be one of digits, mnist, fashion_mnist, kmnist, cifar10, folder:PATH, not"),
+        ("--net-options depth=3", "an option of one_conv"),
     ],
 )
 def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, says: str) -> None:

@@ -10,8 +10,8 @@ weights back, and notes which output channels of its caches are stale.
         scorer.commit(moves, choices)
 
 Strategies are plans. `scorer_of` picks the scorer: `sequential` and `snapshot` for a block, `head` for the final layer,
-`module` for any module and for joint steps. On a CUDA device a step of the loop is a replayed graph (`replay`). Whoever
-asks how one weight changes reads `stepper`, and is done.
+`module` for any module and for joint steps. On a CUDA device a step of the loop is a replayed graph (`replay`). To see
+how one weight changes, read `stepper`.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,17 +21,40 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithm import Batches, Loss
-from ..models import Head, Net
+from ..models import Head, Net, unlike
 from ..rules import Rule, Scores
 from ..settings import RSO
-from . import replay
+from . import memory, replay
+from .block import moved
 from .head import HeadScorer
+from .layers import CHUNK, forward, stages
 from .module import JointMove, JointScorer, ModuleScorer
 from .plans import Moves, Visits, owners, plan
 from .sequential import SequentialScorer
 from .snapshot import SnapshotScorer
 
-__all__ = ["JointMove", "Moves", "Scorer", "Stepper", "Visits", "owners", "plan", "scorer_of", "stepper"]
+__all__ = [
+    "CHUNK",
+    "ENGINE",
+    "JointMove",
+    "Moves",
+    "Scorer",
+    "Stepper",
+    "Visits",
+    "evaluator",
+    "memory",
+    "moved",
+    "owners",
+    "plan",
+    "scorer_of",
+    "stepper",
+]
+
+ENGINE = 1
+"""The number of this engine. Raise it by one with every change after which decisions may differ by more than rounding.
+
+A run's folder notes it, and a run that is taken up by another engine says so.
+"""
 
 
 class Scorer(Protocol):
@@ -63,16 +86,27 @@ Stepper = Callable[[Any], tuple[Tensor, Tensor]]
 """Makes the steps of some moves; returns the losses [n, K] and the choices [n], multiples of Δ."""
 
 
-def scorer_of(net: nn.Module, position: int, batches: Batches, settings: RSO, loss: Loss) -> Scorer:
-    """Return the scorer of the layer at a position of a net, on some batches."""
-    if not isinstance(net, Net):
-        return ModuleScorer(net, batches, settings, loss)
+def scorer_of(
+    net: nn.Module, position: int, batches: Batches, settings: RSO, loss: Loss, key: Sequence[int] = (0,)
+) -> Scorer:
+    """Return the scorer of the layer at a position of a net, on some batches.
+
+    key  of the random numbers that a module draws, such as those of dropout
+    """
+    if not isinstance(net, Net) or unlike(net):
+        return ModuleScorer(net, batches, settings, loss, key)
     if settings.level != "weight":
         return JointScorer(net, position, batches, settings, loss)
     if isinstance(net.layers[position], Head):
         return HeadScorer(net, position, batches, settings, loss)
     block = SequentialScorer if settings.strategy == "sequential" else SnapshotScorer
     return block(net, position, batches, settings, loss)
+
+
+def evaluator(net: Net) -> Callable[[Tensor], Tensor]:
+    """Return a net in eval mode as a function from images to logits, in compiled loops where these cover it."""
+    cuts = stages(net.layers, calibrated=True)
+    return lambda images: forward(cuts, images).x
 
 
 def stepper(scorer: Scorer, rule: Rule, device: torch.device, cache: str = "full") -> Stepper:

@@ -212,23 +212,39 @@ def load() -> Kernels | None:
 
 
 def _compiled() -> Path:
-    """The library for this machine in the user's cache, compiled if it is not there yet."""
+    """The library for this machine in the user's cache, compiled if it is not there, or not whole.
+
+    Its name holds a digest of its content: to load a file that was cut short may kill the process. It does not depend
+    on the compiler, which the nodes of a cluster may lack: what is there is taken, whichever compiler made it.
+    """
+    source = SOURCE.read_text(encoding="utf-8")
+    key = hashlib.sha256(f"{source}{FLAGS}{_processor()}".encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "rso_lib"
+    there = sorted(folder.glob(f"kernels-{key}-*.so"))
+    return next((path for path in there if _name(key, path.read_bytes()) == path.name), None) or _compile(folder, key)
+
+
+def _compile(folder: Path, key: str) -> Path:
+    """Compile into a folder, in which nothing half-written is ever seen."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
     if compiler is None:
         raise OSError("there is no C++ compiler")
-    source = SOURCE.read_text(encoding="utf-8")
-    key = hashlib.sha256(f"{source}{FLAGS}{compiler}{_processor()}".encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "rso_lib"
-    target = folder / f"kernels-{key}.so"
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            part = Path(scratch) / target.name
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(part)]
-            print("Compiling the kernels: about 15 seconds, once on this machine", file=sys.stderr)
-            subprocess.run(command, check=True, capture_output=True, timeout=300)
-            part.replace(target)
-    return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        part = Path(scratch) / "kernels.so"
+        command = [compiler, *FLAGS, str(SOURCE), "-o", str(part)]
+        print("Compiling the kernels: about 15 seconds, once on this machine", file=sys.stderr)
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        content = part.read_bytes()
+        if not content:
+            raise OSError(f"{compiler} made an empty library")
+        for stale in folder.glob(f"kernels-{key}-*.so"):  # each of them is not what its name says
+            stale.unlink(missing_ok=True)
+        return part.replace(folder / _name(key, content))
+
+
+def _name(key: str, content: bytes) -> str:
+    return f"kernels-{key}-{hashlib.sha256(content).hexdigest()[:16]}.so"
 
 
 def _processor() -> str:

@@ -1,7 +1,7 @@
-"""A net cut behind its linear maps, so that a candidate can go through the rest of it from there.
+"""Cut a net after its linear maps, and run candidates through the rest of it from there.
 
-A `BlockStage` or `HeadStage` is a layer with fixed weights: `receive` is its linear map, `finish` what comes behind it.
-`advance` goes from what one stage received to what the next one receives, in compiled loops where these cover the two.
+A `BlockStage` or `HeadStage` is a layer with fixed weights: `receive` is its linear map, `finish` is all that follows.
+`advance` goes from the preactivation of one stage to that of the next, in compiled loops where these cover the two.
 Several candidates pass side by side, as one batch with statistics for each.
 """
 
@@ -24,7 +24,7 @@ Weights = dict[str, Tensor]
 
 
 def weights_of(layer: nn.Module) -> Weights:
-    """The layer's weights by name; they share their memory with the layer."""
+    """Return the layer's weights by name; they share their memory with the layer."""
     return {name: weight.detach() for name, weight in layer.named_parameters()}
 
 
@@ -33,7 +33,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def layout(channels: int) -> Callable[[Tensor], Tensor]:
-    """The memory layout in which convolutions to so many channels are fast: channels last, if these fill a vector."""
+    """Return the fast memory layout for convolutions to so many channels: channels last if they fill a vector."""
     return channels_last if channels >= 8 else Tensor.contiguous
 
 
@@ -43,12 +43,12 @@ def layout(channels: int) -> Callable[[Tensor], Tensor]:
 
 
 def folds(block: Block) -> bool:
-    """Whether average pooling directly follows the block's convolution."""
+    """Return whether average pooling directly follows the block's convolution."""
     return block.pool == "avg" and not block.pool_last
 
 
 def fold(kernel: Tensor) -> Tensor:
-    """[O, I, 3, 3] → the [O, I, 4, 4] kernel that with stride 2 convolves and pools."""
+    """Turn a kernel [O, I, 3, 3] into one [O, I, 4, 4] that with stride 2 convolves and pools."""
     single = kernel.reshape(-1, 1, 3, 3)
     mean = single.new_full((1, 1, 2, 2), 0.25)
     return F.conv2d(single, mean, padding=1).view(*kernel.shape[:2], 4, 4)
@@ -59,26 +59,26 @@ Index = int | Tensor
 
 
 def one(place: Index) -> slice | Tensor:
-    """An index that leaves a dimension of size 1."""
+    """Return an index that leaves a dimension of size 1."""
     return place if isinstance(place, Tensor) else slice(place, place + 1)
 
 
 def picked(x: Tensor, rows: Sequence[Index]) -> Tensor:
-    """Some channels of x [N, C, ...]. Places on the host would be uploaded, and the device waited for."""
+    """Pick channels of x [N, C, ...] by slices: indexing with a list would copy it to the GPU and synchronise."""
     return torch.cat([x[:, one(row)] for row in rows], 1)
 
 
-# What follows a block's linear map, for all of its rows or some: w holds the weights of these rows.
+# What follows a block's linear map, for all output channels or some: w holds the weights of these.
 
 
 def bridge(
     block: Block, w: Weights, skip: Tensor | None, rows: Sequence[Index] | None = None, groups: int = 1
 ) -> Tensor:
-    """What the open skip adds to the linear map's output."""
+    """Return what the open skip adds to the linear map's output."""
     assert skip is not None, "no block before this one opens a skip"
     skip = skip.to(w["conv.weight"])  # it may be cached in half precision
     if block.shortcut is not None:
-        kernel = w["shortcut.0.weight"]  # a product rounds by the place of a row: some rows come one by one
+        kernel = w["shortcut.0.weight"]  # a product rounds by the place of a channel, so some come one by one
         z = F.conv2d(skip, kernel) if rows is None else torch.cat([F.conv2d(skip, row[None]) for row in kernel], 1)
         skip = batch_norm(cast(nn.BatchNorm2d, block.shortcut[1]), w, "shortcut.1", Preactivation(z, groups=groups))
     elif rows is not None:
@@ -87,7 +87,7 @@ def bridge(
 
 
 def normalise(block: Block, w: Weights, z: Preactivation) -> Tensor:
-    """From the linear map's output (and the skip) to batch norm's, or to where the bias is added."""
+    """Apply batch norm, or the bias, to the linear map's output; max pooling comes first where there is one."""
     if not folds(block) and not block.pool_last and block.pool:
         z = Preactivation(pool2(z.z, block.pool), groups=z.groups)
     if block.norm is None:  # a bias moves all pixels alike, and so what pooling makes of them
@@ -96,7 +96,7 @@ def normalise(block: Block, w: Weights, z: Preactivation) -> Tensor:
 
 
 def batch_norm(norm: nn.BatchNorm2d, w: Weights, name: str, z: Preactivation) -> Tensor:
-    """Each channel of each group by itself: with the statistics in w if they are there, or with those of the batch."""
+    """Normalise each channel of each group with the running statistics in w, if there are any, or with its own."""
     scale, shift, mean, var = (w.get(f"{name}.{part}") for part in ("weight", "bias", "running_mean", "running_var"))
     means, variances = [mean] * z.groups, [var] * z.groups
     if mean is None and z.moments is not None:
@@ -108,9 +108,9 @@ def batch_norm(norm: nn.BatchNorm2d, w: Weights, name: str, z: Preactivation) ->
 
 
 class BlockStage:
-    """A block with fixed weights, cut behind its linear map: `receive` and then `finish` is the block.
+    """A block with fixed weights, cut after its linear map: `receive` and then `finish` is the block.
 
-    Batch norm has the statistics that are in w beside the weights, or those of the batch.
+    Batch norm takes the running statistics in w, if there are any, or those of the batch.
     """
 
     def __init__(self, block: Block, w: Weights):
@@ -125,23 +125,23 @@ class BlockStage:
         return x
 
     def receive(self, flow: Flow, groups: int = 1) -> Tensor:
-        """The linear map's output for some candidates, with the skip added where the block closes one."""
+        """Return the preactivation of some candidates: the linear map, and the skip where the block closes one."""
         z = self.response(flow.x)
         return z + bridge(self.block, self.w, flow.skip, groups=groups) if self.block.closes else z
 
     def response(self, x: Tensor, channels: slice | Tensor = slice(None)) -> Tensor:
-        """The linear map of x [N, C, H, W], or the part of it that is due to some input channels."""
+        """Apply the linear map to x [N, C, H, W], or the part of it that some input channels contribute."""
         kernel = self.layout(self.kernel[:, channels])
         return F.conv2d(self.layout(x), kernel, stride=self.stride, padding=1)
 
     def finish(self, z: Preactivation, skip: Tensor | None) -> Flow:
-        """The block's output, given what `receive` gave and the skip before it."""
+        """Return the block's output, given its preactivation and the skip before it."""
         normed = normalise(self.block, self.w, z)
         return Flow(self.block.activate(normed), self.block.passes(normed, skip))
 
 
 class HeadStage:
-    """The head, cut in the same way: pooling, matrix, bias."""
+    """A head with fixed weights, cut after its matrix: pooling and matrix are `receive`, the bias is `finish`."""
 
     def __init__(self, head: Head):
         self.head, self.w = head, weights_of(head)
@@ -153,7 +153,7 @@ class HeadStage:
         return self.responses(self.enter(flow.x), groups)
 
     def responses(self, x: Tensor, groups: int) -> Tensor:
-        """The matrix times each candidate by itself, in memory of its own.
+        """Multiply the matrix with each candidate by itself, in memory of its own.
 
         A product rounds by the place of a row, and by where the first one lies: ties would break.
         """
@@ -180,16 +180,16 @@ def stage(layer: Block | Head, calibrated: bool = False) -> Stage:
 
 
 def stages(layers: Iterable[Block | Head], calibrated: bool = False) -> list[Stage]:
-    """The stages of layers that follow each other; `calibrated` ones have batch norm's running statistics."""
+    """Return the stages of consecutive layers; `calibrated` ones have batch norm's running statistics."""
     return [stage(layer, calibrated) for layer in layers]
 
 
 Candidate = tuple[Preactivation, Tensor | None]
-"""What a stage receives, and the skip that is open there."""
+"""The preactivation of a stage, and the skip that is open there."""
 
 
 def outputs(cuts: Sequence[Stage], candidates: Iterable[Candidate], at_once: int) -> Iterator[Tensor]:
-    """The net's output for each candidate for what the first of the stages receives, so many of them as one batch."""
+    """Yield the net's output for each candidate preactivation of the first stage, so many of them as one batch."""
     remaining = iter(candidates)
     while group := list(islice(remaining, at_once)):
         count = len(group)
@@ -202,7 +202,7 @@ def outputs(cuts: Sequence[Stage], candidates: Iterable[Candidate], at_once: int
 
 
 def side_by_side(candidates: Sequence[Candidate]) -> Candidate:
-    """The candidates as one batch."""
+    """Join candidates to one batch."""
     if len(candidates) == 1:
         return candidates[0]
     moments = concatenated([z.moments for z, _ in candidates])
@@ -211,48 +211,48 @@ def side_by_side(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def concatenated(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """The parts one after the other, if all are there."""
+    """Concatenate the parts, if all are there."""
     there = [part for part in parts if part is not None]
     return torch.cat(there) if len(there) == len(parts) else None
 
 
 def advance(cut: BlockStage, following: Stage, z: Preactivation, skip: Tensor | None) -> Candidate:
-    """From what one stage received to what the next receives; compiled where that covers the two stages."""
+    """Go from the preactivation of one stage to that of the next, in compiled loops where these cover the two."""
     norm, compiled = fused_norm(cut.block), compiled_between(z.z, following)
     if norm and compiled:
         z = calibrated(cut.w, z.z) if "norm.running_mean" in cut.w else z
         fused = cut.w["norm.weight"], cut.w["norm.bias"], norm.eps, cut.block.relu
         if isinstance(following, HeadStage):
             return Preactivation(following.responses(compiled.norm_max(z, *fused), z.groups), groups=z.groups), None
-        behind = cut.block.passes(normalise(cut.block, cut.w, z) if cut.block.opens else z.z, skip)
+        open_skip = cut.block.passes(normalise(cut.block, cut.w, z) if cut.block.opens else z.z, skip)
         base = None
         if following.block.closes:
-            base = channels_last(bridge(following.block, following.w, behind, groups=z.groups))
-        return compiled.norm_conv(z, *fused, following.taps, following.stride, base), behind
+            base = channels_last(bridge(following.block, following.w, open_skip, groups=z.groups))
+        return compiled.norm_conv(z, *fused, following.taps, following.stride, base), open_skip
     flow = cut.finish(z, skip)
     return Preactivation(following.receive(flow, z.groups), groups=z.groups), flow.skip
 
 
 def compiled_between(z: Tensor, following: Stage) -> kernels.Kernels | None:
-    """The compiled kernels, if they cover what follows a linear map that gave z, up to the next one."""
+    """Return the compiled kernels, if they cover what lies between preactivation z and the next one."""
     if isinstance(following, HeadStage):
         return kernels.covering(z, z.shape[1]) if following.head.pool == "max" else None
     return kernels.covering(z, len(following.kernel))
 
 
 def calibrated(w: Weights, z: Tensor) -> Preactivation:
-    """z with the moments that give batch norm its running statistics."""
+    """Give z the moments that lead batch norm to its running statistics."""
     mean, var = w["norm.running_mean"].double(), w["norm.running_var"].double()
     return Preactivation(z, torch.stack([mean, var + mean.square()])[None], count=1.0)
 
 
 def fused_norm(block: Block) -> nn.BatchNorm2d | None:
-    """The block's batch norm, if nothing but that and ReLU stands between its linear map and the next."""
+    """Return the block's batch norm, if nothing but that and ReLU stands between its linear map and the next."""
     return block.norm if block.pool is None or folds(block) else None
 
 
 def forward(cuts: Sequence[Stage], images: Tensor) -> Flow:
-    """What the last of the stages, which are those of a net from its first on, gives for some images."""
+    """Run images through stages, which are those of a net from its first on."""
     flow = Flow(images)
     if not cuts:
         return flow

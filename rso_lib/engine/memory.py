@@ -1,6 +1,7 @@
 """What a run needs, what the machine has, and how freed memory is kept."""
 
 import contextlib
+import copy
 import ctypes
 import math
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..data import Data
-from ..models import Flow, Net, pool2
+from ..models import Flow, Net, pool2, unlike
 from ..settings import CACHES, RSO
 from . import replay
 from .block import most_at_once, planes
@@ -88,22 +89,21 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     opens, and in the sequential strategy what one row of the layer gives, or all rows where settings.order comes back
     to them. Per image of a batch: `NORMED` or `PLAIN` tensors of the largest activation, times the candidates that go
     through the net together, and one more for an input in half precision.
-    Raises ValueError for a net that is not a `models.Net`.
+    Raises ValueError for a net that the engine does not know.
     """
-    if not isinstance(net, Net):
-        raise ValueError("the estimate is for a models.Net")
+    if reason := unlike(net):
+        raise ValueError(f"the estimate is for a models.Net that the engine knows: {reason}")
     image, half, jointly = data.train.images[:1], settings.cache == "half", settings.level != "weight"
-    training = net.training
-    net.eval()  # in train mode one image would replace the calibrated statistics, and 1×1 maps have none
+    net = copy.deepcopy(net).eval()  # in train mode one image would replace the calibrated statistics
     flow, most, largest = Flow(channels_last(image)), 0, image.numel()
     for block, following in zip(net.blocks, net.layers[1:], strict=True):
-        behind = block(flow)
+        output = block(flow)
         x = flow.x if jointly else planes(flow.x, folds(block))
         kept = [x] if flow.skip is None else [x, flow.skip]
         cut = stage(following)
-        entered = cut.enter(behind.x)
+        entered = cut.enter(output.x)
         row = pool2(flow.x[:, :1], block.pool) if folds(block) else flow.x[:, :1]
-        states = [cut.response(entered), *([behind.skip] if block.opens else [])]
+        states = [cut.response(entered), *([output.skip] if block.opens else [])]
         if settings.strategy == "sequential":
             states += [row] * (1 if settings.order == "output" else block.conv.out_channels)
         input_size = 2 if half else image.element_size()
@@ -114,8 +114,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
             most = max(most, size)
         unpooled = flow.x if folds(block) else block.conv(flow.x)
         largest = max(largest, *(part.numel() for part in [*kept, *states, entered, unpooled]))
-        flow = behind
-    net.train(training)
+        flow = output
     per_image = most + image.numel() * image.element_size()
     temporaries = NORMED if any(block.norm for block in net.blocks) else PLAIN
     if settings.strategy == "sequential" and not jointly and replay.covers(image.device, settings.cache):

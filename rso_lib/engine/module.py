@@ -1,13 +1,15 @@
 """Score candidates with forward passes: for any module, and for steps that move many weights at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..algorithm import Batches, Loss
-from ..models import Net
+from ..models import Net, buffers_kept, mode
+from ..proposals import noise
 from ..rules import Scores
 from ..settings import RSO
 from .block import OnDemand, cached_input, moved
@@ -21,23 +23,33 @@ class JointMove(NamedTuple):
 
     tensors  their names in the net
     batch    the number of the batch that scores the step
+    turn     the number of the step among those of its layer
     places   of the step in its sweep: one
     deltas   ΔW of each tensor, in its shape
     """
 
     tensors: Sequence[str]
     batch: int
+    turn: int
     places: list[int]
     deltas: Sequence[Tensor]
 
+    def visits(self) -> Iterator[tuple[int, None, Tensor]]:
+        """Yield the place; there is no one weight, and no one Δ."""
+        yield self.places[0], None, torch.tensor(torch.nan)
+
 
 class ModuleScorer:
-    """Score steps of any module by sending the batch through the whole of it for each candidate."""
+    """Score steps of any module by sending the batch through the whole of it for each candidate.
+
+    The candidates of a step meet the same net: in train mode, with the same buffers and, where the net draws random
+    numbers (dropout), with the same ones, which follow from the key and the step's turn.
+    """
 
     strategy, steps_at_once = "sequential", 1
 
-    def __init__(self, net: nn.Module, batches: Batches, settings: RSO, loss: Loss):
-        self.net, self.loss = net.train(), loss
+    def __init__(self, net: nn.Module, batches: Batches, settings: RSO, loss: Loss, key: Sequence[int] = (0,)):
+        self.net, self.loss, self.key = net, loss, key
         self.x, self.labels = batches.slices(batches.images), batches.slices(batches.labels)
         self.multiples = settings.multiples(batches.images.device)
 
@@ -49,21 +61,29 @@ class ModuleScorer:
         before = [(weight, weight.clone()) for weight, _ in self.direction(move)]
         images = []
         try:
-            for multiple in self.multiples:
-                for (weight, delta), (_, old) in zip(self.direction(move), before, strict=True):
-                    weight.copy_(moved(old, delta, multiple))
-                images.append(self.losses(move.batch))
+            with self.same_net(move.turn) as rewind:
+                for multiple in self.multiples:
+                    for (weight, delta), (_, old) in zip(self.direction(move), before, strict=True):
+                        weight.copy_(moved(old, delta, multiple))
+                    rewind()
+                    images.append(self.losses(move.batch))
         finally:
             for weight, old in before:
                 weight.copy_(old)
-        losses = torch.stack(images)[None]
+        losses = torch.stack([each.mean() for each in images])[None]
         delta = move.deltas if isinstance(move, Moves) else losses.new_full((1,), torch.nan)
-        return Scores(losses.mean(2), losses, self.multiples, delta)
+        return Scores(losses, torch.stack(images)[None], self.multiples, delta)
+
+    @contextmanager
+    def same_net(self, turn: int) -> Iterator[Callable[[], None]]:
+        """Hold the net still but for its weights; a call of what is yielded gives the next candidate the same noise."""
+        with mode(self.net, training=True), noise(self.labels[0].device, *self.key, turn) as rewind:
+            yield rewind
 
     def commit(self, move: Moves | JointMove, choices: Tensor) -> None:
         """Move all weights of the step by the same multiple [1] of their Δ."""
         for weight, delta in self.direction(move):
-            weight.copy_(moved(weight, delta, choices))
+            weight.copy_(moved(weight, delta, choices[0]))
 
     def direction(self, move: Moves | JointMove) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the weights that a step moves, as views, and their Δ."""
@@ -79,7 +99,9 @@ class ModuleScorer:
 
     def losses(self, batch: int) -> Tensor:
         """Return the loss of each image of a batch, for the net as it stands: [N], float64."""
-        return self.loss(self.net(self.x[batch]), self.labels[batch])
+        with buffers_kept(self.net):
+            outputs = self.net(self.x[batch].clone())  # a net may write into its input
+        return self.loss(outputs, self.labels[batch])
 
 
 class JointScorer(ModuleScorer):
@@ -91,10 +113,13 @@ class JointScorer(ModuleScorer):
     def __init__(self, net: Net, position: int, batches: Batches, settings: RSO, loss: Loss):
         super().__init__(net, batches, settings, loss)
         self.layers = net.layers[position:]
-        net.eval()
         images, before = self.x, stages(net.blocks[:position], calibrated=True)
         half = settings.cache == "half"
         self.inputs = OnDemand(lambda batch: cached_input(before, images[batch], channels_last, half))
+
+    @contextmanager
+    def same_net(self, turn: int) -> Iterator[Callable[[], None]]:
+        yield lambda: None  # a net of blocks draws nothing, and `stages` leave its buffers alone
 
     def losses(self, batch: int) -> Tensor:
         searched, flow = stages(self.layers), self.inputs[batch]

@@ -37,6 +37,7 @@ class Moves(NamedTuple):
 
     tensor   the name of the searched tensor in its layer
     batch    the number of the batch that scores them
+    turn     the number of their round
     places   of the visits in their sweep: [n]
     indices  of the weights in the tensor, flat: [n]
     at       the same indices on the weights' device, [n], int64
@@ -45,15 +46,20 @@ class Moves(NamedTuple):
 
     tensor: str
     batch: int
+    turn: int
     places: list[int]
     indices: list[int]
     at: Tensor
     deltas: Tensor
 
+    def visits(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield place, index and Δ of each."""
+        return zip(self.places, self.indices, self.deltas, strict=True)
+
     @classmethod
     def of(cls, tensor: str, index: int, delta: Tensor, batch: int) -> "Moves":
         """Return the visit of one weight, with Δ, 0-dim."""
-        return cls(tensor, batch, [0], [index], torch.tensor([index], device=delta.device), delta.view(1))
+        return cls(tensor, batch, batch, [0], [index], torch.tensor([index], device=delta.device), delta.view(1))
 
 
 def rounds(strategy: str, visits: Visits, batches: int) -> Tensor:
@@ -94,9 +100,10 @@ def plan(strategy: str, visits: Visits, batches: int, at_once: int, own: Tensor)
     indices = visits.indices[own]
     columns = (
         [number % batches for number, _ in parts],
+        [number for number, _ in parts],
         *([x.tolist() for x in rows.split(sizes)] for rows in (own, indices)),
         indices.to(device).split(sizes),
         visits.deltas[own.to(device)].split(sizes),
     )
-    for batch, places, flat, at, deltas in zip(*columns, strict=True):
-        yield Moves(visits.tensor, batch, places, flat, at, deltas)
+    for column in zip(*columns, strict=True):
+        yield Moves(visits.tensor, *column)

@@ -1,6 +1,6 @@
 """How long a step takes: plain, with the paper's cache, and in the engine, measured in turn in one process.
 
-    python -m rso_lib.bench [--net mnist_net] [--batch 1000] [--slices N] [--device cpu] [--json FILE]
+    python -m rso_lib bench [--net mnist_net] [--batch 1000] [--slices N] [--device cpu] [--json FILE]
 
 plain    three forward passes of the whole net, channels_last, no gradients
 cached   three forward passes from the searched layer on (section 4.7)
@@ -15,15 +15,19 @@ between are changed, as if visited. Images are random: the time does not depend 
 allocator settings (`memory.keep_freed`). --precision tf32 lets a CUDA device round the factors of products.
 """
 
-import argparse
 import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +43,9 @@ from ..engine.sequential import SequentialScorer
 from ..models import Flow, Head, Net, calibrate
 from ..proposals import sigma
 from ..rules import argmin
-from ..settings import PRECISIONS, RSO, arithmetic, check_whole
+from ..run import cli as command
+from ..run.files import replacing
+from ..settings import PRECISIONS, RSO, arithmetic, check_choice, check_whole
 
 SHAPES = {"one_conv": (1, 28, 28), "two_conv": (1, 28, 28), "mnist_net": (1, 28, 28)}
 CIFAR = {f"cifar_net_{depth}": depth for depth in (3, 5, 10)}
@@ -126,11 +132,14 @@ def plain_step(weight: Tensor, index: int, delta: Tensor, loss: Callable[[], Ten
     flat = weight.view(-1)
     old = flat[index].clone()
     values = torch.stack([old, old + delta, old - delta])
-    losses = []
-    for value in values:
-        flat[index] = value
-        losses.append(loss())
-    flat[index] = values.take(torch.stack(losses).argmin())
+    best, losses = old, []
+    try:
+        for value in values:
+            flat[index] = value
+            losses.append(loss())
+        best = values.take(torch.stack(losses).argmin())
+    finally:
+        flat[index] = best
 
 
 @dataclass
@@ -201,6 +210,32 @@ def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int
         build=build,
         firsts=0 if replays else sum(min(slices, tensor.numel()) for tensor in layer.parameters()),
     )
+
+
+@contextmanager
+def busy_core() -> Iterator[None]:
+    """Keep one core busy with another process."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE
+    ) as busy:
+        try:
+            assert busy.stdout is not None
+            busy.stdout.readline()  # it has begun
+            yield
+        finally:
+            busy.kill()
+
+
+def beside_load(net: Net, timings: list[Timing], batches: Batches, repeats: int, sample: int | None) -> dict[str, Any]:
+    """Measure the layer that takes most of a cycle again, beside a process that keeps a core busy.
+
+    Returns the layer, milliseconds of a step there, and the speed as a share of the quiet one.
+    """
+    position = max(range(len(timings)), key=lambda k: timings[k].cycle("engine"))
+    with busy_core():
+        loaded = measure(net, position, batches, repeats, sample).engine
+    quiet = timings[position]
+    return {"layer": quiet.layer, "engine": loaded, "share": quiet.engine / loaded}
 
 
 def visits(
@@ -294,12 +329,16 @@ def bench(
     rate = matrix_rate(device)
     positions = tqdm(range(len(net)), unit="layer")
     timings = [measure(net, position, batches, repeats, sample) for position in positions]
+    beside = beside_load(net, timings, batches, repeats, sample) if device.type == "cpu" else None
     counts = operations(build(net_name)[0], shape)
     steps = [operations_per_step(counts, position, batch) for position in range(len(net))]
     cycle = summary(timings, steps, rate)
     print(f"{net_name}, batch {batch}, {count:,} images; {machine(device)}; matrix product {rate / 1e9:.0f} GFLOP/s")
     print("Milliseconds per step; a cycle is extrapolated from the measured steps of every layer.\n")
     print("\n".join(table(timings, steps, rate, cycle)))
+    if beside:
+        print(f"\nBeside a busy core: {beside['share']:.0%} of this speed in {beside['layer']}", end="")
+        print(f" ({beside['engine']:.2f} ms a step)")
     print(f"\nOne cycle in the engine: {cycle['engine_seconds']:.1f} s", end="; ")
     print(f"{cycle['image_forwards_saved']:.1%} of the plain algorithm's operations are saved", end="; ")
     print(f"peak memory {memory.peak(device) / 1e9:.1f} GB")
@@ -312,36 +351,70 @@ def bench(
         "matrix_gflops": rate / 1e9,
         "peak_memory_gb": memory.peak(device) / 1e9,
         "cycle": cycle,
+        "beside_load": beside,
         "layers": [asdict(timing) | {"operations": ops} for timing, ops in zip(timings, steps, strict=True)],
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", default="mnist_net", choices=[*SHAPES, *CIFAR])
-    parser.add_argument("--batch", type=int, default=1000, help="images in a batch")
-    parser.add_argument("--images", type=int, help="training images (MNIST's or CIFAR-10's number)")
-    parser.add_argument("--slices", type=int, help="how many are built and visited (all)")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=5, help="timed rounds in every layer")
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of products on a CUDA device")
-    options = parser.parse_args()
+@dataclass
+class Options:
+    """What is measured."""
+
+    net: str = field(default="mnist_net", metadata={"more": ", ".join([*SHAPES, *CIFAR])})
+    """one of these:"""
+    batch: int = 1000
+    """images in a batch"""
+    images: int | None = None
+    """training images; else MNIST's or CIFAR-10's number"""
+    slices: int | None = None
+    """how many are built and visited; else all"""
+    device: str = "cpu"
+    """such as cuda"""
+    threads: int | None = None
+    """of the CPU; else as many as torch chooses"""
+    repeats: int = 5
+    """timed rounds in every layer"""
+    json: str | None = None
+    """file for the figures"""
+    precision: str = field(default="float32", metadata={"more": " or ".join(PRECISIONS)})
+    """of products on a CUDA device:"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure how long a step takes: plain, with the paper's cache, and in the engine.
+
+    plain is three forward passes of the whole net, cached three from the searched layer on (section 4.7), engine what
+    a run does. With --slices only so many are built and visited, which takes less memory and time.
+    """
+    options = Options(**command.parse("bench", main, arguments, Options))
+    with command.ending("bench"):
+        device, file = _checked(options)
+        with arithmetic(options.precision):
+            result = bench(options.net, options.batch, device, options.images, options.repeats, options.slices)
+        result["precision"] = options.precision
+        if file:
+            with replacing(file) as part:
+                part.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _checked(options: Options) -> tuple[torch.device, Path | None]:
+    """Set the threads; return the device and the file. Raises ValueError for what would fail after the measuring."""
+    check_choice("net", options.net, [*SHAPES, *CIFAR])
+    check_choice("precision", options.precision, PRECISIONS)
+    for name in ("batch", "images", "slices", "repeats"):
+        if (value := getattr(options, name)) is not None:
+            check_whole(name, value, least=1)
+    check_whole("images", options.images or IMAGES[build(options.net)[1][0]], least=options.batch)
+    if options.threads is not None:
+        command.set_threads(options.threads)
     try:
-        for name in ("batch", "images", "slices", "threads", "repeats"):
-            if (value := getattr(options, name)) is not None:
-                check_whole(name, value, least=1)
-        check_whole("images", options.images or IMAGES[build(options.net)[1][0]], least=options.batch)
-    except ValueError as error:
-        parser.error(str(error))
-    torch.set_num_threads(options.threads)
-    with arithmetic(options.precision):
-        result = bench(options.net, options.batch, options.device, options.images, options.repeats, options.slices)
-    result["precision"] = options.precision
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {options.device!r} cannot be used here: {reason}") from error
+    if options.json is None:
+        return torch.device(options.device), None
+    file = Path(options.json).expanduser()
+    if not options.json.strip() or file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise ValueError(f"json must be a file in a folder that is there and can be written, not {options.json!r}")
+    return torch.device(options.device), file

@@ -1,11 +1,12 @@
-"""The main job on scikit-learn's digits: `python -m rso_lib.demo`, or `make demo`."""
+"""The main job on scikit-learn's digits: `python -m rso_lib demo`, or `make demo`."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..history import History
+from ..run import cli as command
 from .checks import check_names
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,7 @@ def execute(notebook: str | Path, output: str | Path, parameters: Mapping[str, A
         str(notebook),
         str(output),
         parameters,
+        start_timeout=600,  # seconds; a busy machine needs more than the usual 60 to start a kernel
         stderr_file=sys.stderr,  # the progress bars of the cells
         coalesce_streams=True,  # one output for a bar, and not one for each of its states
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # a local kernel warns that it does not encrypt
@@ -40,8 +42,9 @@ def summary(history: History) -> str:
     return f"test accuracy: {history.last.test_accuracy:.4f} after {steps:,} steps"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Execute the first teaching notebook on digits into runs/demo, and say what came out."""
+    command.parse("demo", main, arguments)
     if not NOTEBOOK.is_file():
         sys.exit(f"{NOTEBOOK} is missing; the demo needs a whole copy of the project")
     for old in [*OUT.glob("*.csv"), *OUT.glob("*.png")]:
@@ -50,7 +53,3 @@ def main() -> None:
     print(f"\n{summary(History.load(OUT / 'history.csv'))}")
     for file in [OUT / NOTEBOOK.name, OUT / "history.csv", *sorted(OUT.glob("*.png"))]:
         print(f"  {file.relative_to(PROJECT)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,14 +1,13 @@
-"""How exact the arithmetic is, and how many decisions that changes: `python -m rso_lib.precision RUNFOLDER`.
+"""How exact the arithmetic is, and how many decisions that changes: `python -m rso_lib precision RUNFOLDER`.
 
 A decision is which of w, w + Δ and w − Δ has the lowest loss. Some weights of every tensor are visited as in the run's
 next cycle. Every visit is scored twice, with the same weights, images and Δ: in float64, whose choice is kept, and as a
 run would score it.
 """
 
-import argparse
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +18,10 @@ from ..data import Data
 from ..engine import Moves
 from ..engine.head import HeadScorer
 from ..engine.sequential import SequentialScorer
-from ..models import Head, Net, calibrate
+from ..models import Head, Net, calibrate, searched
 from ..proposals import generator, sigma
 from ..rules import argmin
+from ..run import cli as command
 from ..run.folder import Run, load
 from ..settings import RSO, arithmetic, check_whole
 
@@ -52,7 +52,7 @@ def compare(
         full = replace(settings, cache="full")
         exact = _scorer(copy.deepcopy(net).double(), position, data, full, batch_size, slices)
         turn = 0
-        for name, weight in module.named_parameters():
+        for name, weight in searched(module).items():
             first = int(torch.randint(max(weight.numel() - visits, 0) + 1, (), generator=rng))
             indices = range(first, min(first + visits, weight.numel()))
             deltas = settings.draw()((len(indices),), rng) * sigma(weight) * settings.sigma_factor(cycle)
@@ -83,21 +83,24 @@ def _scorer(
         return scorer(net.eval(), position, part, settings, cross_entropies)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Count as the command line says, and print a table."""
-    from ..run import cli as command
+@dataclass
+class Visits:
+    """How much is counted."""
 
-    about = argparse.RawDescriptionHelpFormatter
-    parser = command.new_parser("rso_lib.precision", description=__doc__, formatter_class=about)
-    parser.add_argument("folder", metavar="RUNFOLDER", help="of a run: its net as it stands, its images, batch and σ")
-    command.add(parser, {"visits": (100, "of every tensor"), **command.PLACE})
-    given = command.parse(parser, arguments)
-    try:
-        place, visits = command.take_place(given), given.get("visits", 100)
+    visits: int = 100
+    """of every tensor"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Count the decisions of a run that another arithmetic makes otherwise, with its net, images, batch and σ.
+
+    Some weights of every tensor are visited as in the run's next cycle, and scored in float64 and as a run would.
+    """
+    given = command.parse("precision", main, arguments, Visits, command.Place, folder="RUNFOLDER")
+    with command.ending("precision"):
+        place, visits = command.take_place(given), given.get("visits", Visits.visits)
         check_whole("visits", visits, least=1)
         _count(load(given["folder"]), visits, **place)
-    except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 def _count(run: Run, count: int, device: str, root: str | None) -> None:
@@ -111,7 +114,3 @@ def _count(run: Run, count: int, device: str, root: str | None) -> None:
         rows = list(tqdm(found, total=len(list(net.parameters())), unit="tensor", desc=label))
         visits, differ = sum(row.visits for row in rows), sum(row.differ for row in rows)
         print(f"| {label} | {visits:,} | {differ} | {differ / visits:.2%} |")
-
-
-if __name__ == "__main__":
-    main()

@@ -4,12 +4,18 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..data import home
+from ..data import Data, home
+from ..run import sgd
+from ..run.folder import build
 from ..run.presets import PRESETS, choose
+from ..settings import RSO, numbers
+from ..train import check as check_run
 
 Sizes = dict[str, Any]
 
@@ -118,6 +124,21 @@ def choose_sizes(notebook: str, preset: str, parameters: Mapping[str, Any]) -> S
     """
     table = SIZES[notebook]
     return SimpleNamespace(**choose(preset, table, **{name: parameters.get(name) for name in table["smoke"]}))
+
+
+def check_sizes(asked: SimpleNamespace, data: Data) -> None:
+    """Raise the errors of a notebook's runs before the first of them: ValueError, TypeError or MemoryError."""
+    values = vars(asked)
+    known = {field.name: values[field.name] for field in fields(RSO) if field.name in values}
+    if known.get("order") == "both":
+        known["order"] = "output"
+    check_run(build(asked.net, data.shape, len(data.classes), seed=0), data, RSO(**known))
+    if "rate" in values:
+        sgd.SGD(epochs=asked.epochs, rate=asked.rate, warmup=0)
+        trial = sgd.SGD(epochs=asked.grid_epochs, warmup=0, target=asked.grid_target)
+        sizes = numbers("grid_batch_sizes", asked.grid_batch_sizes)
+        for size, rate in product(sizes, numbers("grid_rates", asked.grid_rates, float)):
+            sgd.check(data, replace(trial, batch_size=size, rate=rate))
 
 
 def make_folder(out: str, notebook: str, preset: str) -> Path:

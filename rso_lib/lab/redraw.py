@@ -1,4 +1,4 @@
-"""Draw figures/NAME.png from figures/NAME.csv, for every CSV there, without training."""
+"""Draw figures/NAME.png from figures/NAME.csv, for every CSV there: `python -m rso_lib figures`, or `redraw`."""
 
 import csv
 import math
@@ -10,6 +10,7 @@ import pandas
 
 from ..data import home
 from ..history import COLUMNS, NEEDED, History, read
+from ..run import cli as command
 from .figure import Picture, new_picture, set_whole_ticks, style
 from .pictures import plot_curves
 
@@ -106,6 +107,9 @@ def redraw(folder: str | Path = FIGURES) -> list[Path]:
     return drawn
 
 
-if __name__ == "__main__":
-    for path in redraw():
-        print(path)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw figures/NAME.png from figures/NAME.csv, for every CSV there, without training."""
+    command.parse("figures", main, arguments)
+    with command.ending("figures"):
+        for path in redraw():
+            print(path)

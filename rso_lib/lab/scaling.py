@@ -23,13 +23,13 @@ SPLITS = {"sequential": "batch", "neuron": "weights", "layer": "weights"}
 def launch_run(folder: str | Path, processes: int, **settings: Any) -> Run:
     """Run the command line with several processes of one thread each on this machine, and wait for its end.
 
-    settings  as on the command line of `python -m rso_lib`
+    settings  as on the command line of `python -m rso_lib train`
 
     Raises RuntimeError, with the end of what the processes printed, where they fail.
     """
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, "-m", *torchrun, "-m", "rso_lib", str(folder), *options]
+    command = [sys.executable, "-m", *torchrun, "-m", "rso_lib", "train", str(folder), *options]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -88,7 +88,7 @@ NETWORKS = {
 
 
 def read_layers(report: str | Path, size: float = 1.0) -> list[Layer]:
-    """Read the costs of a net's layers from a report of the benchmark (`--json`).
+    """Read the costs of a net's layers from a report of `python -m rso_lib bench --json`.
 
     size  multiplies the channels of the net: the weights and the time of a step grow with its square
     """

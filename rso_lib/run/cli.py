@@ -1,63 +1,81 @@
-"""Begin a run in a folder, or take up the one that is there, and train to its end."""
+"""The command line: options are fields of settings' classes, an error is one message, an interrupt costs nothing."""
 
-import argparse
 import ast
 import inspect
 import io
-import re
+import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Required, TypedDict, Union, get_args, get_origin, get_type_hints
 
 import torch
 
-from ..settings import RSO, check_choice, check_whole
+from ..settings import RSO, check_whole
 from . import folder as runs
 from . import presets
 from . import processes as parallel
+from .files import folder_at
+from .nets import NETS, read_options
 from .processes import world
 
-Options = Mapping[str, tuple[Any, str]]
-"""Of a command line, by name: the default and what --help says."""
-NETS = ", ".join(runs.NETS)
-WHAT: Options = {
-    "dataset": ("digits", "digits (with batches of 128), mnist, fashion_mnist, kmnist, cifar10 or folder:PATH"),
-    "net": ("one_conv", f"{NETS}; initialised with the seed of the run"),
-    "net_options": ({}, "of the net, separated by commas, such as depth=5,head=mean"),
-    "data_seed": (0, "of the split in training and validation part"),
-    "val_size": (None, "training images kept for validation; else 5000, or a tenth if that is less"),
-}
-PLACE: Options = {
-    "device": ("cpu", "such as cuda"),
-    "threads": (None, "of the CPU (default: as torch chooses)"),
-    "data_root": (None, "folder of downloaded images (default: $RSO_DATA, else data)"),
-}
-ENDING = """\
-A run that was stopped, in whatever way, goes on with the same command, or with the folder alone, and
-ends with the bits of an unbroken run. In names, - and _ are the same."""
+
+@dataclass
+class What:
+    """What is trained."""
+
+    dataset: str = "digits"
+    """digits (with batches of 128), mnist, fashion_mnist, kmnist, cifar10 or folder:PATH"""
+    net: str = field(default="one_conv", metadata={"more": ", ".join(NETS)})
+    """one of these, initialised with the seed of the run:"""
+    net_options: str = ""
+    """of the net, separated by commas, such as depth=5,head=mean"""
+    data_seed: int = 0
+    """of the split in training and validation part"""
+    val_size: int | None = None
+    """training images kept for validation; else 5000, or a tenth if that is less"""
+
+
+@dataclass
+class Place:
+    """Where it runs."""
+
+    device: str = "cpu"
+    """such as cuda"""
+    threads: int | None = None
+    """of the CPU; else as many as torch chooses"""
+    data_root: str | None = None
+    """folder of downloaded images; else $RSO_DATA, or data"""
+
+
+@dataclass
+class Size:
+    """How long it may take."""
+
+    preset: str | None = field(default=None, metadata={"more": presets.said()})
+    """values for some settings, to be overridden:"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train as the command line says, and print what came out.
+    """Begin a run in a folder, or go on with the one that is there, and train to its end.
 
-    Ends with status 2 and a message where something is wrong, with 130 after an interrupt.
+    A run that was stopped, in whatever way, goes on with the same command, or with the folder alone, and ends with the
+    bits of an unbroken run.
     """
-    parser = _parser()
-    given = parse(parser, arguments)
-    folder, preset = Path(given.pop("folder")), given.pop("preset", None)
-    try:
+    given = parse("train", main, arguments, Size, What, RSO, Place, folder="RUNFOLDER")
+    with ending("train"):
+        folder, preset = folder_at(given.pop("folder"), "RUNFOLDER"), given.pop("preset", None)
         place = take_place(given)
         place["device"] = parallel.join(place["device"])
-        run = _run(folder, presets.choose(preset, **given) if preset else given, place)
-    except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    if not run.finished:
-        sys.exit(130)
-    if world.rank == 0:
-        print(summary(run))
-    parallel.leave()
+        run = _run(folder, presets.choose(preset, **given) if preset is not None else given, place)
+        if not run.finished:
+            sys.exit(130)
+        if world.rank == 0:
+            print(summary(run))
+        parallel.leave()
 
 
 def summary(run: runs.Run) -> str:
@@ -72,111 +90,144 @@ def summary(run: runs.Run) -> str:
 
 def _run(folder: Path, given: dict[str, Any], place: dict[str, Any]) -> runs.Run:
     """Start or resume: a setting that is not given is as the folder has it, or else the default."""
-    there = runs.settings_of(folder) if world.rank == 0 and (folder / "settings.json").exists() else {}
-    asked = {**{name: default for name, (default, _) in WHAT.items()}, **world.tell(there), **given}
+    there = world.tell(world.together(lambda: _stored(folder)))
+    return runs.start(folder, **world.together(lambda: _asked(given, there)), **place)
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """The settings of the run that is there, in the process that keeps the folder."""
+    return runs.settings_of(folder) if not world.rank and (folder / "settings.json").exists() else {}
+
+
+def _asked(given: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
+    """What `start` is called with."""
+    asked = {**vars(What()), "net_options": {}, **there, **given}
     asked.setdefault("batch_size", presets.batch_size(asked["dataset"]))
-    what = {name: asked.pop(name) for name in WHAT}
-    settings = RSO(**asked)
-    return runs.start(folder, **what, settings=settings, **place)
+    what = {name: asked.pop(name) for name in vars(What())}
+    what["net_options"] = options_of(what["net"], what["net_options"])
+    return {**what, "settings": RSO(**asked)}
 
 
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> dict[str, Any]:
-    """The arguments that are given. A name that is not known ends the program with the nearest one."""
+def options_of(net: str, options: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a net's options, which the command line has as a text."""
+    return read_options(net, options) if isinstance(options, str) else options
+
+
+# What all commands share
+
+
+def parse(
+    command: str,
+    about: Any,
+    arguments: Sequence[str] | None,
+    *settings: type,
+    folder: str | None = None,
+    leave_out: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return the options that are given, by name; end the program where one is wrong, or --help is asked for.
+
+    about      what has a docstring that --help shows
+    settings   dataclasses whose fields are options, each with its type, default, and the string below it as help
+    folder     how --help calls the folder that comes first, if one does
+    """
+    import tyro
+
     any_terminal()
-    known = [option for action in parser._actions for option in action.option_strings]
-    given, unknown = parser.parse_known_args(map(_dashed, sys.argv[1:] if arguments is None else arguments))
-    for word in unknown:
-        try:
-            check_choice("a setting", word.partition("=")[0], known)
-        except ValueError as error:
-            parser.error(str(error))
-    return vars(given)
+    first = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar=folder, help="where files are read and written")]
+    entries: dict[str, Any] = {"folder": Required[first]} if folder else {}
+    for one in settings:
+        kinds, said = get_type_hints(one), documents(one)
+        for each in fields(one):
+            text = " ".join(filter(None, [said.get(each.name), each.metadata.get("more")]))
+            entry = tyro.conf.arg(help=text, help_behavior_hint=_default(each))
+            entries[each.name] = Annotated[_on_the_line(kinds[each.name]), entry]
+    shown = {name: entry for name, entry in entries.items() if name not in leave_out}
+    options: Any = TypedDict("Options", shown, total=False)  # type: ignore[misc]  # whatever fields there are
+    words = sys.argv[1:] if arguments is None else arguments
+    config = (tyro.conf.FlagConversionOff,)
+    return dict(
+        tyro.cli(
+            options, prog=f"python -m rso_lib {command}", description=inspect.getdoc(about), args=words, config=config
+        )
+    )
+
+
+def documents(settings: type) -> dict[str, str]:
+    """Return the string below each field of a class."""
+    [body] = ast.parse(inspect.getsource(settings)).body
+    assert isinstance(body, ast.ClassDef)
+    return {
+        entry.target.id: " ".join(str(below.value.value).split())
+        for entry, below in pairwise(body.body)
+        if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+    }
+
+
+def _default(entry: Any) -> str:
+    default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+    words = " ".join(map(str, default)) if isinstance(default, (tuple, list)) else default
+    return "" if words in (None, "") else f"(default: {words})"
+
+
+def _on_the_line(kind: Any) -> Any:
+    """Return the type of a field as it can be written: a callable is given by its name, and None by leaving it out."""
+    kinds = [one for one in get_args(kind) if one in PLAIN] if get_origin(kind) is not tuple else []
+    return Union[tuple(kinds)] if kinds else kind  # noqa: UP007  # there may be any number of them
+
+
+PLAIN = (bool, int, float, str)
+
+
+@contextmanager
+def ending(command: str) -> Iterator[None]:
+    """End the program with a sentence: with status 2 where something is wrong, with 130 after an interrupt."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
+        end(2, f"{command}: {error}")
+    except KeyboardInterrupt:
+        end(130, f"{command}: {STOPPED}")
+
+
+STOPPED = "stopped before the end; what was saved is still there, and the same command goes on"
+
+
+def end(status: int, words: str) -> None:
+    """End the program with a status and a sentence."""
+    print(words, file=sys.stderr, flush=True)
+    if world.size > 1:
+        os._exit(status)  # torch would abort where Python ends and a process is lost
+    sys.exit(status)
 
 
 def any_terminal() -> None:
-    """Let a terminal that lacks a letter, such as σ, show a question mark instead of an error."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    """Let a terminal that lacks a letter, such as σ, show a question mark, and one that is closed (>&-) nothing.
+
+    A closed stream's number is taken, or the next file that is opened would get what is meant for the terminal.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115  # for as long as the program runs
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def take_place(given: dict[str, Any]) -> dict[str, Any]:
-    """Take what `PLACE` has out of the arguments: set the threads, and return device and root as `load` has them.
-
-    Raises ValueError for fewer threads than one.
-    """
+    """Take what `Place` has out of the arguments: set the threads, and return device and root as `load` has them."""
     if (threads := given.pop("threads", None)) is not None:
-        check_whole("threads", threads, least=1)
-        torch.set_num_threads(threads)
-    return {"device": given.pop("device", "cpu"), "root": given.pop("data_root", None)}
+        set_threads(threads)
+    return {"device": given.pop("device", Place.device), "root": given.pop("data_root", None)}
 
 
-def new_parser(command: str, **options: Any) -> argparse.ArgumentParser:
-    """Of `python -m COMMAND`: what is not given has no value."""
-    return argparse.ArgumentParser(
-        f"python -m {command}", argument_default=argparse.SUPPRESS, allow_abbrev=False, **options
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = new_parser("rso_lib", usage="%(prog)s RUNFOLDER [settings]", description=__doc__, epilog=ENDING)
-    parser.add_argument("folder", metavar="RUNFOLDER", help="where settings, history and checkpoint are written")
-    group = parser.add_argument_group("what is trained")
-    group.add_argument(
-        "--preset", choices=presets.PRESETS, help=f"values for some settings, to be overridden: {_sizes()}"
-    )
-    add(group, WHAT)
-    add(parser.add_argument_group("how it is searched"), described(RSO))
-    add(parser.add_argument_group("where it runs"), PLACE)
-    return parser
-
-
-def add(group: Any, options: Options) -> None:
-    """Add options to a group of a parser."""
-    for name, (default, text) in options.items():
-        kind = KINDS.get(name, str if default is None else type(default))
-        metavar = {int: "N", float: "X"}.get(kind, "NAME")
-        text = text if default in (None, {}) else f"{text} (default: {default})"
-        group.add_argument(_dashed(f"--{name}"), type=kind, metavar=metavar, help=text.replace("%", "%%"))
-
-
-def described(settings: type) -> Options:
-    """The fields of a class of settings, with what its docstring says about each."""
-    entries = re.findall(r"^(\w+) {2,}(.+(?:\n {2,}.+)*)", inspect.getdoc(settings) or "", re.MULTILINE)
-    docs = {name: " ".join(text.split()) for name, text in entries}
-    return {field.name: (field.default, docs[field.name]) for field in fields(settings)}
-
-
-def _dashed(word: str) -> str:
-    """--batch_size=10 → --batch-size=10"""
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if word.startswith("--") else word
-
-
-def _options(text: str) -> dict[str, Any]:
-    """depth=5,head=mean → {"depth": 5, "head": "mean"}"""
-    pairs = [pair.partition("=") for pair in text.split(",")]
-    if not all(equals for _, equals, _ in pairs):
-        raise argparse.ArgumentTypeError(f"{text!r} must be names with values, such as depth=5,head=mean")
-    return {name.strip(): _literal(value.strip()) for name, _, value in pairs}
-
-
-KINDS: dict[str, Any] = {
-    "net_options": _options,
-    "val_size": int,
-    "first_batch": int,
-    "threads": int,
-    "target": float,
-}
-"""How the values are read of which the default does not tell."""
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _sizes() -> str:
-    lines = [" ".join(f"{name}={value}" for name, value in values.items()) for values in presets.PRESETS.values()]
-    return "; ".join(f"{name}: {line}" for name, line in zip(presets.PRESETS, lines, strict=True))
+def set_threads(threads: int) -> None:
+    """Let PyTorch use so many threads of the CPU. Raises ValueError for fewer than one, or for absurdly many."""
+    check_whole("threads", threads, least=1)
+    if threads > (most := 16 * (os.cpu_count() or 1)):
+        raise ValueError(f"threads must be at most {most} on this machine of {os.cpu_count()} cores, not {threads}")
+    torch.set_num_threads(threads)

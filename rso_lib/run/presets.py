@@ -1,9 +1,13 @@
 """Sizes of a reproduction: what a minute, a laptop's hour and a GPU can afford, each value overridable."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..settings import check_choice
+from ..proposals import ORDERS
+from ..settings import check_choice, check_whole, numbers
+from .folder import check_dataset
+from .nets import NETS
 
 Table = Mapping[str, Mapping[str, Any]]
 
@@ -22,12 +26,43 @@ PRESETS: dict[str, dict[str, Any]] = {
 """A run. smoke ends in under a minute anywhere; laptop is meant for an hour on two cores; paper is section 4.1."""
 
 
+def said() -> str:
+    """Return what each preset of a run sets, for --help."""
+    lines = {name: " ".join(f"{key}={value}" for key, value in values.items()) for name, values in PRESETS.items()}
+    return "; ".join(f"{name}: {line}" for name, line in lines.items())
+
+
 def batch_size(dataset: str) -> int:
     """Where nothing is said: the paper's, and that of smoke for its digits, which are fewer."""
     return PRESETS["smoke" if dataset == PRESETS["smoke"]["dataset"] else "paper"]["batch_size"]
 
 
 def choose(preset: str, table: Table = PRESETS, /, **values: Any) -> dict[str, Any]:
-    """The values of a preset, overridden by those that are given and not None. Raises ValueError for another name."""
+    """The values of a preset, overridden by those that are given and not None.
+
+    Raises ValueError for another name, ValueError or TypeError for a value that no run can have.
+    """
     check_choice("preset", preset, table)
-    return {**table[preset], **{name: value for name, value in values.items() if value is not None}}
+    chosen = {**table[preset], **{name: value for name, value in values.items() if value is not None}}
+    _check(chosen)
+    return chosen
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    """Raise ValueError or TypeError, naming the argument, for a value that is none of its kind."""
+    for name, value in values.items():
+        if name in WHOLE and value is not None:
+            check_whole(name, value, least=0 if name == "val_size" else 1)
+        elif name in LISTS:
+            for one in numbers(name, value, LISTS[name]):
+                if not 0 < one < math.inf:
+                    raise ValueError(f"{name} must be above 0 and finite, not {value!r}")
+        elif name in CHOICES:
+            check_choice(name, value, CHOICES[name])
+        elif name == "dataset":
+            check_dataset(value)
+
+
+WHOLE = {"cycles", "batch_size", "first_batch", "seeds", "epochs", "tries", "grid_epochs", "sgd_batch_size", "val_size"}
+LISTS: dict[str, type] = {"processes": int, "depths": int, "grid_batch_sizes": int, "grid_rates": float}
+CHOICES = {"net": NETS, "order": [*ORDERS, "both"]}

@@ -4,25 +4,30 @@ Each process searches some of the weights, or of the output neurons, with whole 
 choice among w, w + Δ and w − Δ, 2 bits, is all that a process tells the others. Sequential steps wait for each other
 and are not shared.
 
-`torchrun --nproc-per-node=N -m rso_lib RUNFOLDER --strategy neuron ...` starts the processes; without it `world` is one
-process. Section 4.6 leaves the distributed setting as a hypothesis.
+`torchrun --nproc-per-node=N -m rso_lib train RUNFOLDER --strategy neuron ...` starts the processes; without it `world`
+is one process. Section 4.6 leaves the distributed setting as a hypothesis.
 """
 
-import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..train import Alone
+from .provenance import digest
 
+MEETING = timedelta(minutes=10)
+"""How long a process waits at the beginning until all are there."""
 PATIENCE = timedelta(days=30)
 """How long a process waits for the sweeps of the others. That one is gone shows at once: its connection closes."""
+NEEDED = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets beside RANK."""
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -72,12 +77,33 @@ class World(Alone):
         """Compare the weights of all processes. Raises RuntimeError, naming the first layer that differs."""
         if self.size == 1:
             return
-        hashes: list[Any] = [None] * self.size
-        _named(dist.all_gather_object, hashes, {name: digest(weight) for name, weight in net.named_parameters()})
+        hashes = self.everyone({name: digest(weight.detach().cpu()) for name, weight in net.named_parameters()})
         for name in hashes[0]:
             for rank, theirs in enumerate(hashes):
-                if theirs[name] != hashes[0][name]:
+                if theirs.get(name) != hashes[0][name]:
                     raise RuntimeError(f"{name} of process {rank} differs from that of process 0; the run is stopped")
+
+    def compare(self, what: Mapping[str, Any]) -> None:
+        """Raise ValueError, in all processes, where they do not pass the same; it names what differs, and where."""
+        everyone = self.everyone(dict(what))
+        lines = [
+            f"  {name} is {theirs.get(name)!r} in process {rank}, not {everyone[0].get(name)!r} as in process 0"
+            for rank, theirs in enumerate(everyone)
+            for name in {**everyone[0], **theirs}
+            if theirs.get(name) != everyone[0].get(name)
+        ]
+        if lines:
+            raise ValueError(
+                "the processes of the run disagree, and it does not begin; start all of them with one command, "
+                "on the same images and with the same versions:\n" + "\n".join(lines)
+            )
+
+    def everyone(self, value: Any) -> list[Any]:
+        """Return what each process passes here, by rank."""
+        values = [value] * self.size
+        if self.size > 1:
+            _named(dist.all_gather_object, values, value)
+        return values
 
     def tell(self, value: Any) -> Any:
         """What process 0 passes here, in all processes."""
@@ -86,14 +112,34 @@ class World(Alone):
             _named(dist.broadcast_object_list, box)
         return box[0]
 
-    def first(self, load: Callable[[], Any]) -> Any:
-        """`load()`, in process 0 before the others, so that one process downloads."""
-        if self.rank:
-            self.tell(None)
-        value = load()
+    def together(self, make: Callable[[], Made]) -> Made:
+        """Return `make()`, in process 0 before the others, so that one process downloads.
+
+        Where it fails in one process, no process goes on: raises what it raised there, and RuntimeError, with what that
+        one says, in the others.
+        """
+        made: Any = None
+        failed: Exception | None = None
+        if self.rank and self.tell(None):
+            failed = _Elsewhere()
+        if failed is None:
+            try:
+                made = make()
+            except Exception as error:
+                failed = error
+        said = None if failed is None else f"{type(failed).__name__}: {failed}"
         if not self.rank:
-            self.tell(None)
-        return value
+            self.tell(said)
+        for rank, text in enumerate(self.everyone(said)):
+            if failed is not None and not isinstance(failed, _Elsewhere):
+                raise failed
+            if text:
+                raise RuntimeError(f"process {rank} cannot take part, and the run does not begin: {text}")
+        return made
+
+
+class _Elsewhere(Exception):
+    """Process 0 has failed, so that this one does not try."""
 
 
 world = World()
@@ -101,19 +147,40 @@ world = World()
 
 
 def join(device: str = "cpu") -> str:
-    """Meet the other processes that torchrun has started, if it has. Returns this process's device."""
+    """Meet the other processes that torchrun has started, if it has. Returns this process's device.
+
+    Raises ValueError where only some of torchrun's variables are set, RuntimeError where a process does not come.
+    """
     if "RANK" not in os.environ:
         return device
+    if missing := [name for name in NEEDED if not os.environ.get(name)]:
+        raise ValueError(
+            f"RANK is set in the environment, but {', '.join(missing)} is not: start several processes with torchrun, "
+            f"and for one process take RANK away (unset RANK)"
+        )
     backend = "gloo"
     if torch.device(device).type == "cuda":
-        place, backend = int(os.environ["LOCAL_RANK"]), "cpu:gloo,cuda:nccl"
+        place, backend = int(os.environ.get("LOCAL_RANK", os.environ["RANK"])), "cpu:gloo,cuda:nccl"
         if place >= torch.cuda.device_count():
             raise ValueError(f"each process needs a GPU of its own, and this machine has {torch.cuda.device_count()}")
         torch.cuda.set_device(place)
         device = f"cuda:{place}"
-    dist.init_process_group(backend, timeout=PATIENCE)
-    world.rank, world.size = dist.get_rank(), dist.get_world_size()
+    store, rank, size = next(dist.rendezvous("env://", timeout=MEETING))
+    _meet(store, rank, size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    world.rank, world.size = rank, size
     return device
+
+
+def _meet(store: Any, rank: int, size: int) -> None:
+    """Wait until all processes are there. Raises RuntimeError, naming those that did not come."""
+    store.set(f"here {rank}", "1")
+    here = [f"here {other}" for other in range(size)]
+    try:
+        store.wait(here, MEETING)
+    except RuntimeError as error:
+        missing = ", ".join(str(other) for other, key in enumerate(here) if not store.check([key]))
+        raise RuntimeError(f"of {size} processes these did not come within {MEETING}: {missing}") from error
 
 
 def leave() -> None:
@@ -134,10 +201,6 @@ def pack(choices: Tensor, room: int) -> Tensor:
 def unpack(packed: Tensor, steps: int) -> Tensor:
     """The inverse of `pack`."""
     return torch.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], 1).flatten()[:steps]
-
-
-def digest(weight: Tensor) -> str:
-    return hashlib.sha256(weight.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _named(collective: Callable[..., Any], *arguments: Any) -> None:

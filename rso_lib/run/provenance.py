@@ -1,0 +1,114 @@
+"""What a run was made of: its images, the code that decided, and the machine."""
+
+import hashlib
+import platform
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import Data
+from ..engine import ENGINE, kernels
+
+LIBRARY = Path(__file__).resolve().parents[1]
+PROVENANCE = ("commit", "engine", "code", "kernels_cpp")
+"""What folders note of a machine since engines are numbered."""
+LEVELS = 65280
+"""Whole numbers for pixels in 0..1: multiples of 256 for images of 8 bits, of 4,080 for those of scikit-learn."""
+
+
+def facts(data: Data) -> dict[str, Any]:
+    """Return what tells one set of images from another; nothing that rounding on another machine could change.
+
+    Pixels and labels are digests, in the order of the split. Files of JPEG may be read as other pixels by another
+    version of the decoder, and then have another digest.
+    """
+    sizes = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
+    mean = [round(float(value), 4) for value in data.mean]
+    counts = {"shape": list(data.shape), "classes": len(data.classes), **sizes, "mean": mean}
+    return {**counts, "class_names": list(data.classes), "labels": _labels(data), "pixels": _pixels(data)}
+
+
+def _labels(data: Data) -> str:
+    return digest(*(part.labels.cpu() for part in (data.train, data.val, data.test)))
+
+
+def _pixels(data: Data) -> str:
+    """Return a digest of the pixels as they were before they were standardised."""
+    scale, mean = torch.where(data.std > 0, data.std, 1.0), data.mean
+    scale, mean = LEVELS * scale[:, None, None], LEVELS * mean[:, None, None]
+    chunks = (chunk for part in (data.train, data.val, data.test) for chunk in part.images.split(4096))
+    return digest(*((chunk * scale + mean).round_().int().to(torch.int16).cpu() for chunk in chunks))
+
+
+def digest(*values: Tensor) -> str:
+    """Return 16 digits that stand for the bits of some tensors on the CPU."""
+    found = hashlib.sha256()
+    for value in values:
+        found.update(value.contiguous().numpy().data)
+    return found.hexdigest()[:16]
+
+
+def code() -> dict[str, Any]:
+    """Return what may change decisions: the versions of the engine, of the library's sources and of torch.
+
+    engine      raised where decisions change by more than rounding does
+    code        a digest of the sources that decide, kernels.cpp among them
+    """
+    return {"engine": ENGINE, "code": _sources(), "torch": torch.__version__}
+
+
+def machine(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Return versions, device and threads: what can change the last bits of a run, and the commit."""
+    device = torch.device(device)
+    try:
+        version = metadata.version("rso_lib")
+    except metadata.PackageNotFoundError:
+        version = "not installed"
+    return {
+        "rso_lib": version,
+        "commit": commit(LIBRARY.parent),
+        **code(),
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "kernels": device.type == "cpu" and kernels.load() is not None,
+        "kernels_cpp": hashlib.sha256(kernels.SOURCE.read_bytes()).hexdigest()[:12],
+    }
+
+
+@cache
+def _sources() -> str:
+    files = sorted([*LIBRARY.glob("*.py"), *LIBRARY.glob("engine/*.py"), *LIBRARY.glob("engine/*.cpp")])
+    found = hashlib.sha256()
+    for file in files:
+        found.update(file.name.encode() + b"\0" + file.read_bytes().replace(b"\r\n", b"\n"))
+    return found.hexdigest()[:12]
+
+
+def commit(project: Path) -> str | None:
+    """Return the first digits of the commit that a clone stands at, read without git; None where it is none."""
+    try:
+        git = project / ".git"
+        if git.is_file():  # a worktree or a submodule
+            git = project / git.read_text().removeprefix("gitdir:").strip()
+        shared = git / (git / "commondir").read_text().strip() if (git / "commondir").exists() else git
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref:"):
+            return head[:12]
+        name = head.removeprefix("ref:").strip()
+        for place in (git, shared):
+            if (place / name).is_file():
+                return (place / name).read_text().strip()[:12]
+        packed = (shared / "packed-refs").read_text().splitlines()
+        return next((line[:12] for line in packed if line.endswith(f" {name}")), None)
+    except (OSError, ValueError):
+        return None
+
+
+def _processor() -> str:
+    names = kernels.cpu_info("model name")
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()

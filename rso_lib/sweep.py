@@ -1,0 +1,245 @@
+"""The steps of a sweep: a plan is followed, and each of its moves is scored, decided and committed."""
+
+from collections.abc import Generator, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import engine
+from .engine import JointMove, Moves, Scorer, Visits, moved
+from .history import History
+from .models import unlike
+from .proposals import ORDERS, generator, sigma
+from .settings import RSO
+
+SHUFFLE, DRAWS, NOISE = 1, 2, 3
+"""What a generator is for: the shuffle of a layer's batches, the order and the Δ of a sweep, or what a net draws."""
+
+
+class Alone:
+    """A run of one process. `run.processes.World` is the same for several, which share the steps of a sweep.
+
+    rank, size  the number of this process, and how many there are
+    """
+
+    rank, size = 0, 1
+
+    def exchange(self, codes: Tensor, owners: Tensor) -> Tensor:
+        """Return the codes (0 to 3) [steps] of all processes, given those of this one and the owner of each step."""
+        return codes
+
+    def exchange_values(self, values: Tensor, owners: Tensor) -> Tensor:
+        """Return the values [steps], float64, of all processes, as `exchange` does for codes."""
+        return values
+
+    def add(self, x: Tensor) -> Tensor:
+        """Return the sum of x over the processes."""
+        return x
+
+    def agree(self, net: nn.Module) -> None:
+        """Raise RuntimeError where the weights of the processes differ."""
+
+    def take_sent(self) -> int:
+        """Return the bytes sent since the last call."""
+        return 0
+
+
+ALONE = Alone()
+
+
+class Position(NamedTuple):
+    """Where a run stands: finished cycles, finished sweeps of this cycle, finished steps of this sweep."""
+
+    cycle: int = 0
+    sweep: int = 0
+    step: int = 0
+
+    @classmethod
+    def after(cls, history: History) -> "Position":
+        """The position behind the last row of a history."""
+        cycles = len(history.cycles.rows)
+        return cls(cycles, sum(row.cycle > cycles for row in history.rows))
+
+
+class Sweep(NamedTuple):
+    """What one row of a history is about.
+
+    number    of the sweep in its cycle, from 0
+    layer     the tensor, or "network"
+    position  of the searched layer in the net
+    names     of the tensors that are searched together
+    before    steps of the layer that precede the sweep
+    steps     visits of the sweep
+    """
+
+    number: int
+    layer: str
+    position: int
+    names: Sequence[str]
+    before: int
+    steps: int
+
+
+class Step(NamedTuple):
+    """One visit of a sweep.
+
+    at      the step's place in the run: cycle, sweep, and its number in the sweep from 1 (strategies other than
+            "sequential" make the steps of a sweep in another order)
+    layer   the tensor
+    index   of the weight in it, flat; None where all weights move together
+    delta   Δ, 0-dim; NaN where all weights move together
+    losses  of the candidates, w first: [K], float64
+    choice  the multiple of Δ that the weight has moved by, 0-dim, float64: 0 where w was kept
+    """
+
+    at: Position
+    layer: str
+    index: int | None  # type: ignore[assignment]  # tuples have a method of this name
+    delta: Tensor
+    losses: Tensor
+    choice: Tensor
+
+
+class SweepResult(NamedTuple):
+    """The choices of a sweep, [steps], multiples of Δ, and the sum of the losses of what was written."""
+
+    choices: Tensor
+    loss: Tensor
+
+
+def steps_of(
+    net: nn.Module, scorer: Scorer, settings: RSO, cycle: int, sweep: Sweep, begun: Sequence[Step], world: Alone
+) -> Generator[Step, None, SweepResult]:
+    """Make the steps of a sweep: one loop for every strategy, level, device and net.
+
+    begun  the first steps of the sweep, which are not made again, but count
+    """
+    plan = (WeightPlan if settings.level == "weight" else JointPlan)(
+        net, scorer, settings, cycle, sweep, len(begun), world
+    )
+    results = Results(settings.multiples(plan.device), sweep.steps)
+    for place, step in enumerate(begun):
+        results.add([place], step.losses[None], step.choice[None])
+    scorer.begin()
+    make = engine.stepper(scorer, settings.decide(), plan.device, settings.cache)
+    for moves in plan:
+        losses, choices = make(moves)
+        results.add(moves.places, losses, choices)
+        for k, (place, index, delta) in enumerate(moves.visits()):
+            yield Step(Position(cycle, sweep.number, place + 1), sweep.layer, index, delta, losses[k], choices[k])
+    return plan.close(results)
+
+
+class WeightPlan:
+    """The visits of the weights of a tensor, of which each process makes its own."""
+
+    def __init__(
+        self, net: nn.Module, scorer: Scorer, settings: RSO, cycle: int, sweep: Sweep, made: int, world: Alone
+    ):
+        """made  steps of the sweep that have been made already"""
+        weight = net.get_parameter(sweep.layer).detach()
+        self.settings, self.world, self.device = settings, world, weight.device
+        if settings.strategy != "sequential":  # its steps see the weights as they are when the sweep begins
+            weight *= 1 - settings.weight_decay
+        self.weight = weight.view(-1)
+        self.visits = _visits(net, settings, cycle, sweep)
+        self.before = self.weight[self.visits.indices]
+        batches = len(scorer.labels)
+        self.owners = engine.owners(scorer.strategy, self.visits, batches, world.size)
+        own = (self.owners == world.rank).nonzero().flatten()[made:]
+        self.moves = engine.plan(scorer.strategy, self.visits, batches, scorer.steps_at_once, own)
+
+    def __iter__(self) -> Iterator[Moves]:
+        decay = self.settings.weight_decay if self.settings.strategy == "sequential" else 0.0
+        for moves in self.moves:
+            if decay:
+                self.weight[moves.at] *= 1 - decay
+            yield moves
+
+    def close(self, results: "Results") -> SweepResult:
+        """Return what came out. Where processes share the sweep, tell each other the choices, and write them all."""
+        if self.world.size == 1:
+            return SweepResult(results.choices, results.loss())
+        choices = results.exchange(self.owners, self.settings.few_choices, self.world)
+        self.weight[self.visits.indices] = moved(self.before, self.visits.deltas, choices)
+        return SweepResult(choices, self.world.add(results.loss().cpu()))
+
+
+def _visits(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep) -> Visits:
+    """Draw the order and the Δ of a sweep."""
+    weight = net.get_parameter(sweep.layer).detach()
+    rng = generator(settings.seed, cycle, DRAWS, sweep.number)
+    indices = ORDERS[settings.order](tuple(weight.shape), rng)
+    deltas = settings.draw()((len(indices),), rng) * (sigma(weight) * settings.sigma_factor(cycle))
+    name = sweep.layer if unlike(net) else sweep.layer.split(".", 1)[1]
+    return Visits(name, weight.shape[:1].numel(), indices, deltas.to(weight), sweep.before)
+
+
+class JointPlan:
+    """Steps that move all weights of the sweep's tensors together, one for every weight they have (section 4.2)."""
+
+    def __init__(
+        self, net: nn.Module, scorer: Scorer, settings: RSO, cycle: int, sweep: Sweep, made: int, world: Alone
+    ):
+        self.settings, self.cycle, self.sweep, self.made = settings, cycle, sweep, made
+        self.weights = [net.get_parameter(name).detach() for name in sweep.names]
+        self.batches, self.device = len(scorer.labels), self.weights[0].device
+
+    def __iter__(self) -> Iterator[JointMove]:
+        settings, sweep = self.settings, self.sweep
+        scales = [sigma(weight) * settings.sigma_factor(self.cycle) for weight in self.weights]
+        for t in range(self.made, sweep.steps):
+            rng = generator(settings.seed, self.cycle, DRAWS, sweep.number, t)
+            pairs = zip(self.weights, scales, strict=True)
+            deltas = [(settings.draw()(tuple(weight.shape), rng) * scale).to(weight) for weight, scale in pairs]
+            for weight in self.weights:
+                weight *= 1 - settings.weight_decay
+            turn = sweep.before + t
+            yield JointMove(sweep.names, turn % self.batches, turn, [t], deltas)
+
+    def close(self, results: "Results") -> SweepResult:
+        """Return what came out."""
+        return SweepResult(results.choices, results.loss())
+
+
+class Results:
+    """What the steps of a sweep gave, in the order in which they were made.
+
+    It is kept in few pieces of memory. A tensor for each step, alive to the end of the sweep, would lie in a gap that a
+    large temporary leaves; the next large one would go elsewhere, and the process grow with every visit.
+
+    losses   of the candidates: [steps, K], float64
+    choices  multiples of Δ: [steps], float64
+    places   of the steps in the sweep
+    """
+
+    def __init__(self, multiples: Tensor, steps: int):
+        self.multiples, self.places = multiples, list[int]()
+        self.losses = multiples.new_empty(steps, len(multiples))
+        self.choices = multiples.new_empty(steps)
+
+    def add(self, places: Sequence[int], losses: Tensor, choices: Tensor) -> None:
+        """Add some steps: losses [n, K], choices [n]."""
+        first, last = len(self.places), len(self.places) + len(places)
+        self.losses[first:last], self.choices[first:last] = losses, choices
+        self.places.extend(places)
+
+    def written(self) -> Tensor:
+        """Return the number of the candidate that each step has written, or of the nearest one: [steps made]."""
+        return (self.choices[: len(self.places), None] - self.multiples).abs().argmin(1)
+
+    def loss(self) -> Tensor:
+        """Return the sum of the losses of these candidates."""
+        return self.losses[: len(self.places)].gather(1, self.written()[:, None]).sum()
+
+    def exchange(self, owners: Tensor, few: bool, world: Alone) -> Tensor:
+        """Return the choices [steps] of all processes, in the order of the sweep.
+
+        few  whether each choice is one of at most four candidates, so that 2 bits tell it
+        """
+        mine = torch.zeros(len(owners), dtype=torch.float64)
+        mine[self.places] = (self.written() if few else self.choices[: len(self.places)]).cpu().double()
+        if few:
+            return self.multiples[world.exchange(mine.long(), owners).to(self.multiples.device)]
+        return world.exchange_values(mine, owners).to(self.choices)
