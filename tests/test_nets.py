@@ -20,7 +20,7 @@ from rso_lib.algorithm import choose, cross_entropy, one_hot, step
 from rso_lib.data import Data, Split
 from rso_lib.engine import memory
 from rso_lib.known import unlike
-from rso_lib.lab import bench, experiments
+from rso_lib.lab import bench, noise
 from rso_lib.models import Block, Flow, Head, Net, calibrate, count_weights, initialise, one_conv
 from rso_lib.proposals import generator, sigma
 from rso_lib.run import sgd
@@ -653,10 +653,7 @@ def test_an_interrupt_in_the_middle_of_a_step_leaves_the_old_weight(at: int) -> 
     calls: dict[str, Callable[[], object]] = {
         "step": lambda: step(lambda: cross_entropy(net(x), labels), [weight], [torch.ones_like(weight)]),
         "plain_step": lambda: bench.plain_step(weight, 1, torch.tensor(0.5), lambda: cross_entropy(net(x), labels)),
-        "visits": lambda: experiments.visits(net, data.train, 2),
-        "losses_along": lambda: experiments.losses_along(
-            net, "head.linear.weight", data.train, torch.tensor([0.0, 1.0, 2.0])
-        ),
+        "image_losses": lambda: noise.image_losses(net, "head.linear.weight", 1, [0.0, 1.0, 2.0], data.train),
     }
     for name, call in calls.items():
         with interrupted(net, at), torch.no_grad():

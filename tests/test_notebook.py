@@ -9,10 +9,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from rso_lib.lab import demo
-from rso_lib.lab.notebook import assigned, check_names, check_parameters
+from rso_lib.lab.checks import assigned_names, check_names, check_parameters
 
 PARAMETERS = 'cycles: int = 2  # passes over all weights\nseed = 0\nout = ""'
-CHECK = "from rso_lib.lab.notebook import check_parameters\n\ncheck_parameters()"
+CHECK = "from rso_lib.lab.checks import check_parameters\n\ncheck_parameters()"
 SAVE = """
 from pathlib import Path
 from rso_lib.history import History, Report
@@ -108,7 +108,7 @@ def test_no_parameters_cell(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names() -> None:
-    assert assigned("# Parameters\na = 1\nb: float = float('nan')\nc = [1, {'d': 2}]\n") == ["a", "b", "c"]
+    assert assigned_names("# Parameters\na = 1\nb: float = float('nan')\nc = [1, {'d': 2}]\n") == ["a", "b", "c"]
     check_names(["a"], ["a", "b"])
     with pytest.raises(ValueError, match="'c'"):
         check_names(["a", "c"], ["a", "b"])

@@ -14,8 +14,7 @@ import pytest
 from nbformat import NotebookNode
 
 from rso_lib.lab import demo
-from rso_lib.lab.exercises import verdict
-from rso_lib.lab.notebook import assigned
+from rso_lib.lab.checks import assigned_names, verdict
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
@@ -88,7 +87,7 @@ def test_runs_with_other_parameters(path: Path, tmp_path: Path) -> None:
 def execute(notebook: NotebookNode, folder: Path, parameters: dict[str, object]) -> NotebookNode:
     """What a notebook is behind papermill, given those parameters that it has; tables and figures go to the folder."""
     nbformat.write(notebook, folder / "notebook.ipynb")
-    names = [name for k in tagged(notebook, "parameters") for name in assigned(notebook.cells[k].source)]
+    names = [name for k in tagged(notebook, "parameters") for name in assigned_names(notebook.cells[k].source)]
     given = {name: value for name, value in (parameters | {"out": str(folder / "out")}).items() if name in names}
     if "preset" in names:
         given = {name: value for name, value in given.items() if name in ("out", *PRESET)}

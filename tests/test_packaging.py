@@ -146,9 +146,9 @@ def test_imports_go_in_one_direction(project: Path) -> None:
 
 
 def test_imports_are_found() -> None:
-    source = "from . import a\nfrom .. import run\nfrom ..lab.plots import b\nimport os.path\ndef f(): from .x import c"
+    source = "from . import a\nfrom .. import run\nfrom ..lab.live import b\nimport os.path\ndef f(): from .x import c"
     names = list(imports(source, "rso_lib.engine"))
-    assert names == ["rso_lib.engine.a", "rso_lib.run", "rso_lib.lab.plots.b", "os.path", "rso_lib.engine.x.c"]
+    assert names == ["rso_lib.engine.a", "rso_lib.run", "rso_lib.lab.live.b", "os.path", "rso_lib.engine.x.c"]
     assert [room(name) for name in [*names, "rso_lib.models.Net"]] == ["engine", "run", "lab", "core", "engine", "core"]
 
 

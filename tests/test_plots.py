@@ -18,7 +18,7 @@ from PIL import Image
 
 from rso_lib import History, models
 from rso_lib.history import Report
-from rso_lib.lab import plots
+from rso_lib.lab import figure, pictures, redraw
 
 
 def run(accuracies: Sequence[float], *, test_shift: float = -0.1, seconds: float = 2.0) -> History:
@@ -54,7 +54,7 @@ def same(shown: np.ndarray, expected: object) -> None:
 
 
 def test_curves_of_one_run() -> None:
-    picture = plots.curves(run([0.5, 0.7, 0.9]))
+    picture = pictures.plot_curves(run([0.5, 0.7, 0.9]))
     accuracy, loss = picture.axes
     assert lines(accuracy)["training"] == ([1, 2, 3], [0.5, 0.7, 0.9])
     assert lines(accuracy)["test"][1] == pytest.approx([0.4, 0.6, 0.8])
@@ -69,13 +69,13 @@ def test_curves_of_one_run() -> None:
 
 def test_curves_of_a_run_without_validation() -> None:
     rows = [replace(row, val_accuracy=math.nan, val_loss=math.nan) for row in run([0.5, 0.7]).rows]
-    picture = plots.curves(History(rows))
+    picture = pictures.plot_curves(History(rows))
     assert texts(*picture.legends) == ["training", "test"]
     assert "nan" not in picture.alt
 
 
 def test_curves_over_seeds_are_mean_and_range() -> None:
-    picture = plots.curves({"small": [run([0.2, 0.4]), run([0.4, 0.6])], "large": run([0.7, 0.9])})
+    picture = pictures.plot_curves({"small": [run([0.2, 0.4]), run([0.4, 0.6])], "large": run([0.7, 0.9])})
     accuracy = picture.axes[0]
     assert lines(accuracy)["small"][1] == pytest.approx([0.2, 0.4])  # of the test part
     assert lines(accuracy)["large"][1] == pytest.approx([0.6, 0.8])
@@ -92,15 +92,15 @@ def test_curves_over_seeds_are_mean_and_range() -> None:
     [("steps", [40, 80, 120]), ("image_forwards", [12000, 24000, 36000]), ("seconds", [2, 4, 6]), ("cycle", [1, 2, 3])],
 )
 def test_what_curves_are_drawn_against(against: str, expected: list[float]) -> None:
-    axes = plots.curves(run([0.5, 0.7, 0.9]), parts=["test"], against=against, log=True).axes[0]
+    axes = pictures.plot_curves(run([0.5, 0.7, 0.9]), parts=["test"], against=against, log=True).axes[0]
     assert lines(axes)["test"][0] == expected
-    assert axes.get_xlabel() == plots.AGAINST[against]
+    assert axes.get_xlabel() == pictures.COSTS[against]
     assert axes.get_xscale() == "log"
 
 
 @pytest.mark.parametrize("label", ["run number", "a run whose name is as long as this"])
 def test_the_legend_hides_no_curve(label: str) -> None:
-    picture = plots.curves({f"{label} {k}": [run([0.5, 0.7]), run([0.6, 0.9])] for k in range(7)})
+    picture = pictures.plot_curves({f"{label} {k}": [run([0.5, 0.7]), run([0.6, 0.9])] for k in range(7)})
     picture.image()
     [legend] = picture.legends
     assert legend.get_window_extent().x0 >= 0
@@ -111,7 +111,7 @@ def test_the_legend_hides_no_curve(label: str) -> None:
 
 
 def test_the_title_of_curves_stands_above_the_legend() -> None:
-    picture = plots.curves({"small": run([0.5, 0.7]), "large": run([0.7, 0.9])}, title="digits, one_conv")
+    picture = pictures.plot_curves({"small": run([0.5, 0.7]), "large": run([0.7, 0.9])}, title="digits, one_conv")
     picture.image()
     [legend] = picture.legends
     assert legend.get_title().get_text() == "digits, one_conv"
@@ -121,21 +121,21 @@ def test_the_title_of_curves_stands_above_the_legend() -> None:
 
 
 def test_a_shorter_run_ends_the_mean() -> None:
-    axes = plots.curves([run([0.5, 0.7, 0.9]), run([0.7, 0.9])], parts=["train"]).axes[0]
+    axes = pictures.plot_curves([run([0.5, 0.7, 0.9]), run([0.7, 0.9])], parts=["train"]).axes[0]
     assert lines(axes)["training"] == ([1, 2], pytest.approx([0.6, 0.8]))
 
 
 def test_curves_refuse_what_they_cannot_draw() -> None:
     with pytest.raises(ValueError, match="against must be one of cycle, steps, image_forwards, seconds, not 'epochs'"):
-        plots.curves(run([0.5]), against="epochs")
+        pictures.plot_curves(run([0.5]), against="epochs")
     with pytest.raises(ValueError, match="parts must be one of train, val, test, not 'dev'"):
-        plots.curves(run([0.5]), parts=["dev"])
+        pictures.plot_curves(run([0.5]), parts=["dev"])
     with pytest.raises(ValueError, match="no cycle is finished yet in slow"):
-        plots.curves({"slow": History(run([0.5]).rows[:1])})
+        pictures.plot_curves({"slow": History(run([0.5]).rows[:1])})
 
 
 def test_acceptance() -> None:
-    picture = plots.acceptance(run([0.5, 0.7]))
+    picture = pictures.plot_kept_shares(run([0.5, 0.7]))
     left, right, bar = picture.axes
     heights = [[patch.get_height() for patch in bars] for bars in left.containers]
     same(np.array(heights), np.array([[11, 11], [16, 16], [13, 13]]) / 40)
@@ -152,13 +152,13 @@ def test_acceptance() -> None:
 def test_acceptance_leaves_out_a_cycle_that_is_not_finished() -> None:
     history = run([0.5, 0.7])
     history.rows.pop()
-    assert plots.acceptance(history).axes[1].images[0].get_array().shape == (2, 1)
+    assert pictures.plot_kept_shares(history).axes[1].images[0].get_array().shape == (2, 1)
 
 
 def test_loss_along_one_weight() -> None:
     values, candidates = torch.linspace(-1, 1, 5), torch.tensor([0.0, 0.5, -0.5])
     scores = torch.tensor([0.3, math.nan, 0.2])
-    picture = plots.loss_along(values, values**2, candidates, scores, name="weight 7")
+    picture = pictures.plot_loss_along(values, values**2, candidates, scores, name="weight 7")
     [axes] = picture.axes
     assert axes.lines[0].get_ydata().tolist() == [1, 0.25, 0, 0.25, 1]
     assert [line.get_xdata()[0] for line in axes.lines[1:]] == [0, 0.5, -0.5]
@@ -174,29 +174,29 @@ def test_loss_along_one_weight_for_several_batches() -> None:
     values, candidates = torch.linspace(-1, 1, 5), torch.tensor([0.0, 0.5, -0.5])
     curves = {"16 images": values, "64 images": values**2}
     scores = {"16 images": candidates, "64 images": candidates**2}
-    picture = plots.loss_along(values, curves, candidates, scores)
+    picture = pictures.plot_loss_along(values, curves, candidates, scores)
     assert texts(picture.axes[0].get_legend()) == ["16 images", "64 images"]
     assert "16 images: w − Δ wins. 64 images: w wins." in picture.alt
 
 
 def test_sweep() -> None:
     losses = torch.tensor([[3.0, 2.0, 4.0], [2.0, 2.5, 2.0], [2.0, math.nan, 1.0]])
-    [axes] = plots.sweep(losses).axes
+    [axes] = pictures.plot_sweep(losses).axes
     assert axes.lines[0].get_ydata().tolist() == [2, 2, 1]
     points = axes.collections[0]
     assert points.get_offsets().tolist() == [[1, 2], [2, 2], [3, 1]]
     shown = [matplotlib.colors.to_hex(colour).upper() for colour in points.get_facecolors()]
-    assert shown == [plots.BLUE, plots.GREY, plots.VERMILION]
+    assert shown == [figure.BLUE, figure.GREY, figure.VERMILION]
     assert texts(axes.get_legend()) == ["w wins (1)", "w + Δ wins (1)", "w − Δ wins (1)"]
 
 
-def pixels_of(picture: plots.Picture) -> np.ma.MaskedArray:
+def pixels_of(picture: figure.Picture) -> np.ma.MaskedArray:
     return picture.axes[0].images[0].get_array()
 
 
 def test_weights_of_a_convolution_are_put_where_they_belong() -> None:
     net = models.mnist_net()
-    picture = plots.weights(net, "block2.conv.weight", mark=16 * 9 * 3 + 9 * 5 + 7)  # output 3, input 5, tap 7
+    picture = pictures.plot_weights(net, "block2.conv.weight", mark=16 * 9 * 3 + 9 * 5 + 7)  # output 3, input 5, tap 7
     pixels = pixels_of(picture)
     assert pixels.shape == (16 * 4 - 1, 16 * 4 - 1)
     kernel = net.get_parameter("block2.conv.weight").detach()
@@ -211,7 +211,7 @@ def test_weights_of_a_convolution_are_put_where_they_belong() -> None:
 
 def test_weights_of_the_final_layer_are_cut_into_pictures() -> None:
     net = models.one_conv((1, 8, 8))
-    picture = plots.weights(net, "head.linear.weight")
+    picture = pictures.plot_weights(net, "head.linear.weight")
     matrix = net.get_parameter("head.linear.weight").detach()
     pixels = pixels_of(picture)
     assert pixels.shape == (4 * 5 - 1, 10 * 5 - 1)
@@ -223,15 +223,16 @@ def test_weights_of_the_final_layer_are_cut_into_pictures() -> None:
 def test_weights_that_are_no_pictures() -> None:
     net = models.mnist_net()
     matrix = net.get_parameter("head.linear.weight").detach()
-    same(pixels_of(plots.weights(net, "head.linear.weight")), matrix.T)
-    assert pixels_of(plots.weights(net, "block1.norm.weight", mark=3)).shape == (1, 16)
-    assert pixels_of(plots.weights(models.one_conv((1, 8, 12)), "head.linear.weight")).shape == (4 * 2 - 1, 10 * 25 - 1)
+    same(pixels_of(pictures.plot_weights(net, "head.linear.weight")), matrix.T)
+    assert pixels_of(pictures.plot_weights(net, "block1.norm.weight", mark=3)).shape == (1, 16)
+    flat = pixels_of(pictures.plot_weights(models.one_conv((1, 8, 12)), "head.linear.weight"))
+    assert flat.shape == (4 * 2 - 1, 10 * 25 - 1)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images(channels: int) -> None:
     batch = torch.randn(3, channels, 8, 8)
-    picture = plots.images(batch, [4, "two", 0], title="digits")
+    picture = pictures.plot_images(batch, [4, "two", 0], title="digits")
     assert [axes.get_title() for axes in picture.axes] == ["4", "two", "0"]
     shown = picture.axes[1].images[0].get_array()
     expected = (batch[1] - batch.min()) / (batch[1] - batch.min()).max()
@@ -240,7 +241,7 @@ def test_images(channels: int) -> None:
 
 
 def test_a_picture_shows_itself_with_its_text() -> None:
-    picture = plots.curves(run([0.5, 0.9]))
+    picture = pictures.plot_curves(run([0.5, 0.9]))
     picture.alt = 'w < w + Δ & "more"'
     data, metadata = DisplayFormatter().format(picture)
     assert data["text/plain"] == picture.alt
@@ -250,9 +251,9 @@ def test_a_picture_shows_itself_with_its_text() -> None:
 
 
 def test_png(tmp_path: Path) -> None:
-    picture = plots.curves(run([0.5, 0.9]))
+    picture = pictures.plot_curves(run([0.5, 0.9]))
     picture.save(tmp_path / "a.png")
-    plots.curves(run([0.5, 0.9])).save(tmp_path / "b.png")
+    pictures.plot_curves(run([0.5, 0.9])).save(tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes() == picture.png()
     with Image.open(tmp_path / "a.png") as image:
         assert image.text["Description"] == picture.alt
@@ -264,7 +265,7 @@ def test_png(tmp_path: Path) -> None:
 def test_nothing_global_changes() -> None:
     """Neither matplotlib's settings, also when threads draw at the same time, nor pyplot's figures."""
     before = dict(matplotlib.rcParams)
-    threads = [threading.Thread(target=lambda: plots.curves(run([0.5, 0.9])).png()) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: pictures.plot_curves(run([0.5, 0.9])).png()) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -274,25 +275,27 @@ def test_nothing_global_changes() -> None:
 
 def test_runs_as_a_table(tmp_path: Path) -> None:
     runs = {"64, small": [run([0.2, 0.4]), run([1 / 3, 0.6], test_shift=math.pi / 10)], "512": [run([0.7])]}
-    plots.save_runs(tmp_path / "runs.csv", runs)
-    again = plots.load_runs(tmp_path / "runs.csv")
+    redraw.save_runs(tmp_path / "runs.csv", runs)
+    again = redraw.load_runs(tmp_path / "runs.csv")
     assert again == {label: [history.cycles for history in histories] for label, histories in runs.items()}
 
 
 def test_one_history_as_a_table(tmp_path: Path) -> None:
     run([0.2, 0.4]).save(tmp_path / "one.csv")
-    assert plots.load_runs(tmp_path / "one.csv")[""][0].last.train_accuracy == 0.4
+    assert redraw.load_runs(tmp_path / "one.csv")[""][0].last.train_accuracy == 0.4
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"other\.csv is not a history"):
-        plots.load_runs(tmp_path / "other.csv")
+        redraw.load_runs(tmp_path / "other.csv")
 
 
 def test_redraw_draws_every_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run([0.2, 0.4]).save(tmp_path / "one.csv")
-    plots.save_runs(tmp_path / "two.csv", {"a": [run([0.2])], "b": [run([0.3])]})
-    (tmp_path / "table.csv").write_text("7\n")
-    monkeypatch.setitem(plots.FIGURES, "table", lambda path: plots.images(torch.rand(1, 1, 2, 2), path.read_text()[0]))
-    drawn = plots.redraw(tmp_path)
+    redraw.save_runs(tmp_path / "two.csv", {"a": [run([0.2])], "b": [run([0.3])]})
+    (tmp_path / "table.csv").write_text("count\n7\n")
+    monkeypatch.setitem(
+        redraw.PLOTS, "table", lambda table: pictures.plot_images(torch.rand(1, 1, 2, 2), [table["count"][0]])
+    )
+    drawn = redraw.redraw(tmp_path)
     assert [path.name for path in drawn] == ["one.png", "table.png", "two.png"]
     described = {}
     for path in drawn:
@@ -308,7 +311,7 @@ def test_grid(tmp_path: Path, met: float) -> None:
     """Rows are batch sizes and columns are rates, both in the order of their values."""
     columns = ["batch_size", "rate", "target", "updates_to_val_target", "val_accuracy"]
     cells = [(1000, 0.5, 0.8, math.nan, 0.25), (128, 2.0, 0.8, met, 0.875), (128, 0.5, 0.8, math.nan, 0.5)]
-    picture = plots.grid(pandas.DataFrame(cells, columns=columns))
+    picture = redraw.plot_grid(pandas.DataFrame(cells, columns=columns))
     [axes] = picture.axes
     shown = {text.get_position(): text.get_text() for text in axes.texts}
     assert shown == {(0, 1): "25.00%", (1, 0): "120 steps" if met == 120 else "87.50%", (0, 0): "50.00%"}
@@ -321,7 +324,7 @@ def test_the_committed_pictures_come_from_their_tables(project: Path, tmp_path: 
     tables = sorted((project / "figures").glob("*.csv"))
     for table in tables:
         (tmp_path / table.name).write_bytes(table.read_bytes())
-    assert len(plots.redraw(tmp_path)) == len(tables)
+    assert len(redraw.redraw(tmp_path)) == len(tables)
     for table in tables:
         picture = table.with_suffix(".png").name
         with Image.open(tmp_path / picture) as new, Image.open(project / "figures" / picture) as old:
@@ -329,4 +332,4 @@ def test_the_committed_pictures_come_from_their_tables(project: Path, tmp_path: 
             assert new.size == old.size
             apart = np.abs(np.array(new.convert("L"), float) - np.array(old.convert("L"), float))
             assert apart.mean() < 3, f"{picture} does not show {table.name}: run python -m rso_lib figures"
-    assert set(plots.FIGURES) <= {table.stem for table in tables}
+    assert set(redraw.PLOTS) <= {table.stem for table in tables}

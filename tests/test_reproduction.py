@@ -1,7 +1,9 @@
 """Tables of the paper follow from histories; random directions are measured as they are described."""
 
+import copy
 import math
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,15 +11,19 @@ from typing import Any
 import pandas
 import pytest
 import torch
+from cells import function_of
 from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from rso_lib import RSO, History, load, models
+from rso_lib.algorithm import cross_entropy
 from rso_lib.data import Split, home
 from rso_lib.engine.head import HeadScorer
+from rso_lib.engine.layers import channels_last
 from rso_lib.history import Report
-from rso_lib.lab import reproduction
-from rso_lib.proposals import sigma
-from rso_lib.run import cli, presets, sgd
+from rso_lib.lab import costs, directions, presets, tables, variants
+from rso_lib.proposals import generator, sigma
+from rso_lib.run import cli, sgd
 
 
 def report(cycle: int, layer: str = "", *, steps: int = 10, kept: int = 1, **scores: float) -> Report:
@@ -31,19 +37,21 @@ def run(test: list[float], val: list[float] | None = None) -> History:
 
 
 def test_scores_are_final_chosen_on_validation_and_peeked() -> None:
-    found = reproduction.scores([run([0.5, 0.9, 0.7], val=[0.8, 0.6, 0.7]), run([0.1, 0.2, 0.3])])
+    found = tables.summarise_accuracy([run([0.5, 0.9, 0.7], val=[0.8, 0.6, 0.7]), run([0.1, 0.2, 0.3])])
     assert found["final"] == pytest.approx(50)
     assert found["error"] == pytest.approx(20)  # deviation 28.28 of 70 and 30, over √2
     assert found["at_best_validation"] == pytest.approx((50 + 30) / 2)
     assert found["peeking"] == pytest.approx((90 + 30) / 2)
-    assert math.isnan(reproduction.scores([run([0.5])])["error"])
-    assert math.isnan(reproduction.scores([run([0.5], val=[math.nan])])["at_best_validation"])
-    gained = reproduction.peeking({"a": [run([0.9, 0.7])]}).gained
+    assert math.isnan(tables.summarise_accuracy([run([0.5])])["error"])
+    assert math.isnan(tables.summarise_accuracy([run([0.5], val=[math.nan])])["at_best_validation"])
+    gained = tables.tabulate_peeking({"a": [run([0.9, 0.7])]}).gained
     assert list(gained) == pytest.approx([20])
 
 
 def test_table_1_holds_the_paper_and_what_was_run() -> None:
-    table = reproduction.table_1({"SGD": [run([0.5, 0.75])], "mine": [run([0.25])]}).set_index("method")
+    table = tables.compare_with_paper(tables.PAPER_1, {"SGD": [run([0.5, 0.75])], "mine": [run([0.25])]}).set_index(
+        "method"
+    )
     assert list(table.index) == ["RSO, default order", "RSO, inverted order", "SGD", "WANN", "mine"]
     assert (table.final["SGD"], table.updates["SGD"], table.paper["SGD"]) == (75, 2, 99.27)
     assert math.isnan(table.final["WANN"])
@@ -51,7 +59,7 @@ def test_table_1_holds_the_paper_and_what_was_run() -> None:
 
 
 def test_table_3_holds_the_paper_and_what_was_run() -> None:
-    table = reproduction.table_3({"Depth-5": [run([0.5, 0.25])]}).set_index("method")
+    table = tables.compare_with_paper(tables.PAPER_3, {"Depth-5": [run([0.5, 0.25])]}).set_index("method")
     assert list(table.paper) == [56.30, 68.48, 81.80, 82.94]
     assert (table.final["Depth-5"], table.updates["Depth-5"], table.runs["Depth-10"]) == (25, 2, 0)
     assert math.isnan(table.final["Depth-10"])
@@ -60,9 +68,9 @@ def test_table_3_holds_the_paper_and_what_was_run() -> None:
 def test_savings_of_section_4_7() -> None:
     """3.0 and 3.5 times fewer operations by the cache; of the engine's count, the head of Depth-3 by hand."""
     nets = {"mnist": models.mnist_net()}
-    assert reproduction.savings(nets, (1, 28, 28)).saved_by_cache[0] == pytest.approx(3.0, abs=0.05)
+    assert costs.count_savings(nets, (1, 28, 28)).saved_by_cache[0] == pytest.approx(3.0, abs=0.05)
     nets = {"Depth-3": models.cifar_net(3), "Depth-10": models.cifar_net(10)}
-    table = reproduction.savings(nets, (3, 32, 32)).set_index("net")
+    table = costs.count_savings(nets, (3, 32, 32)).set_index("net")
     assert list(table.weights) == [10_528, 57_104]
     assert table.saved_by_cache["Depth-10"] == pytest.approx(3.54, abs=0.005)
     plain = 2 * (9 * 3 * 32 * 32**2 + 9 * 32 * 32 * 16**2 + 320)
@@ -74,23 +82,17 @@ def test_savings_of_section_4_7() -> None:
 def test_time_by_layer() -> None:
     ends = [("head.linear.weight", 2.0), ("block1.conv.weight", 5.0), ("block1.norm.bias", 6.0), ("", 10.0)]
     rows = [report(cycle, layer, seconds=10.0 * (cycle - 1) + s) for cycle in (1, 2) for layer, s in ends]
-    table = reproduction.time_by_layer(History(rows)).set_index("layer")
+    table = costs.tabulate_time(History(rows)).set_index("layer")
     assert list(table.index) == ["head", "block1", "scoring"]
     assert list(table.seconds) == [4, 8, 8]
     assert list(table.share) == [20, 40, 40]
     assert list(table.steps) == [20, 40, 0]
     assert table.ms_per_step["block1"] == 200
-    assert "head 20 %; block1 40 %; scoring 40 %" in reproduction.time_bars(table.reset_index()).alt
-
-
-def test_progress_says_what_is_there_and_what_is_left() -> None:
-    history = History([report(k, test_accuracy=0.5, seconds=1800.0 * k) for k in (1, 2)])
-    [row] = reproduction.progress({"a": [history]}, 500).to_dict("records")
-    assert row == {"run": "a", "cycles": 2, "of": 500, "hours": 1.0, "hours_to_the_end": 249.0}
+    assert "head 20 %; block1 40 %; scoring 40 %" in costs.plot_time(table.reset_index()).alt
 
 
 def test_architectures_are_drawn_from_the_nets() -> None:
-    picture = reproduction.architectures({"Depth-10": models.cifar_net(10), "five": models.cifar_net(5)}, (3, 32, 32))
+    picture = costs.plot_architectures({"Depth-10": models.cifar_net(10), "five": models.cifar_net(5)}, (3, 32, 32))
     assert "Depth-10: channels 16 16 16 32 32 32 32 32 32, pooling after 3 and 5, 4 skips" in picture.alt
     assert "five: channels 16 16 32 32, pooling after 2 and 3, 0 skips" in picture.alt
     texts = [text.get_text() for text in picture.axes[0].texts]
@@ -98,26 +100,16 @@ def test_architectures_are_drawn_from_the_nets() -> None:
     assert texts.count("16\n32×32") == 3
 
 
-def test_early_and_kept() -> None:
-    histories = {"a": [run([0.1, 0.2, 0.3]), run([0.3, 0.4, 0.5])]}
-    assert reproduction.early(histories, 2).to_dict("records") == [
-        {"method": "a", "updates": 2, "accuracy": pytest.approx(30)}
-    ]
-    assert reproduction.early(histories).updates[0] == 3
-    [row] = reproduction.kept(histories).to_dict("records")
-    assert (row["first_cycle"], row["last_cycle"], row["all_cycles"]) == pytest.approx((10, 30, 20))
-
-
 def test_checkpoints_of_the_paper() -> None:
-    rows = reproduction.checkpoints(run([k / 50 for k in range(50)]))
+    rows = tables.pick_checkpoints(run([k / 50 for k in range(50)]))
     assert [round(row.cycle * 12016, -5) for row in rows] == [100_000 * k for k in range(1, 7)]
-    assert [row.cycle for row in reproduction.checkpoints(run([0.1] * 6))] == [1, 2, 3, 4, 5, 6]
+    assert [row.cycle for row in tables.pick_checkpoints(run([0.1] * 6))] == [1, 2, 3, 4, 5, 6]
     with pytest.raises(ValueError, match="set cycles to 6"):
-        reproduction.checkpoints(run([0.1] * 5))
+        tables.pick_checkpoints(run([0.1] * 5))
 
 
 def test_table_2() -> None:
-    table = reproduction.table_2({"layer": [run([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])]})
+    table = tables.tabulate_levels({"layer": [run([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])]})
     assert list(table.steps) == [10, 20, 30, 40, 50, 60]
     assert list(table.accuracy) == pytest.approx([10, 20, 30, 40, 50, 60])
     assert list(table.paper) == [94.85, 95.77, 96.95, 97.24, 97.25, 97.53]
@@ -126,26 +118,29 @@ def test_table_2() -> None:
 def test_decreases_compare_with_the_sweep_before() -> None:
     losses = [(1, "b", 2.0), (1, "a", 1.0), (1, "", 9.0), (2, "b", 1.5)]
     history = History([report(cycle, layer, train_loss=loss) for cycle, layer, loss in losses])
-    table = reproduction.decreases(history)
+    table = tables.tabulate_decreases(history)
     assert list(table.layer) == ["b", "a", "b"]
     assert math.isnan(table.decrease[0])
     assert list(table.decrease[1:]) == pytest.approx([0.5, -0.5])
-    assert "b -50.0 %" in reproduction.decrease_map(history).alt
+    assert "b -50.0 %" in tables.plot_decreases(history).alt
 
 
 def test_committed_runs(tmp_path: Path) -> None:
-    table = reproduction.committed_table(tmp_path)
+    table = tables.tabulate_longer_runs("mnist", tmp_path)
     assert table.final.isna().all()
     run([0.5, 0.75]).save(tmp_path / "mnist_paper.csv")
-    table = reproduction.committed_table(tmp_path).set_index("run")
+    table = tables.tabulate_longer_runs("mnist", tmp_path).set_index("run")
     assert (table.final["mnist_paper"], table.cycles["mnist_paper"]) == (75, 2)
     assert table.final.notna().sum() == 1
-    assert list(reproduction.committed(tmp_path)) == ["mnist_paper"]
+    assert list(tables.load_longer_runs("mnist", tmp_path)) == ["mnist_paper"]
     run([0.25]).save(tmp_path / "cifar_depth_5.csv")
-    assert list(reproduction.committed(tmp_path, reproduction.CIFAR)) == ["cifar_depth_5"]
+    assert list(tables.load_longer_runs("cifar", tmp_path)) == ["cifar_depth_5"]
 
 
-@pytest.mark.parametrize("name", reproduction.MNIST | reproduction.CIFAR)
+COMMANDS = tables.read_commands("mnist") | tables.read_commands("cifar")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_commands_of_the_longer_runs_are_understood(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,8 +151,7 @@ def test_commands_of_the_longer_runs_are_understood(
 
     monkeypatch.setenv("RSO_DATA", str(tmp_path / "none"))
     monkeypatch.setattr("rso_lib.sources._download", no_images)
-    command = (reproduction.MNIST | reproduction.CIFAR)[name]
-    name_of_command, _, *words = command.removeprefix("python -m rso_lib ").split()
+    name_of_command, _, *words = COMMANDS[name].removeprefix("python -m rso_lib ").split()
     with pytest.raises(SystemExit) as ended:
         {"train": cli.main, "sgd": sgd.main}[name_of_command]([str(tmp_path), *words])
     assert ended.value.code == 2
@@ -165,53 +159,56 @@ def test_commands_of_the_longer_runs_are_understood(
 
 
 @pytest.mark.parametrize(
-    ("table", "values", "words"),
+    ("notebook", "values", "words"),
     [
-        (presets.MNIST, {"epochs": 0}, "epochs must be at least 1, not 0"),
-        (presets.MNIST, {"rate": -1}, "rate must be above 0"),
-        (presets.MNIST, {"grid_batch_sizes": "32, many"}, "grid_batch_sizes must be whole numbers"),
-        (presets.MNIST, {"grid_batch_sizes": "32, 5000"}, "batch_size must be at most the 1294 training images"),
-        (presets.MNIST, {"grid_rates": "0.1, 0"}, "grid_rates must be above 0"),
-        (presets.MNIST, {"grid_target": 98}, "target must be None or a fraction"),
-        (presets.MNIST, {"grid_epochs": 1.5}, "grid_epochs must be a whole number"),
-        (presets.MNIST, {"seeds": 0}, "seeds must be at least 1"),
-        (presets.MNIST, {"order": "inputs"}, "did you mean 'input'"),
-        (presets.MNIST, {"schedule": "linea"}, "did you mean 'linear'"),
-        (presets.MNIST, {"dataset": "MNIST"}, "dataset must be one of"),
-        (presets.MNIST, {"net": "one_con"}, "did you mean 'one_conv'"),
-        (presets.MNIST, {"batch_size": 5000}, "set batch_size to at most 1294"),
-        (presets.PARALLEL, {"processes": "1, 0"}, "processes must be above 0"),
-        (presets.PARALLEL, {"processes": "1; 2"}, "processes must be whole numbers"),
-        (presets.PARALLEL, {"cycles": -3}, "cycles must be at least 1"),
+        ("05_mnist", {"epochs": 0}, "epochs must be at least 1, not 0"),
+        ("05_mnist", {"rate": -1}, "rate must be above 0"),
+        ("05_mnist", {"grid_batch_sizes": "32, many"}, "grid_batch_sizes must be whole numbers"),
+        ("05_mnist", {"grid_batch_sizes": "32, 5000"}, "batch_size must be at most the 1294 training images"),
+        ("05_mnist", {"grid_rates": "0.1, 0"}, "grid_rates must be above 0"),
+        ("05_mnist", {"grid_target": 98}, "target must be None or a fraction"),
+        ("05_mnist", {"grid_epochs": 1.5}, "grid_epochs must be a whole number"),
+        ("05_mnist", {"seeds": 0}, "seeds must be at least 1"),
+        ("05_mnist", {"order": "inputs"}, "did you mean 'input'"),
+        ("05_mnist", {"schedule": "linea"}, "did you mean 'linear'"),
+        ("05_mnist", {"dataset": "MNIST"}, "dataset must be one of"),
+        ("05_mnist", {"net": "one_con"}, "did you mean 'one_conv'"),
+        ("05_mnist", {"batch_size": 5000}, "set batch_size to at most 1294"),
+        ("07_in_parallel", {"processes": "1, 0"}, "processes must be above 0"),
+        ("07_in_parallel", {"processes": "1; 2"}, "processes must be whole numbers"),
+        ("07_in_parallel", {"cycles": -3}, "cycles must be at least 1"),
     ],
 )
 def test_a_value_that_cannot_be_run_is_an_error_before_the_first_run(
-    table: Any, values: dict[str, Any], words: str
+    notebook: str, values: dict[str, Any], words: str
 ) -> None:
     with pytest.raises((ValueError, TypeError), match=re.escape(words)):
-        reproduction.check(SimpleNamespace(**presets.choose("smoke", table, **values)), load("digits"))
+        presets.check_sizes(presets.choose_sizes(notebook, "smoke", values), load("digits"))
 
 
 def test_the_presets_can_be_run() -> None:
     data = load("digits")
-    for table in (presets.MNIST, presets.PARALLEL):
-        reproduction.check(SimpleNamespace(**presets.choose("smoke", table)), data)
+    for notebook in ("05_mnist", "07_in_parallel"):
+        presets.check_sizes(presets.choose_sizes(notebook, "smoke", {}), data)
         for name in ("laptop", "paper"):
-            presets.choose(name, table)
+            presets.choose_sizes(notebook, name, {})
 
 
 def test_runs_are_taken_up(tmp_path: Path) -> None:
     settings = RSO(cycles=1, batch_size=64)
-    made = reproduction.repeat(tmp_path / "rso", settings, 2, dataset="digits", net="one_conv")
+    run = variants.in_folder(tmp_path, dataset="digits", net="one_conv")
+    made = variants.run_variants({"rso": settings}, range(2), run)["rso"]
+    assert [one.folder for one in made] == [tmp_path / "rso" / f"seed_{seed}" for seed in range(2)]
     assert [one.settings["seed"] for one in made] == [0, 1]
-    again = reproduction.repeat(tmp_path / "rso", settings, 2, dataset="digits", net="one_conv")
+    again = variants.run_variants({"rso": settings}, range(2), run)["rso"]
     seconds = [[row.seconds for row in one.history.rows] for one in made]
     assert [[row.seconds for row in one.history.rows] for one in again] == seconds
 
 
 def test_a_run_that_is_stopped_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next one does not begin, and the same call goes on."""
-    settings, what = RSO(cycles=1, batch_size=64), {"dataset": "digits", "net": "one_conv", "progress": False}
+    settings = {"rso": RSO(cycles=1, batch_size=64)}
+    run = variants.in_folder(tmp_path, dataset="digits", net="one_conv", progress=False)
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -222,18 +219,18 @@ def test_a_run_that_is_stopped_is_no_result(tmp_path: Path, monkeypatch: pytest.
             pytest.warns(UserWarning, match="stopped before the end"),
             pytest.raises(KeyboardInterrupt, match=r"seed 0 was stopped; the same call goes on in .*seed_0"),
         ):
-            reproduction.repeat(tmp_path, settings, 2, **what)
-    assert not (tmp_path / "seed_1").exists()
-    assert [run.finished for run in reproduction.repeat(tmp_path, settings, 2, **what)] == [True, True]
+            variants.run_variants(settings, range(2), run)
+    assert not (tmp_path / "rso" / "seed_1").exists()
+    assert [made.finished for made in variants.run_variants(settings, range(2), run)["rso"]] == [True, True]
 
 
-def test_place(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_a_notebook(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert home() == project  # wherever a kernel or a command is started
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reproduction, "home", lambda: tmp_path)
-    assert reproduction.place("here", "05", "smoke") == Path("here")
-    assert reproduction.place("", "05", "laptop") == tmp_path / "runs/05/laptop"
-    assert reproduction.place("", "05", "smoke") != reproduction.place("", "05", "smoke")
+    monkeypatch.setattr(presets, "home", lambda: tmp_path)
+    assert presets.make_folder("here", "05", "smoke") == Path("here")
+    assert presets.make_folder("", "05", "laptop") == tmp_path / "runs/05/laptop"
+    assert presets.make_folder("", "05", "smoke") != presets.make_folder("", "05", "smoke")
 
 
 class Plain(nn.Module):
@@ -247,15 +244,31 @@ class Plain(nn.Module):
         return self.weight.T.expand(len(x), 2)
 
 
+def functions(split: Split, tries: int) -> list[Callable[..., Any]]:
+    """`loss_changes` and `tabulate` of notebook 06, for a batch."""
+    asked = SimpleNamespace(tries=tries)
+    names = {"torch": torch, "copy": copy, "channels_last": channels_last, "sigma": sigma, "generator": generator}
+    names |= {"parameters_to_vector": parameters_to_vector, "vector_to_parameters": vector_to_parameters}
+    names |= {"cross_entropy": cross_entropy, "batch": split, "asked": asked}
+    names |= {"pandas": pandas, "tables": tables, "tqdm": iter_quietly}
+    changes = function_of("06_one_weight_or_many", "loss_changes", **names)
+    return [changes, function_of("06_one_weight_or_many", "tabulate", **names, loss_changes=changes)]
+
+
+def iter_quietly(things: Sequence[Any], unit: str) -> Sequence[Any]:
+    return things
+
+
 def test_changes_are_those_of_the_loss() -> None:
     """Both weights move: labels 0 and 1 in equal parts, so the loss is ln(2 cosh(z / 2)) for their difference z."""
     net, split = Plain(), Split(torch.zeros(4, 1, 1, 1), torch.tensor([0, 1, 0, 1]))
-    both = reproduction.changes(net, split, 2, factor=0.5, tries=2000)
+    changes, _ = functions(split, 2000)
+    both = changes(net, 2, 0.5)
     torch.testing.assert_close(both[:, 0], both[:, 1])  # the minimum is symmetric
     assert bool((both > 0).all())
     z = torch.acosh((both[:, 0] + math.log(2)).exp() / 2) * 2
     assert float(z.pow(2).mean().sqrt()) == pytest.approx(0.5 * sigma(net.weight) * math.sqrt(2), rel=0.05)
-    one = reproduction.changes(net, split, 1, factor=0.5, tries=2000)[:, 0]
+    one = changes(net, 1, 0.5)[:, 0]
     z = torch.acosh((one + math.log(2)).exp() / 2) * 2
     assert float(z.pow(2).mean().sqrt()) == pytest.approx(0.5 * sigma(net.weight), rel=0.05)
     assert not net.weight.any()
@@ -263,11 +276,11 @@ def test_changes_are_those_of_the_loss() -> None:
 
 def test_directions_count_what_helps() -> None:
     net, split = Plain(), Split(torch.zeros(4, 1, 1, 1), torch.zeros(4, dtype=torch.int64))
-    table = reproduction.directions(net, split, [1, 2], [1.0], tries=20)
+    table = functions(split, 20)[1](net, [1, 2], [1.0])
     assert list(table.helps) == [1, 1]  # a slope without a minimum: one of Δ and −Δ always helps
     assert bool((table.gain > 0).all())
     split = Split(torch.zeros(4, 1, 1, 1), torch.tensor([0, 1, 0, 1]))
-    table = reproduction.directions(net, split, [2], [1.0], tries=20)
+    table = functions(split, 20)[1](net, [2], [1.0])
     assert (table.helps[0], table.gain[0]) == (0, 0)
 
 
@@ -276,7 +289,7 @@ def test_directions_count_what_helps() -> None:
 
 def test_a_histogram_of_changes() -> None:
     """Of two directions one helps, by 1 nat."""
-    picture = reproduction.change_histogram(torch.tensor([[-1.0, 1.0], [2.0, 4.0]]), "the net")
+    picture = directions.plot_changes(torch.tensor([[-1.0, 1.0], [2.0, 4.0]]), "the net")
     assert sum(bar.get_height() for bar in picture.axes[0].patches) == 4
     assert picture.alt.startswith("the net: the change of the loss has a mean of +1.5 and a deviation of 2.1 nats.")
     assert picture.alt.endswith("50% of the directions help; a step changes the loss by -0.5 in the mean.")
@@ -284,7 +297,7 @@ def test_a_histogram_of_changes() -> None:
 
 def test_curves_of_directions() -> None:
     table = pandas.DataFrame({"weights": [1, 8], "factor": [0.5, 0.5], "helps": [0.75, 0.25], "helps_error": [0.1, 0]})
-    picture = reproduction.direction_curves({"fresh": table, "trained": table.assign(factor=1.0)})
+    picture = directions.plot_directions({"fresh": table, "trained": table.assign(factor=1.0)})
     for axes, label in zip(picture.axes, ("0.5 σ", "σ"), strict=True):
         [curve] = axes.containers
         assert curve.get_label() == label
@@ -295,10 +308,10 @@ def test_curves_of_directions() -> None:
 def test_curves_of_levels() -> None:
     """The paper's are drawn where they are asked for."""
     histories = {"layer": [run([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])], "weight": [run([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])]}
-    table = reproduction.table_2(histories)
-    alone, beside = (reproduction.level_curves(table, paper) for paper in (False, True))
+    table = tables.tabulate_levels(histories)
+    alone, beside = (tables.plot_levels(table, paper) for paper in (False, True))
     dotted = {line.get_label(): list(line.get_ydata()) for line in beside.axes[0].lines if line.get_linestyle() == ":"}
-    assert dotted == {f"{level}, paper": list(reproduction.PAPER_2[level]) for level in histories}
+    assert dotted == {f"{level}, paper": list(tables.PAPER_2[level]) for level in histories}
     assert len(alone.axes[0].lines) == len(beside.axes[0].lines) - 2
     layer, _ = alone.axes[0].containers
     assert layer.lines[0].get_ydata().tolist() == pytest.approx([10, 20, 30, 40, 50, 60])
@@ -306,13 +319,13 @@ def test_curves_of_levels() -> None:
 
 
 def test_presets_of_the_notebooks() -> None:
-    assert presets.choose("paper", presets.MNIST, cycles=3, order=None)["cycles"] == 3
-    assert presets.choose("paper", presets.MNIST)["order"] == "both"
-    assert presets.choose("laptop", presets.LEVELS)["net"] == "one_conv"
-    laptop = presets.choose("laptop", presets.CIFAR)
-    for depth in laptop["depths"].split(", "):  # the committed runs have these settings
-        command = reproduction.CIFAR[f"cifar_depth_{depth}"]
-        assert f"depth={depth} --cycles {laptop['cycles']} --batch-size {laptop['batch_size']} " in command
-        assert command.endswith(f"--val-size {laptop['val_size']}")
+    mnist = presets.choose_sizes("05_mnist", "paper", {"cycles": 3, "order": None, "out": ""})
+    assert (mnist.cycles, mnist.order, hasattr(mnist, "out")) == (3, "both", False)
+    assert presets.choose_sizes("06_one_weight_or_many", "laptop", {}).net == "one_conv"
+    laptop = presets.choose_sizes("08_cifar10", "laptop", {})
+    for depth in laptop.depths.split(", "):  # the committed runs have these settings
+        command = COMMANDS[f"cifar_depth_{depth}"]
+        assert f"depth={depth} --cycles {laptop.cycles} --batch-size {laptop.batch_size} " in command
+        assert command.endswith(f"--val-size {laptop.val_size}")
     with pytest.raises(ValueError, match="did you mean 'paper'"):
-        presets.choose("papr", presets.LEVELS)
+        presets.choose_sizes("06_one_weight_or_many", "papr", {})

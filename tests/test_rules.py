@@ -185,7 +185,7 @@ def test_a_live_run_takes_a_rule() -> None:
         assert run.wait(lambda run: run.steps == 5, 120)
         assert [*run.recent] == [1] * 5
     finally:
-        LiveRun.runs.clear()
+        run.end()
 
 
 def test_a_folder_keeps_the_name_of_a_rule(tmp_path: Path) -> None:

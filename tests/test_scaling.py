@@ -18,26 +18,26 @@ SLOW = Network(latency=0.1, bandwidth=1000.0)
 
 
 def test_one_process_takes_its_steps_and_its_caches() -> None:
-    for strategy in scaling.WAYS:
-        cost = scaling.cycle([CONV, HEAD], 1, strategy, SLOW)
+    for strategy in scaling.SPLITS:
+        cost = scaling.predict_cycle([CONV, HEAD], 1, strategy, SLOW)
         assert cost == pytest.approx({"compute": 1.0 + 0.5 + 0.04 + 0.25, "latency": 0, "bytes": 0, "total": 1.79})
 
 
 def test_three_processes_by_hand() -> None:
-    layer = scaling.cycle([CONV, HEAD], 3, "layer", SLOW)
+    layer = scaling.predict_cycle([CONV, HEAD], 3, "layer", SLOW)
     assert layer["compute"] == pytest.approx(34 * 0.01 + 0.5 / 3 + 0.04 + 0.25)
     assert layer["latency"] == pytest.approx(2 * 2 * 0.1)  # a message for each layer, of two latencies
     assert layer["bytes"] == pytest.approx(2 * (math.ceil(34 / 4) + 10) / 1000)
-    neuron = scaling.cycle([CONV, HEAD], 3, "neuron", SLOW)
+    neuron = scaling.predict_cycle([CONV, HEAD], 3, "neuron", SLOW)
     assert neuron["compute"] == pytest.approx(100 * 2 / 4 * 0.01 + 0.5 + 0.04 + 0.25)
-    batch = scaling.cycle([CONV], 2, "sequential", SLOW)
+    batch = scaling.predict_cycle([CONV], 2, "sequential", SLOW)
     assert batch["latency"] == pytest.approx(100 * 3 * 0.1)  # two norms and the loss, at every step
     assert batch["compute"] == pytest.approx(50 * 0.01 + 0.5)
 
 
 def test_neurons_end_where_all_have_one() -> None:
     free = Network(0.0, math.inf)
-    times = [scaling.cycle([CONV], n, "neuron", free)["total"] for n in (1, 2, 4, 8, 1000)]
+    times = [scaling.predict_cycle([CONV], n, "neuron", free)["total"] for n in (1, 2, 4, 8, 1000)]
     assert times == pytest.approx([1.5, 1.0, 0.75, 0.75, 0.75])
 
 
@@ -49,13 +49,13 @@ def test_layers_are_those_of_the_benchmark(tmp_path: Path) -> None:
         for name, layer in zip(names, net.layers, strict=True)
     ]
     (tmp_path / "bench.json").write_text(json.dumps({"net": "mnist_net", "layers": timed}))
-    found = scaling.layers(tmp_path / "bench.json")
+    found = scaling.read_layers(tmp_path / "bench.json")
     assert [layer.weights for layer in found] == [176, 2336, 2336, 2336, 2336, 2336, 160]
     assert [layer.norms for layer in found] == [6, 5, 4, 3, 2, 1, 0]
     assert found[0] == Layer(176, 16, 0.007, 0.09, 6, 96)
-    wide = scaling.layers(tmp_path / "bench.json", size=2.0)
+    wide = scaling.read_layers(tmp_path / "bench.json", size=2.0)
     assert wide[1] == Layer(4 * 2336, 32, pytest.approx(0.028), pytest.approx(0.18), 5, 160)
-    picture = scaling.speedups(found, scaling.PLACES["the open internet"], 16)
+    picture = scaling.plot_speedups(found, scaling.NETWORKS["the open internet"], 16)
     assert "neuron" in picture.alt
 
 
@@ -66,7 +66,7 @@ def test_table() -> None:
         return Run(Path("x"), {"strategy": strategy, "cycles": 2}, mnist_net(), History(rows))
 
     runs = [(1, run("layer", 40.0, 0)), (1, run("neuron", 60.0, 0)), (2, run("layer", 25.0, 20))]
-    table = scaling.table(runs)
+    table = scaling.tabulate_runs(runs)
     assert table.seconds.tolist() == [20, 30, 12.5]
     assert table.speedup.tolist() == [1, 1, 1.6]
     assert table.bytes_per_weight.tolist() == [0, 0, 0.4]
@@ -74,4 +74,4 @@ def test_table() -> None:
 
 def test_processes_that_fail_say_why(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="did you mean"):
-        scaling.launch(tmp_path / "run", 1, dataset="digit")
+        scaling.launch_run(tmp_path / "run", 1, dataset="digit")

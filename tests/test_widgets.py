@@ -1,15 +1,19 @@
 """Live runs: steered at any step, they do what `train` does; controls and pictures say what is so."""
 
 import base64
+import gc
 import html
 import io
 import math
 import re
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import ipywidgets
@@ -20,10 +24,11 @@ import torch
 from PIL import Image
 
 from rso_lib import RSO, Data, History, load, train
+from rso_lib.lab import figure, pictures, widgets, worker
 from rso_lib.lab import live as live_module
-from rso_lib.lab import plots
 from rso_lib.lab.live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
-from rso_lib.lab.widgets import NAMES, Explorer, LiveTrainer, Race, SGDTrainer, bar, layer, parts, scaled
+from rso_lib.lab.live_view import draw_layer, draw_wins, name_candidate
+from rso_lib.lab.widgets import NAMES, Explorer, LiveTrainer, Panel, Race, SGDTrainer, all_parts, scale_schedule
 from rso_lib.models import Block, Head, Net, cifar_net, two_conv
 from rso_lib.proposals import linear
 from rso_lib.run.sgd import SGD
@@ -41,10 +46,10 @@ def data() -> Data:
 @pytest.fixture(autouse=True)
 def leave_nothing_running() -> Iterator[None]:
     yield
-    for run in LiveRun.runs:
+    for run in list(worker.runs):
         run.stop()
-    settle(LiveRun.runs[-1]) if LiveRun.runs else None
-    LiveRun.runs.clear()
+        settle(run)
+    worker.ask(worker.runs.clear)
 
 
 def small_net() -> Net:
@@ -103,7 +108,7 @@ def same(one: Step, other: Step) -> bool:
 
 def test_a_watched_run_is_the_unwatched_run(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores and pictures behind every step change no bit of the net nor of the reports."""
-    monkeypatch.setattr(live_module, "later", lambda began, least: 0.0)
+    monkeypatch.setattr(live_module, "next_time", lambda began, least: 0.0)
     monkeypatch.setattr(live_module, "TURN_SECONDS", 0.0)
     shown: list[int] = []
     run = LiveRun(small_net, data, SETTINGS, show=lambda run: shown.append(run.steps))
@@ -126,7 +131,7 @@ def test_a_watched_run_is_the_unwatched_run(data: Data, monkeypatch: pytest.Monk
         {"batch_size": 32},
         {"distribution": "template"},
         {"order": "input"},
-        {"schedule": scaled("linear", 4.0)},
+        {"schedule": scale_schedule("linear", 4.0)},
         {"weight_decay": 0.1},
     ],
     ids=lambda change: next(iter(change)),
@@ -261,7 +266,7 @@ def test_a_failure_within_a_sweep_can_be_mended(
     if broken == "setting":
         run.change(order="inpt")
     else:
-        where = "rso_lib.lab.widgets.layer" if broken == "picture" else "rso_lib.engine.layers.advance"
+        where = "rso_lib.lab.widgets.draw_layer" if broken == "picture" else "rso_lib.engine.layers.advance"
         monkeypatch.setattr(where, lambda *_: 1 / 0)
         monkeypatch.setattr("rso_lib.engine.block.advance", lambda *_: 1 / 0)
         run.step()
@@ -273,7 +278,7 @@ def test_a_failure_within_a_sweep_can_be_mended(
 
 def test_a_picture_that_fails_is_said_too(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = LiveTrainer(small_net, data, SETTINGS)
-    monkeypatch.setattr("rso_lib.lab.widgets.layer", lambda run: 1 / 0)
+    monkeypatch.setattr("rso_lib.lab.widgets.draw_layer", lambda run: 1 / 0)
     trainer.run.step()
     assert wait_for(lambda: "Failed: ZeroDivisionError: division by zero" in trainer.status.value)
 
@@ -311,6 +316,88 @@ def test_a_run_that_rests_keeps_no_caches_and_goes_on_the_same(data: Data) -> No
         run.stop()
         settle(run)
         assert run.items is None
+
+
+@pytest.mark.parametrize("strategy", ["neuron", "layer"])
+def test_a_run_with_merged_sweeps_rests_too(data: Data, strategy: str) -> None:
+    """Such a sweep cannot be cut: its steps are made again, and the run ends as if it had not rested."""
+    settings = replace(SETTINGS, strategy=strategy, weight_decay=0.1)
+    run, alone = (LiveRun(small_net, data, settings) for _ in range(2))
+    taken(run, 35)
+    LiveRun(small_net, data, SETTINGS)
+    settle(run)
+    assert run.items is None
+    assert (run.steps, run.image_forwards) == (30, 30 * 3 * 64)
+    finish(run)
+    finish(alone)
+    assert run.steps == alone.steps == 224
+    assert torch.equal(weights(run), weights(alone))
+
+
+def is_gone(ref: Callable[[], object]) -> bool:
+    gc.collect()
+    return ref() is None
+
+
+def test_a_run_that_nobody_holds_is_gone(data: Data) -> None:
+    run = LiveRun(small_net, data, SETTINGS)
+    taken(run, 1)
+    ref, net = weakref.ref(run), weakref.ref(run.net)
+    del run
+    assert wait_for(lambda: is_gone(ref) and is_gone(net))
+
+
+@pytest.mark.parametrize("kind", ["trainer", "race"])
+def test_a_cell_that_is_run_again_lets_go_of_its_panels(kind: str, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though ipywidgets and the notebook's `Out` keep all panels, and buttons their runs."""
+
+    def cell(name: str, execution: str) -> Panel:
+        monkeypatch.setattr(widgets, "running_cell", lambda: (name, execution))
+        if kind == "trainer":
+            return LiveTrainer(small_net, data, SETTINGS)
+        return Race([LiveTrainer(small_net, data, SETTINGS, title) for title in "ab"])
+
+    def trainers(panel: Panel) -> list[LiveTrainer]:
+        return [part for part in all_parts(panel) if isinstance(part, LiveTrainer)]
+
+    out = [cell("first", "1"), cell("second", "2")]
+    nets = [[weakref.ref(trainer.run.net) for trainer in trainers(panel)] for panel in out]
+    trainers(out[0])[0].run.start()
+    out.append(cell("first", "3"))
+    assert wait_for(lambda: all(map(is_gone, nets[0])))
+    assert all(ref() is not None for ref in nets[1])
+    assert len(worker.runs) == 2 * len(nets[0])
+    for trainer in trainers(out[0]):
+        trainer.run.reset()  # a button of the old panel does nothing
+        assert trainer.run.state == STOPPED
+        assert trainer.comm is None
+
+
+def test_the_cell_that_is_run_is_told_by_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JupyterLab and Notebook 7 send the cell's id; papermill does not."""
+    assert widgets.running_cell() is None
+    request: dict[str, dict[str, str]] = {"header": {"msg_id": "7"}, "metadata": {}}
+    shell = SimpleNamespace(kernel=SimpleNamespace(get_parent=lambda channel: request))
+    monkeypatch.setattr(widgets, "get_ipython", lambda: shell)
+    assert widgets.running_cell() is None
+    request["metadata"]["cellId"] = "a"
+    assert widgets.running_cell() == ("a", "7")
+
+
+def test_all_that_changes_a_run_happens_in_one_thread(data: Data) -> None:
+    """Its beginning, too; what goes wrong there is raised where the run is made."""
+    threads = []
+
+    def make() -> Net:
+        threads.append(threading.current_thread())
+        if len(threads) > 1:
+            raise RuntimeError("no net")
+        return small_net()
+
+    LiveRun(make, data, SETTINGS)
+    with pytest.raises(RuntimeError, match="no net"):
+        LiveRun(make, data, SETTINGS)
+    assert threads[0] is threads[1] is not threading.current_thread()
 
 
 def test_sgd_keeps_its_optimiser_while_another_run_works(data: Data) -> None:
@@ -412,19 +499,19 @@ def test_settings_that_are_functions_without_a_name(data: Data) -> None:
     settings = replace(SETTINGS, schedule=partial(always, 0.5))
     trainer = LiveTrainer(small_net, data, settings)
     assert trainer.run.settings.schedule is settings.schedule
-    assert "partial" in scaled(settings.schedule, 2.0).__name__  # type: ignore[union-attr]
+    assert "partial" in scale_schedule(settings.schedule, 2.0).__name__  # type: ignore[union-attr]
 
 
 def test_scaled() -> None:
-    assert scaled("linear", 1.0) == "linear"
-    double = scaled("linear", 2.0)
+    assert scale_schedule("linear", 1.0) == "linear"
+    double = scale_schedule("linear", 2.0)
     assert [double(c, 50) for c in (0, 20, 49)] == [2 * linear(c, 50) for c in (0, 20, 49)]
-    assert scaled(lambda cycle, cycles: cycle, 3.0)(5, 9) == 15
+    assert scale_schedule(lambda cycle, cycles: cycle, 3.0)(5, 9) == 15
 
 
 def test_buttons_send_commands(data: Data) -> None:
     trainer = LiveTrainer(small_net, data, SETTINGS)
-    press = {button.description: button.click for button in parts(trainer) if isinstance(button, ipywidgets.Button)}
+    press = {button.description: button.click for button in all_parts(trainer) if isinstance(button, ipywidgets.Button)}
     assert list(press) == ["Start", "Pause", "Step", "Stop", "Reset"]
     press["Step"]()
     settle(trainer.run)
@@ -444,7 +531,9 @@ def test_buttons_send_commands(data: Data) -> None:
 
 @pytest.mark.parametrize("kind", [LiveTrainer, SGDTrainer])
 def test_every_control_has_a_name(data: Data, kind: type[LiveTrainer]) -> None:
-    shown = [part for part in parts(kind("one_conv", data)) if not isinstance(part, ipywidgets.Box | ipywidgets.HTML)]
+    shown = [
+        part for part in all_parts(kind("one_conv", data)) if not isinstance(part, ipywidgets.Box | ipywidgets.HTML)
+    ]
     assert len(shown) >= 8
     assert all(part.description for part in shown)
 
@@ -455,8 +544,8 @@ def test_the_visited_weight_is_framed(data: Data) -> None:
     for index, name in ((237, "head.linear.weight"), (31, "block1.conv.weight"), (2, "block1.conv.bias")):
         weight = run.net.get_parameter(name).detach()
         weight.uniform_(-1, 1)
-        run.last = Step(at=None, layer=name, index=index, delta=torch.zeros(()), losses=torch.zeros(3))
-        png, text = layer(run)
+        run.last = Step(at=None, layer=name, index=index, delta=torch.zeros(()), losses=torch.zeros(3), choice=0.0)
+        png, text = draw_layer(run)
         pixels = np.asarray(Image.open(io.BytesIO(png)))
         rows, columns = np.nonzero((pixels == 0).all(2))
         inside = pixels[(rows.min() + rows.max()) // 2, (columns.min() + columns.max()) // 2]
@@ -484,17 +573,18 @@ def test_the_last_weight_of_many_is_in_the_picture(data: Data, make: Callable[[]
         index=run.net.get_parameter(name).numel() - 1,
         delta=torch.zeros(()),
         losses=torch.zeros(3),
+        choice=torch.zeros(()),
     )
-    rows, columns = np.nonzero((np.asarray(Image.open(io.BytesIO(layer(run)[0]))) == 0).all(2))
+    rows, columns = np.nonzero((np.asarray(Image.open(io.BytesIO(draw_layer(run)[0]))) == 0).all(2))
     assert len(set(rows)) > 2 and len(set(columns)) > 2
 
 
 def test_bar(data: Data) -> None:
     run = LiveRun(small_net, data, SETTINGS)
-    assert "%" not in bar(run)
+    assert "%" not in draw_wins(run)
     run.recent.extend([0] * 10 + [1] * 30 + [2] * 60)
-    assert 'aria-label="Winners of the last 100 steps: w 10%, w + Δ 30%, w − Δ 60%"' in bar(run)
-    assert re.findall(r"width: ([\d.]+)%", bar(run))[1:4] == ["10.0", "30.0", "60.0"]
+    assert 'aria-label="Winners of the last 100 steps: w 10%, w + Δ 30%, w − Δ 60%"' in draw_wins(run)
+    assert re.findall(r"width: ([\d.]+)%", draw_wins(run))[1:4] == ["10.0", "30.0", "60.0"]
 
 
 def test_text_says_the_batch_of_a_cycle_that_grows(data: Data) -> None:
@@ -517,6 +607,14 @@ def test_text_says_what_the_step_did(data: Data) -> None:
     assert f"test accuracy {trainer.run.curve[-1].test_accuracy:.1%}" in alt(trainer.screen.value)
 
 
+def test_text_names_other_candidates(data: Data) -> None:
+    trainer = LiveTrainer(small_net, data, replace(SETTINGS, candidates=(0, 2)))
+    taken(trainer.run, 1)
+    settle(trainer.run)
+    assert re.search(r"Losses [\d.]+ for w, [\d.]+ for w \+ 2 Δ\. w", html.unescape(trainer.numbers.value))
+    assert [name_candidate(m) for m in (0, 1, -1, -0.5)] == ["w", "w + Δ", "w − Δ", "w − 0.5 Δ"]
+
+
 def test_log_axis(data: Data) -> None:
     """While nothing runs, too."""
     trainer = LiveTrainer(small_net, data, SETTINGS)
@@ -531,10 +629,10 @@ def test_log_axis(data: Data) -> None:
 def test_explorer_draws_for_its_values() -> None:
     drawn: list[float] = []
 
-    def draw(power: float, sign: int) -> plots.Picture:
+    def draw(power: float, sign: int) -> figure.Picture:
         drawn.append(power * sign)
         x = torch.linspace(0, 1, 5)
-        return plots.loss_along(x, sign * x**power, name="<w> & co")
+        return pictures.plot_loss_along(x, sign * x**power, name="<w> & co")
 
     explorer = Explorer(
         draw,

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..history import History
 from ..run import cli as command
-from .notebook import check_names
+from .checks import check_names
 
 PROJECT = Path(__file__).resolve().parents[2]
 NOTEBOOK = PROJECT / "notebooks" / "01_one_weight_at_a_time.ipynb"

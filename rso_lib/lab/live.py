@@ -1,16 +1,14 @@
 """A run that is watched and steered while it happens: `train` in a thread of its own."""
 
-import atexit
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from queue import SimpleQueue
-from threading import Event, Thread
-from typing import Any, ClassVar, NamedTuple
+from functools import partial
+from threading import Event
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,19 +20,21 @@ from ..run import folder as runs
 from ..run import sgd
 from ..settings import check_choice
 from ..train import Step, evaluate, sweeps, train
+from . import worker
+from .worker import RUNNING
 
-READY, RUNNING, PAUSED, STOPPED, FINISHED, FAILED = "ready", "running", "paused", "stopped", "finished", "failed"
+READY, PAUSED, STOPPED, FINISHED, FAILED = "ready", "paused", "stopped", "finished", "failed"
 
 SCORED_IMAGES = 2000
 """Test images behind a point of the curves, at most: a command waits while they are scored."""
 SCORE_SECONDS, SHOW_SECONDS = 0.5, 0.1
 """The least time between two scores, and between two pictures."""
 TURN_SECONDS = 0.02
-"""How long a run trains before another one, or a command, has its turn."""
+"""How long a run trains before another run, or a command, has its turn."""
 SHARE = 0.2
 """The most of the time that scores may take, and pictures."""
 RECENT_STEPS = 500
-"""The steps that the shares of w, w + Δ and w − Δ are counted in."""
+"""The steps in which the wins of w, w + Δ and w − Δ are counted."""
 
 
 class Score(NamedTuple):
@@ -61,19 +61,14 @@ class LiveRun:
     net   a name in `models`, or a callable that makes a fresh net
     show  is called with the run after every command, and at most ten times a second while it runs
 
-    One thread trains all live runs, in turns, and all that changes a run happens there: commands wait in a
-    queue, and the thread takes them one by one behind the step that is under way. So nothing needs a lock,
-    and runs that race get the same time. What is raised is kept in `error`, and the run waits in the state
+    One thread, the `worker`, trains all live runs, in turns, and all that changes a run happens there: commands wait
+    in a queue, and the thread takes them one by one behind the step that is under way. So nothing needs a lock,
+    and runs that race get the same time. An exception is kept in `error`, and the run waits in the state
     "failed" for a change and a start. A new run pauses all others, since they would share its time.
     """
 
-    commands: ClassVar[SimpleQueue[tuple["LiveRun", Callable[[], None]]]] = SimpleQueue()
-    runs: ClassVar[list["LiveRun"]] = []
-    thread: ClassVar[Thread | None] = None
-
-    state: str
-    error: Exception | None
-    items: Iterator[Report | Step] | None
+    error: Exception | None = None
+    ended = False
 
     def __init__(
         self,
@@ -86,20 +81,14 @@ class LiveRun:
             check_choice("net", net, runs.NETS)
         self.make_net, self.data, self.settings, self.show = net, data, settings, show
         self.scored = Split(data.test.images[:SCORED_IMAGES], data.test.labels[:SCORED_IMAGES])
-        self.begin()
-        for run in self.runs:
-            run.pause()
-            run.do(run.rest)
-        self.runs.append(self)
-        if LiveRun.thread is None:
-            LiveRun.thread = Thread(target=work, daemon=True)
-            LiveRun.thread.start()
+        worker.ask(self.join)
 
-    # Commands, for any thread.
+    # Commands, for any thread
 
     def do(self, command: Callable[[], None]) -> None:
         """Have the thread do something between two steps, and show the run."""
-        self.commands.put((self, command))
+        if not self.ended:
+            worker.send(partial(self.act, command))
 
     def start(self) -> None:
         """Begin, or go on."""
@@ -118,17 +107,23 @@ class LiveRun:
         self.do(lambda: self.enter(STOPPED))
 
     def reset(self) -> None:
-        """Back to a fresh net; the settings stay as they are."""
+        """Go back to a fresh net; the settings stay as they are."""
         self.do(self.begin)
 
     def change(self, **changes: Any) -> None:
-        """Other settings (fields of `RSO`), from the next step on."""
-        self.do(lambda: self.take(**changes))
+        """Change settings (fields of `RSO`), from the next step on."""
+        self.do(lambda: self.apply(**changes))
+
+    def end(self) -> None:
+        """Stop for good, and let go of net, images and caches. Later commands do nothing."""
+        if not self.ended:
+            self.ended = True
+            worker.send(self.release)
 
     def wait(self, until: Callable[["LiveRun"], bool], seconds: float = 60) -> bool:
-        """Block until all commands are taken and a condition on the run holds, or for some seconds: whether it holds.
+        """Block until all commands are taken and a condition on the run holds, for some seconds at most.
 
-        Raises what the run failed with.
+        Returns whether it holds. Raises the exception that the run failed with.
         """
         end = time.perf_counter() + seconds
         taken = Event()
@@ -140,29 +135,39 @@ class LiveRun:
             time.sleep(0.005)
         return until(self)
 
-    # What the thread does.
+    # What the thread does
 
-    def turn(self, action: Callable[[], None]) -> None:
+    def join(self) -> None:
+        """Pause the other runs, begin, and take part in the turns from here on."""
+        for run in list(worker.runs):
+            run.pause()
+            run.do(run.rest)
+        self.begin()
+        worker.runs.add(self)
+
+    def act(self, action: Callable[[], None]) -> None:
         """Act, and show what came of it."""
+        if self.ended:
+            return
         try:
             action()
-            self.look()
+            self.score_and_show()
         except Exception as error:
             self.state, self.error = FAILED, error
             with suppress(Exception):
                 self.show(self)
 
     def train(self) -> None:
-        """As many steps as fit into a turn, and at least one."""
+        """Make as many steps as fit into a turn, and at least one."""
         end = time.perf_counter() + TURN_SECONDS
         self.advance()
         while self.state == RUNNING and time.perf_counter() < end:
             self.advance()
 
     def begin(self) -> None:
-        """A fresh net, and nothing done."""
+        """Make a fresh net, with nothing done."""
         self.net = self.fresh_net()
-        self.items = None
+        self.items: Iterator[Report | Step] | None = None
         self.history = History()
         self.last: Step | None = None
         self.recent: deque[int] = deque(maxlen=RECENT_STEPS)
@@ -173,6 +178,7 @@ class LiveRun:
         self.curve: list[Score] = []
         self.error = None
         self.state = READY
+        self.keep()
         self.score()
 
     def fresh_net(self) -> nn.Module:
@@ -182,7 +188,7 @@ class LiveRun:
         return net.to(self.data.train.images.device)
 
     def enter(self, state: str) -> None:
-        """Another state; nothing but a reset leads out of the last two."""
+        """Enter another state; nothing but a reset leads out of the last two."""
         if self.state in (STOPPED, FINISHED):
             return
         self.state, self.error = state, None
@@ -193,9 +199,17 @@ class LiveRun:
             self.score()
 
     def rest(self) -> None:
-        """Free what the search keeps, where a sweep can be cut. It is made again when the run goes on."""
-        if self.settings.strategy == "sequential":
+        """Free the caches of the search. They are made again when the run goes on, with the same steps."""
+        if self.items is not None and self.settings.strategy == "sequential":
             self.close()
+        elif self.items is not None:
+            self.rewind()
+
+    def release(self) -> None:
+        """Let go of all that is large."""
+        worker.runs.discard(self)
+        self.state, self.items, self.show = STOPPED, None, lambda run: None
+        del self.make_net, self.net, self.data, self.scored, self.kept
 
     def close(self, whole: bool = False) -> None:
         """Close the generator, so that another is opened at the same place, or behind the end of the sweep."""
@@ -203,14 +217,27 @@ class LiveRun:
             self.advance()
         self.items = None
 
+    def keep(self) -> None:
+        """Keep weights and counts as they are behind a report, for `rewind`."""
+        weights = [weight.detach().clone() for weight in self.net.parameters()]
+        self.kept = weights, self.steps, self.image_forwards
+
+    def rewind(self) -> None:
+        """Go back behind the last report, where a sweep cannot be cut since its steps have not seen each other."""
+        weights, self.steps, self.image_forwards = self.kept
+        for weight, value in zip(self.net.parameters(), weights, strict=True):
+            weight.data.copy_(value)
+        self.items = None
+        self.begun.clear()
+
     def visit(self) -> None:
-        """One step, whatever reports come before it."""
-        seen = self.steps
-        while self.steps == seen and self.state not in (STOPPED, FINISHED):
+        """Make one step, whatever reports come before it."""
+        before = self.steps
+        while self.steps == before and self.state not in (STOPPED, FINISHED):
             self.advance()
         self.enter(PAUSED)
 
-    def take(self, **changes: Any) -> None:
+    def apply(self, **changes: Any) -> None:
         """Close the generator, behind the sweep if it cannot be cut, and go on with other settings."""
         settings = replace(self.settings, **changes)
         self.close(whole={self.settings.strategy, settings.strategy} != {"sequential"})
@@ -221,37 +248,38 @@ class LiveRun:
         self.settings = settings
 
     def ends_sweep(self) -> bool:
-        """Whether all steps of a sweep are done, but its report is still to come."""
+        """Return whether all steps of a sweep are done, but its report is still to come."""
         if self.last is None:
             return False
         return len(self.begun) == sweeps(self.net, self.settings)[self.last.at.sweep].steps
 
     def advance(self) -> None:
-        """The next item of the run: a step or a report."""
+        """Take the next item of the run: a step or a report."""
         self.items = self.items or self.open()
         began = time.perf_counter()
         try:
             item = next(self.items, None)
         except Exception:
             self.items = None
-            if self.settings.strategy != "sequential":  # such a sweep cannot be cut, and begins anew
-                self.begun.clear()
+            if self.settings.strategy != "sequential":
+                self.rewind()
             raise
         self.seconds += time.perf_counter() - began
         if item is None:
             self.enter(FINISHED)
         else:
-            self.note(item)
+            self.count(item)
 
     def open(self) -> Iterator[Report | Step]:
-        """The items from here on."""
+        """Return the items from here on."""
         return train(self.net, self.data, self.settings, self.history, steps=True, begun=self.begun)
 
-    def note(self, item: Report | Step) -> None:
-        """Count an item."""
+    def count(self, item: Report | Step) -> None:
+        """Count a step, or add a report to the history."""
         if isinstance(item, Report):
             self.history.append(item)
             self.begun.clear()
+            self.keep()
             return
         self.last = item
         self.begun.append(item)
@@ -262,20 +290,20 @@ class LiveRun:
         written = min(range(len(candidates)), key=lambda k: abs(candidates[k] - choice))
         self.losses.append(float(item.losses[written]))
 
-    def look(self) -> None:
+    def score_and_show(self) -> None:
         """Score and show, where it is time to."""
         now = time.perf_counter()
         if self.state == RUNNING and now >= self.next_score:
             self.score()
-            self.next_score = later(now, SCORE_SECONDS)
+            self.next_score = next_time(now, SCORE_SECONDS)
         now = time.perf_counter()
         if self.state != RUNNING or now >= self.next_show:
             self.show(self)
-            self.next_show = later(now, SHOW_SECONDS)
+            self.next_show = next_time(now, SHOW_SECONDS)
 
     @property
     def updates(self) -> float:
-        """Full updates: how often all weights have been visited."""
+        """How often all weights have been visited."""
         return self.steps / count_weights(self.net)
 
     def score(self) -> None:
@@ -288,7 +316,7 @@ class LiveRun:
 
 
 class LiveSGD(LiveRun):
-    """The same for `sgd.train`: a step is an epoch, and a change begins the run anew."""
+    """A live run of `sgd.train`: a step is an epoch, and a change begins the run anew."""
 
     def __init__(self, *args: Any, **options: Any):
         torch.optim.SGD([nn.Parameter(torch.zeros(1))])  # the first one takes seconds, which a race would wait for
@@ -297,47 +325,26 @@ class LiveSGD(LiveRun):
     def open(self) -> Iterator[Report]:
         return sgd.train(self.net, self.data, self.settings)
 
-    def note(self, item: Any) -> None:
+    def count(self, item: Any) -> None:
         self.history.append(item)
         self.steps += item.steps
         self.image_forwards += item.image_forwards
         self.losses.append(item.train_loss)
         self.score()
 
-    def take(self, **changes: Any) -> None:
+    def apply(self, **changes: Any) -> None:
         self.settings = replace(self.settings, **changes)
         self.begin()
 
     def rest(self) -> None:
-        """Nothing is freed: the optimiser is part of the run."""
+        """Free nothing: the optimiser is part of the run."""
 
     @property
     def updates(self) -> float:
         return self.steps
 
 
-def later(began: float, least: float) -> float:
-    """When something that began then may happen again, so that it keeps to its share of the time."""
+def next_time(began: float, least: float) -> float:
+    """Return when something that began then may happen again, so that it keeps to its share of the time."""
     now = time.perf_counter()
     return now + max(least, (now - began) * (1 / SHARE - 1))
-
-
-def work() -> None:
-    """What the thread does: commands as they come, and in between a turn for every run that is on."""
-    while True:
-        running = [run for run in LiveRun.runs if run.state == RUNNING]
-        if not running or not LiveRun.commands.empty():
-            run, command = LiveRun.commands.get()
-            run.turn(command)
-        else:
-            for run in running:
-                if LiveRun.commands.empty():
-                    run.turn(run.train)
-
-
-@atexit.register
-def close() -> None:
-    """End the thread: Python must not end while it is in a step."""
-    if LiveRun.thread and LiveRun.runs:
-        LiveRun.runs[0].do(sys.exit)
-        LiveRun.thread.join()

@@ -1,4 +1,4 @@
-"""What several processes gain: runs that measure it, and a model that says where it ends (section 4.6)."""
+"""Several processes: runs that measure the gain, and a model of where it ends (notebook 07, section 4.6)."""
 
 import json
 import math
@@ -7,26 +7,25 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import pandas
 
 from ..models import Head
 from ..run.folder import Run, load
 from . import bench
-from .plots import Picture, blank, style
+from .figure import Picture, new_picture, style
 
-if TYPE_CHECKING:
-    import pandas
-
-WAYS = {"sequential": "batch", "neuron": "weights", "layer": "weights"}
+SPLITS = {"sequential": "batch", "neuron": "weights", "layer": "weights"}
 """What processes would share, by strategy. Sequential steps could share a batch only; `rso_lib` does not do it."""
 
 
-def launch(folder: str | Path, processes: int, **settings: Any) -> Run:
-    """A run by several processes of one thread each on this machine: the command in the README, waited for.
+def launch_run(folder: str | Path, processes: int, **settings: Any) -> Run:
+    """Run the command line with several processes of one thread each on this machine, and wait for its end.
 
     settings  as on the command line of `python -m rso_lib train`
 
-    Raises RuntimeError, with what the processes said, where they fail.
+    Raises RuntimeError, with the end of what the processes printed, where they fail.
     """
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -38,11 +37,12 @@ def launch(folder: str | Path, processes: int, **settings: Any) -> Run:
     return load(folder)
 
 
-def table(runs: Sequence[tuple[int, Run]]) -> "pandas.DataFrame":
-    """What runs by some processes took: strategy, processes, seconds per cycle, speed-up over the first run of the
-    strategy, and bytes that a process sent for each weight visited."""
-    import pandas
+def tabulate_runs(runs: Sequence[tuple[int, Run]]) -> pandas.DataFrame:
+    """Return what runs took, each given with its number of processes.
 
+    Columns: strategy, processes, seconds (of a cycle), speedup (over the first run of the strategy), bytes_per_weight
+    (that a process sent for each visit).
+    """
     rows: list[dict[str, Any]] = []
     for processes, run in runs:
         last, strategy = run.history.last, run.settings["strategy"]
@@ -57,8 +57,11 @@ def table(runs: Sequence[tuple[int, Run]]) -> "pandas.DataFrame":
 
 
 class Layer(NamedTuple):
-    """What a process alone needs for a layer: weights, neurons, seconds of a step and of the cache; batch norms from
-    this layer to the head, and their channels together."""
+    """Costs of a layer for a process alone.
+
+    step, cache      seconds of a step, and of building the cache
+    norms, channels  batch norms from this layer to the head, and their channels together
+    """
 
     weights: int
     neurons: int
@@ -69,13 +72,13 @@ class Layer(NamedTuple):
 
 
 class Network(NamedTuple):
-    """Seconds until a message is there; bytes per second that a process sends."""
+    """Seconds until a message arrives, and bytes per second that a process sends."""
 
     latency: float
     bandwidth: float
 
 
-PLACES = {
+NETWORKS = {
     "one machine": Network(5e-5, 1e10),
     "a cluster": Network(2e-5, 1e10),
     "an office": Network(5e-4, 1e8),
@@ -84,10 +87,10 @@ PLACES = {
 """Orders of magnitude, not measurements."""
 
 
-def layers(report: str | Path, size: float = 1.0) -> list[Layer]:
-    """The layers of a net as `python -m rso_lib bench --json` has timed them.
+def read_layers(report: str | Path, size: float = 1.0) -> list[Layer]:
+    """Read the costs of a net's layers from a report of `python -m rso_lib bench --json`.
 
-    size  makes a net with `size` times the channels: the weights and the time of a step grow with its square
+    size  multiplies the channels of the net: the weights and the time of a step grow with its square
     """
     found = json.loads(Path(report).read_text())
     net, _ = bench.build(found["net"])
@@ -108,8 +111,8 @@ def layers(report: str | Path, size: float = 1.0) -> list[Layer]:
     return rows
 
 
-def cycle(layers: Sequence[Layer], processes: int, strategy: str, network: Network) -> dict[str, float]:
-    """Seconds of a cycle: compute, latency, bytes (on the wire), and what the model takes for their sum, total.
+def predict_cycle(layers: Sequence[Layer], processes: int, strategy: str, network: Network) -> dict[str, float]:
+    """Predict the seconds of a cycle: compute, latency, bytes (on the wire), and total, their sum.
 
     The steps are shared; the caches too where the strategy is "layer", as a process has its own slices there.
     A message to all takes ⌈log₂ processes⌉ latencies, as in a tree; a process sends its own part to each of the
@@ -133,23 +136,23 @@ def cycle(layers: Sequence[Layer], processes: int, strategy: str, network: Netwo
 
 
 @style()
-def speedups(layers: Sequence[Layer], network: Network, processes: int) -> Picture:
-    """How many times faster a cycle is than that of one process, against their number; for the three strategies.
+def plot_speedups(layers: Sequence[Layer], network: Network, processes: int) -> Picture:
+    """Draw how many times faster a cycle is with several processes than with one, for the three strategies.
 
-    processes  the number that is marked, and told in words
+    processes  the number to mark, and to tell in the text
     """
-    picture = blank(8, 3.8)
+    picture = new_picture(8, 3.8)
     axes = picture.subplots()
-    numbers, says = [2**k for k in range(13)], []
-    for strategy, split in WAYS.items():
-        alone = cycle(layers, 1, strategy, network)["total"]
-        gains = [alone / cycle(layers, n, strategy, network)["total"] for n in numbers]
-        [line] = axes.plot(numbers, gains, label=f"{strategy} ({split} split)")
-        here = alone / cycle(layers, processes, strategy, network)["total"]
+    counts, says = [2**k for k in range(13)], []
+    for strategy, split in SPLITS.items():
+        alone = predict_cycle(layers, 1, strategy, network)["total"]
+        gains = [alone / predict_cycle(layers, n, strategy, network)["total"] for n in counts]
+        [line] = axes.plot(counts, gains, label=f"{strategy} ({split} split)")
+        here = alone / predict_cycle(layers, processes, strategy, network)["total"]
         axes.scatter([processes], [here], color=line.get_color(), s=40, zorder=3)
-        best = max(range(len(numbers)), key=gains.__getitem__)
-        says.append(f"{strategy} {here:.3g} times, at most {gains[best]:.3g} (with {numbers[best]:,})")
-    axes.plot(numbers, numbers, color="#BBBBBB", linewidth=1, linestyle="-", zorder=0)
+        best = max(range(len(counts)), key=gains.__getitem__)
+        says.append(f"{strategy} {here:.3g} times, at most {gains[best]:.3g} (with {counts[best]:,})")
+    axes.plot(counts, counts, color="#BBBBBB", linewidth=1, linestyle="-", zorder=0)
     axes.axvline(processes, color="#BBBBBB", linewidth=1, linestyle=":", zorder=0)
     axes.set(xscale="log", yscale="log", xlabel="processes", ylabel="times as fast", ylim=(0.01, 5000))
     axes.legend()

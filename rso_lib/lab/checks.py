@@ -1,8 +1,37 @@
-"""What the notebooks ask of papermill: that a misspelt parameter is an error, and not quietly ignored."""
+"""Checks in the notebooks: of the answers to exercises, and of papermill's parameters."""
 
 import ast
+from collections.abc import Callable
+from typing import Any
 
 from ..settings import check_choice
+
+# Exercises
+
+Test = tuple[Callable[[Any], Any], str]
+"""A condition that the answer must meet, and what to say where it does not."""
+
+
+def check(answer: Any, *tests: Test) -> None:
+    """Print whether an answer is right, and if not the reason of the first test that fails."""
+    print(verdict(answer, *tests))
+
+
+def verdict(answer: Any, *tests: Test) -> str:
+    """Return what `check` prints. An answer of None is not given yet."""
+    if answer is None:
+        return "Not answered yet."
+    for holds, reason in tests:
+        try:
+            right = bool(holds(answer))
+        except Exception as error:
+            return f"Not yet: your answer raises {type(error).__name__}: {error}"
+        if not right:
+            return f"Not yet: {reason}"
+    return "Right."
+
+
+# Parameters: papermill adds a misspelt one without a word
 
 INJECTED = "# Parameters"
 """The first line of the cell that papermill adds after the cell tagged `parameters`."""
@@ -20,7 +49,7 @@ def check_parameters() -> None:
     cells = shell.user_ns["In"] if shell else []
     added = [k for k, source in enumerate(cells) if source.splitlines()[:1] == [INJECTED]]
     if added:
-        check_names(assigned(cells[added[-1]]), assigned(cells[added[0] - 1]))
+        check_names(assigned_names(cells[added[-1]]), assigned_names(cells[added[0] - 1]))
 
 
 def check_names(names: list[str], known: list[str]) -> None:
@@ -31,8 +60,8 @@ def check_names(names: list[str], known: list[str]) -> None:
         check_choice("a parameter", name, known)
 
 
-def assigned(source: str) -> list[str]:
-    """The names that a cell of plain assignments sets."""
+def assigned_names(source: str) -> list[str]:
+    """Return the names that a cell of plain assignments sets."""
     statements = ast.parse(source).body
     targets = [t for s in statements for t in getattr(s, "targets", [getattr(s, "target", None)])]
     return [target.id for target in targets if isinstance(target, ast.Name)]

@@ -1,0 +1,196 @@
+"""What a live run looks like: its curves, the weights of the layer that is searched, who won, and all that in words."""
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, PercentFormatter, ScalarFormatter
+from PIL import Image, ImageDraw
+
+from .figure import style
+from .live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
+from .pictures import lay_out_weights
+from .worker import RUNNING
+
+WIDTH, DPI = 640, 150
+"""Picture width in CSS pixels; dots of a picture for 100 of them."""
+TILES = (WIDTH, 180)
+"""Size of the picture of a layer's weights."""
+MARGIN = 6
+"""Pixels around the weights, so that a frame at the edge is seen."""
+LIGHT = {"w": "#D9D9D9", "w + Δ": "#A6D8F5", "w − Δ": "#FFBE8A"}
+"""The colours of the candidates, light enough to write on."""
+Points = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+"""Curves by label: x and y."""
+
+
+class Curves:
+    """Accuracy (left) and loss (right). Axes are drawn anew only when their limits change: that is 9 times as fast."""
+
+    def __init__(self, accuracy: Mapping[str, str], loss: Mapping[str, str]):
+        self.drawn: tuple[object, ...] = ()
+        with style():
+            self.figure = Figure(figsize=(WIDTH / 100, 2.5), dpi=DPI)
+            self.canvas = FigureCanvasAgg(self.figure)
+            self.figure.subplots_adjust(left=0.115, right=0.965, bottom=0.22, top=0.95, wspace=0.3)
+            self.axes = self.figure.subplots(1, 2)
+            self.lines = [
+                {name: axes.plot([], [], color=colour, label=name, animated=True)[0] for name, colour in lines.items()}
+                for axes, lines in zip(self.axes, (accuracy, loss), strict=True)
+            ]
+
+    def png(self, accuracy: Points, loss: Points, against: str, log: bool) -> bytes:
+        """Draw these points; `against` is the label of the x axis, `log` makes the loss's axis logarithmic."""
+        self.draw_axes(accuracy, loss, against, log)
+        self.canvas.restore_region(self.background)
+        for lines, points in zip(self.lines, (accuracy, loss), strict=True):
+            for label, line in lines.items():
+                line.set_data(*points[label])
+                line.axes.draw_artist(line)
+        return encode(Image.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB"))
+
+    def draw_axes(self, accuracy: Points, loss: Points, against: str, log: bool) -> None:
+        """Draw axes that hold the points, unless they are there already; limits are powers of two, or of ten."""
+        end = _power(2, max([1.0, *(x for xs, _ in accuracy.values() for x in xs)]), math.ceil)
+        losses = [y for _, ys in loss.values() for y in ys if 0 < y < math.inf] or [1.0]
+        low = _power(10, min(losses), math.floor) if log else 0.0
+        high = _power(10 if log else 2, max(losses), math.ceil)
+        if self.drawn == (against, end, log, low, high):
+            return
+        with style():
+            left, right = self.axes
+            left.set(xlim=(0, end), ylim=(0, 1), xlabel=against, ylabel="test accuracy (%)")
+            left.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+            right.set(xlim=(0, end), yscale="log" if log else "linear", xlabel=against, ylabel="loss (nats)")
+            for axes in self.axes:
+                axes.xaxis.set_major_formatter(EngFormatter(sep="") if end > 1000 else ScalarFormatter())
+            right.set_ylim(low, high)
+            right.legend(loc="upper right")
+            self.canvas.draw()
+            self.background = self.canvas.copy_from_bbox(self.figure.bbox)
+        self.drawn = (against, end, log, low, high)
+
+
+def curve_of(run: LiveRun, x: str, y: str) -> tuple[list[float], list[float]]:
+    """Return two fields of the scores of a run."""
+    curve = list(run.curve)
+    return [getattr(score, x) for score in curve], [getattr(score, y) for score in curve]
+
+
+def _power(base: float, value: float, rounded: Callable[[float], int]) -> float:
+    """Return the power of a base next to a value, above it or below."""
+    return base ** rounded(math.log(value, base))
+
+
+# Weights
+
+
+def draw_layer(run: LiveRun) -> tuple[bytes, str]:
+    """Draw the weights of the layer that is searched, the one visited last framed: a PNG, and its alt text."""
+    matrix = [name for name, weight in run.net.named_parameters() if weight.dim() > 1][-1]
+    name = run.last.layer if run.last and run.last.layer != "network" else matrix
+    raster = lay_out_weights(run.net, name)
+    values = raster.values.numpy()
+    outputs, inputs, *_ = raster.tiles
+    largest = float(np.nanmax(np.abs(values))) or 1.0
+    colours = matplotlib.colormaps["PuOr"](0.5 + values / (2 * largest), bytes=True)[..., :3]
+    colours[np.isnan(values)] = 255
+    rows, columns = values.shape
+    scale = min((TILES[0] - 2 * MARGIN) / columns, (TILES[1] - 2 * MARGIN) / rows, 40)
+    scale = int(scale) if scale > 1 else scale
+    resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
+    size = max(1, int(scale * columns)), max(1, int(scale * rows))
+    picture = Image.new("RGB", TILES, "white")
+    picture.paste(Image.fromarray(colours).resize(size, resampling), (MARGIN, MARGIN))
+    text = f"{name}: {inputs} × {outputs} pictures, from −{largest:.2f} (orange) to {largest:.2f} (purple)."
+    if run.last and run.last.index is not None:
+        row, column = raster.cell(run.last.index)
+        _frame(picture, MARGIN + int(scale * column), MARGIN + int(scale * row), max(1, int(scale)))
+        text += f" Weight {run.last.index:,} is framed."
+    return encode(picture), text
+
+
+def _frame(picture: Image.Image, x: int, y: int, side: int) -> None:
+    """Draw a square in black on white, to be seen on any colour."""
+    draw = ImageDraw.Draw(picture)
+    for outside, width, colour in ((4, 5, "white"), (3, 3, "black")):
+        draw.rectangle((x - outside, y - outside, x + side - 1 + outside, y + side - 1 + outside), None, colour, width)
+
+
+def encode(image: Image.Image) -> bytes:
+    """Return a PNG, with little compression: that takes less time."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+# In words
+
+
+def draw_wins(run: LiveRun) -> str:
+    """Draw the shares of the candidates in the last steps, as a bar in HTML."""
+    total = len(run.recent)
+    if not total:
+        return '<div style="height: 1.8em"></div>'
+    shares = {label: run.recent.count(k) / total for k, label in enumerate(LIGHT)}
+    text = f"Winners of the last {total} steps: " + ", ".join(f"{label} {share:.0%}" for label, share in shares.items())
+    segments = "".join(
+        f'<span style="width: {share:.1%}; background: {LIGHT[label]}; overflow: hidden; white-space: nowrap;'
+        f' text-align: center">{label} {share:.0%}</span>'
+        for label, share in shares.items()
+    )
+    return (
+        f'<div role="img" aria-label="{text}" style="display: flex; height: 1.8em; line-height: 1.8em; color: black;'
+        f' width: 100%; max-width: {WIDTH}px">{segments}</div>'
+    )
+
+
+def describe_score(run: LiveRun) -> str:
+    """Return the last score in words."""
+    score = run.curve[-1]
+    batches = "" if math.isnan(score.batch_loss) else f", loss on batches {score.batch_loss:.3f}"
+    return (
+        f"After {score.updates:.2f} full updates: test accuracy {score.test_accuracy:.1%}, "
+        f"test loss {score.test_loss:.3f}{batches}."
+    )
+
+
+def describe_state(run: LiveRun) -> str:
+    """Return the state, and what can be done. It changes with the cycle only: screen readers read out each change."""
+    last, now = (run.settings.epochs, "epoch") if isinstance(run, LiveSGD) else (run.settings.cycles, "cycle")
+    at = f"{now} {min(len(run.history.cycles.rows) + 1, last)} of {last}"
+    accuracy = f"Test accuracy {run.curve[-1].test_accuracy:.1%}."
+    says = {
+        READY: "Ready: press Start.",
+        RUNNING: f"Running: {at}.",
+        PAUSED: f"Paused in {at}. {accuracy}",
+        STOPPED: f"Stopped in {at}; Reset begins anew. {accuracy}",
+        FINISHED: f"Finished; Reset begins anew. {accuracy}",
+        FAILED: f"Failed: {type(run.error).__name__}: {run.error}. Change a setting and press Start, or Reset.",
+    }
+    return says[run.state]
+
+
+def describe_step(run: LiveRun) -> str:
+    """Return the last visit to a weight in words; nothing before the first."""
+    if run.last is None:
+        return ""
+    step = run.last
+    visited = "all weights" if step.index is None else f"weight {step.index:,}"
+    delta = "" if step.index is None else f", Δ = {float(step.delta):+.3f}"
+    pairs = zip(step.losses.tolist(), run.settings.candidates, strict=True)
+    losses = ", ".join(f"{loss:.4f} for {name_candidate(multiple)}" for loss, multiple in pairs)
+    return (
+        f"Step {run.steps:,}, on {run.settings.batch(step.at.cycle):,} images: {visited} of {step.layer}{delta}. "
+        f"Losses {losses}. {name_candidate(float(step.choice))} wins."
+    )
+
+
+def name_candidate(multiple: float) -> str:
+    """Return the name of w + m·Δ: w, w + Δ, w − 2 Δ …"""
+    size = "" if abs(multiple) == 1 else f"{abs(multiple):.3g} "
+    return f"w {'+' if multiple > 0 else '−'} {size}Δ" if multiple else "w"

@@ -1,0 +1,178 @@
+"""Batch noise: how often a batch decides otherwise than all images would (notebook 02, and the curves of 01)."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas
+import torch
+from torch import Tensor, nn
+
+from ..algorithm import cross_entropies
+from ..data import Split
+from ..engine.layers import CHUNK
+from ..proposals import generator
+from ..rules import choose
+from .figure import BLACK, CANDIDATES, GREY, Picture, new_picture, style
+from .tables import standard_error
+
+
+@torch.no_grad()
+def image_losses(net: nn.Module, name: str, index: int, values: Iterable[float], split: Split) -> Tensor:
+    """Return the loss of every image while one weight takes some values: [values, N], float64.
+
+    name, index  of the weight: its tensor, and its flat index there
+
+    The weight has its own value again at the end, and where an interrupt or an error ends the measurement.
+    Raises ValueError for a net with batch norm, where the loss of an image depends on its batch.
+    """
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
+        raise ValueError("the net has batch norm, so an image has no loss of its own: take one_conv or two_conv")
+    weight = net.get_parameter(name).view(-1)
+    old, losses = weight[index].clone(), []
+    try:
+        for value in values:
+            weight[index] = value
+            logits = torch.cat([net(images) for images in split.images.split(CHUNK)])
+            losses.append(cross_entropies(logits, split.labels))
+    finally:
+        weight[index] = old
+    return torch.stack(losses)
+
+
+@dataclass(frozen=True, eq=False)
+class TriedSteps:
+    """The loss of every image in steps that were tried but not made.
+
+    layers  the tensor of each step: M names
+    losses  of w, w + Δ and w − Δ for every image of the training part: [M, 3, N], float64
+
+    The loss of a batch is the mean over its images, so what any batch would decide follows from these.
+    """
+
+    layers: list[str]
+    losses: Tensor
+
+
+def sample_batch_losses(tried: TriedSteps, batch_size: int, batches: int, seed: int = 0) -> Tensor:
+    """Return the three losses of each step on random batches: [M, 3, batches], float64."""
+    images = tried.losses.shape[-1]
+    rng = generator(seed, batch_size)
+    picks = torch.stack([torch.randperm(images, generator=rng)[:batch_size] for _ in range(batches)], 1)
+    share = torch.zeros(images, batches, dtype=torch.float64).scatter_(0, picks, 1 / batch_size)
+    return tried.losses @ share.to(tried.losses.device)
+
+
+def measure_wrong(tried: TriedSteps, batch_size: int, batches: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return how often random batches decide otherwise than all images, and how often that does harm: two [M].
+
+    Harm: on all images, the candidate that the batch chooses is worse than w. Both are fractions of 1.
+    """
+    full = tried.losses.mean(-1)
+    chosen = choose(sample_batch_losses(tried, batch_size, batches, seed).transpose(0, 1))
+    harmful = full.gather(1, chosen) > full[:, :1]
+    return (chosen != choose(full.T)[:, None]).double().mean(1), harmful.double().mean(1)
+
+
+def tabulate_wrong(
+    tried: TriedSteps, batch_sizes: Sequence[int], batches: int = 200, seed: int = 0
+) -> pandas.DataFrame:
+    """Return a row for each batch size and layer: visits, wrong, wrong_error, harmful, harmful_error.
+
+    Errors are standard errors of the mean over the steps.
+    """
+    rows = []
+    for batch_size in batch_sizes:
+        shares = dict(zip(("wrong", "harmful"), measure_wrong(tried, batch_size, batches, seed), strict=True))
+        for layer in dict.fromkeys(tried.layers):
+            here = torch.tensor([name == layer for name in tried.layers])
+            row: dict[str, Any] = {"batch_size": batch_size, "layer": layer, "visits": int(here.sum())}
+            for name, share in shares.items():
+                row |= {name: float(share[here].mean()), f"{name}_error": standard_error(share[here])}
+            rows.append(row)
+    return pandas.DataFrame(rows)
+
+
+def score_stopping_rule(
+    decide: Callable[[Tensor], tuple[int, int]], tried: TriedSteps, orders: int = 3, seed: int = 0
+) -> tuple[float, float]:
+    """Return the share of wrong decisions, and the mean number of images, of a rule that stops when it is sure.
+
+    decide  losses of w, w + Δ and w − Δ for all images in a random order [3, N] → its choice (0, 1 or 2), and how
+            many of the images it has looked at
+    orders  random orders for each step
+    """
+    rng = generator(seed)
+    wrong, images = [], []
+    for right, losses in zip(choose(tried.losses.mean(-1).T).tolist(), tried.losses, strict=True):
+        for _ in range(orders):
+            choice, used = decide(losses[:, torch.randperm(losses.shape[1], generator=rng)])
+            wrong.append(choice != right)
+            images.append(used)
+    return sum(wrong) / len(wrong), sum(images) / len(images)
+
+
+@style()
+def plot_decision(tried: TriedSteps, step: int, batch_size: int, batches: int = 500) -> Picture:
+    """Draw how much w + Δ and w − Δ change the loss of random batches, for one step, in nats.
+
+    Crosses mark the change on all images. Left of zero, a change is an improvement.
+    """
+    losses = sample_batch_losses(tried, batch_size, batches)[step].cpu()
+    full = tried.losses[step].mean(-1).cpu()
+    changes, truth = losses[1:] - losses[0], full[1:] - full[0]
+    reach = float(torch.cat([changes.flatten(), truth]).abs().max()) or 1.0
+    names = [name for name, _ in CANDIDATES.values()]
+    colours = [colour for _, colour in CANDIDATES.values()]
+    picture = new_picture(7, 3.2)
+    axes = picture.subplots()
+    axes.axvline(0, color=BLACK, linewidth=1)
+    for k, (change, true) in enumerate(zip(changes, truth, strict=True), 1):
+        axes.hist(
+            change, bins=40, range=(-reach, reach), color=colours[k], alpha=0.5, label=names[k], histtype="stepfilled"
+        )
+        axes.plot([float(true)], [0], "X", color=colours[k], markersize=14, markeredgecolor="white", clip_on=False)
+    axes.set(xlabel="change of the loss (nats)", ylabel=f"batches (of {batches})", xlim=(-1.05 * reach, 1.05 * reach))
+    axes.legend()
+    chosen, right = choose(losses), int(choose(full))
+    shares = ", ".join(f"{name} in {float((chosen == k).double().mean()):.0%}" for k, name in enumerate(names))
+    picture.alt = (
+        f"A weight of {tried.layers[step]}. Of {batches} batches of {batch_size:,} images, {shares} wins. "
+        f"All {tried.losses.shape[-1]:,} images choose {names[right]}, so that "
+        f"{float((chosen != right).double().mean()):.0%} of the batches are wrong."
+    )
+    return picture
+
+
+@style()
+def plot_wrong(table: pandas.DataFrame, batch_size: int | None = None, column: str = "wrong") -> Picture:
+    """Draw how often a batch is wrong (or does harm), by its size and layer, with standard errors.
+
+    table       of `tabulate_wrong`; a column `cycles` gives a panel for each number of cycles
+    batch_size  to mark
+    column      "wrong" or "harmful"
+    """
+    by_cycles: dict[Any, Any] = dict(tuple(table.groupby("cycles"))) if "cycles" in table else {None: table}
+    picture = new_picture(max(7, 3.6 * len(by_cycles)), 3.6, right=0.3, wspace=0.15)
+    panels = picture.subplots(1, len(by_cycles), sharey=True, squeeze=False)[0]
+    sizes = sorted(set(table.batch_size))
+    for axes, (cycles, part) in zip(panels, by_cycles.items(), strict=True):
+        for layer, rows in part.groupby("layer", sort=False):
+            share, error = 100 * rows[column], 100 * rows[f"{column}_error"]
+            axes.errorbar(rows.batch_size, share, error, label=layer, capsize=4, marker="o")
+        if batch_size is not None:
+            axes.axvline(batch_size, color=GREY, linestyle=":")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes[:: 1 if len(by_cycles) == 1 else 2], sizes[:: 1 if len(by_cycles) == 1 else 2])
+        axes.set(xlabel="batch size (images)", ylim=(0, 100), title="" if cycles is None else f"after {cycles} cycles")
+    panels[0].set_ylabel(f"{column} decisions (%)")
+    panels[-1].legend()
+    picture.alt = f"Share of {column} decisions by batch size and layer, with standard errors. "
+    picture.alt += "; ".join(
+        f"{row['layer']}, {row['batch_size']:,} images{f', {cycles} cycles' if cycles is not None else ''}: "
+        f"{row[column]:.0%} ± {row[f'{column}_error']:.0%}"
+        for cycles, part in by_cycles.items()
+        for row in part.to_dict("records")
+        if row["batch_size"] == (batch_size or sizes[len(sizes) // 2])
+    )
+    return picture

@@ -1,0 +1,155 @@
+"""Sizes of notebooks 05 to 08: what a minute (smoke), a laptop's hour and a GPU can afford, each value overridable."""
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ..data import Data, home
+from ..run import sgd
+from ..run.folder import build
+from ..run.presets import PRESETS, choose
+from ..settings import RSO, numbers
+from ..train import check as check_run
+
+Sizes = dict[str, Any]
+
+
+def _grid(batch_sizes: str, rates: str, epochs: int, target: float) -> Sizes:
+    """Return the sizes of a grid search for SGD's settings."""
+    return {"grid_batch_sizes": batch_sizes, "grid_rates": rates, "grid_epochs": epochs, "grid_target": target}
+
+
+_MNIST = {"first_batch": None, "schedule": "linear", "seeds": 1, "rate": 0.5}
+MNIST = {
+    "smoke": {
+        **_MNIST,
+        **PRESETS["smoke"],
+        **_grid("32, 128", "0.01, 0.05, 0.2", epochs=10, target=0.9),
+        "order": "both",
+        "seeds": 2,
+        "epochs": 20,
+        "rate": 0.05,
+    },
+    "laptop": {
+        **_MNIST,
+        **PRESETS["laptop"],
+        **_grid("128, 1000, 5000", "0.02, 0.1, 0.5", epochs=8, target=0.98),
+        "epochs": 20,
+    },
+    "paper": {
+        **_MNIST,
+        **PRESETS["paper"],
+        **_grid("100, 1000, 5000, 20000", "0.01, 0.1, 0.5, 2.0, 5.0", epochs=50, target=0.9912),
+        "order": "both",
+        "epochs": 50,
+    },
+}
+"""`epochs` and `rate` are those of SGD (sections 4.4 and 4.5), `grid_…` those of the search for them."""
+
+LEVELS = {
+    "smoke": {**PRESETS["smoke"], "batch_size": 256, "seeds": 1, "tries": 30, "epochs": 30},
+    "laptop": {
+        "dataset": "mnist",
+        "net": "one_conv",
+        "cycles": 6,
+        "batch_size": 1000,
+        "seeds": 1,
+        "tries": 50,
+        "epochs": 2,
+    },
+    "paper": {**PRESETS["paper"], "seeds": 1, "tries": 400, "epochs": 10},
+}
+"""`tries` are random directions of each kind, `epochs` those of the net that they are tried at. A joint
+step sends the batch through the whole net, so that a laptop gets a smaller one."""
+
+PARALLEL = {
+    "smoke": {**PRESETS["smoke"], "net": "two_conv", "cycles": 3, "processes": "1, 2"},
+    "laptop": {"dataset": "mnist", "net": "mnist_net", "cycles": 4, "batch_size": 250, "processes": "1, 2"},
+    "paper": {**PRESETS["paper"], "processes": "1, 2, 4, 8"},
+}
+"""`processes` are the numbers that are tried, of one thread each."""
+
+_CIFAR = {"weight_decay": 1e-4, "val_size": None, "seeds": 1, "sgd_batch_size": 128, "rate": 0.1}
+CIFAR = {
+    "smoke": {
+        **_CIFAR,
+        **_grid("32, 128", "0.02, 0.1", epochs=2, target=0.9),
+        "dataset": "digits",
+        "depths": "3",
+        "cycles": 1,
+        "batch_size": 32,
+        "epochs": 3,
+    },
+    "laptop": {
+        **_CIFAR,
+        **_grid("128, 1000", "0.02, 0.1, 0.5", epochs=2, target=0.4),
+        "dataset": "cifar10",
+        "depths": "3, 5, 10",
+        "cycles": 2,
+        "batch_size": 200,
+        "epochs": 18,
+        "val_size": 25000,
+    },
+    "paper": {
+        **_CIFAR,
+        **_grid("100, 1000, 3000, 20000", "0.01, 0.1, 1.0, 4.0, 5.0", epochs=100, target=0.818),
+        "dataset": "cifar10",
+        "depths": "3, 5, 10",
+        "cycles": 500,
+        "batch_size": 5000,
+        "epochs": 100,
+    },
+}
+"""Nets of these depths; SGD trains the deepest. val_size of laptop leaves 25,000 images for training: the
+search of Depth-10 keeps about 0.2 MB for each of them."""
+
+SIZES: dict[str, dict[str, Sizes]] = {
+    "05_mnist": MNIST,
+    "06_one_weight_or_many": LEVELS,
+    "07_in_parallel": PARALLEL,
+    "08_cifar10": CIFAR,
+}
+
+
+def choose_sizes(notebook: str, preset: str, parameters: Mapping[str, Any]) -> SimpleNamespace:
+    """Return the sizes of a preset, overridden by the notebook's parameters that are not None.
+
+    Raises ValueError for another preset.
+    """
+    table = SIZES[notebook]
+    return SimpleNamespace(**choose(preset, table, **{name: parameters.get(name) for name in table["smoke"]}))
+
+
+def check_sizes(asked: SimpleNamespace, data: Data) -> None:
+    """Raise the errors of a notebook's runs before the first of them: ValueError, TypeError or MemoryError."""
+    values = vars(asked)
+    known = {field.name: values[field.name] for field in fields(RSO) if field.name in values}
+    if known.get("order") == "both":
+        known["order"] = "output"
+    check_run(build(asked.net, data.shape, len(data.classes), seed=0), data, RSO(**known))
+    if "rate" in values:
+        sgd.SGD(epochs=asked.epochs, rate=asked.rate, warmup=0)
+        trial = sgd.SGD(epochs=asked.grid_epochs, warmup=0, target=asked.grid_target)
+        sizes = numbers("grid_batch_sizes", asked.grid_batch_sizes)
+        for size, rate in product(sizes, numbers("grid_rates", asked.grid_rates, float)):
+            sgd.check(data, replace(trial, batch_size=size, rate=rate))
+
+
+def make_folder(out: str, notebook: str, preset: str) -> Path:
+    """Make the folder of a notebook's runs, and return it: `out`, else runs/NOTEBOOK/PRESET in `data.home()`.
+
+    A smoke run is short: without `out` its folder lasts as long as the session.
+    """
+    if out or preset != "smoke":
+        folder = Path(out or home() / "runs" / notebook / preset)
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -1,0 +1,179 @@
+"""The paper's tables beside ours, and what runs reached (notebooks 05, 06 and 08)."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas
+import torch
+from matplotlib.colors import CenteredNorm
+from torch import Tensor
+
+from ..history import NAN, History, Report
+from .figure import Picture, new_picture, set_whole_ticks, style
+from .pictures import COSTS
+from .redraw import FIGURES
+
+PAPER_1 = {"RSO, default order": 99.06, "RSO, inverted order": 99.12, "SGD": 99.27, "WANN": 91.9}
+"""Test accuracy on MNIST in %: Table 1, and section 4.3 for the two orders. WANN: Gaier and Ha, "Weight agnostic neural
+networks", 2019, as Table 1 quotes it."""
+
+LABELS = {"output": "RSO, default order", "input": "RSO, inverted order", "shuffled": "RSO, shuffled order"}
+"""The methods' names by the order of visits."""
+
+PAPER_2 = {
+    "network": (88.7, 91.81, 91.89, 92.71, 93.01, 94.49),
+    "layer": (94.85, 95.77, 96.95, 97.24, 97.25, 97.53),
+    "weight": (98.24, 98.78, 98.94, 99.0, 99.08, 99.12),
+}
+"""Table 2: test accuracy on MNIST in % after 100,000, 200,000 … 600,000 steps, by level."""
+
+PAPER_3 = {"Depth-3": 56.30, "Depth-5": 68.48, "Depth-10": 81.80, "SGD, Depth-10": 82.94}
+"""Test accuracy on CIFAR-10 in %: Table 3, and section 4.4 for SGD."""
+
+Histories = Mapping[str, Sequence[History]]
+"""Runs by the name of the method, one history for each seed."""
+
+
+def standard_error(values: Tensor) -> float:
+    """Return the standard error of the mean of independent values [n]; NaN for one."""
+    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else NAN
+
+
+def summarise_accuracy(histories: Sequence[History]) -> dict[str, float]:
+    """Return test accuracies in %, means over runs: final (with its error), at_best_validation and peeking.
+
+    at_best_validation  is NaN where there was no validation part
+    peeking             the highest of all cycles, which is no result: it is chosen on the test part
+    """
+    final = torch.tensor([100 * history.last.test_accuracy for history in histories], dtype=torch.float64)
+    chosen = [100 * history.best.test_accuracy if history.validated else NAN for history in histories]
+    peeking = [100 * max(row.test_accuracy for row in history.cycles.rows) for history in histories]
+    return {
+        "final": float(final.mean()),
+        "error": standard_error(final),
+        "at_best_validation": sum(chosen) / len(chosen),
+        "peeking": sum(peeking) / len(peeking),
+    }
+
+
+def compare_with_paper(paper: Mapping[str, float], histories: Histories) -> pandas.DataFrame:
+    """Return a row for each method of `PAPER_1` or `PAPER_3` and of ours, in %; NaN for what was not run.
+
+    Columns: method, runs, updates (of all weights), final, error, at_best_validation, paper.
+    """
+    rows = []
+    for method in dict.fromkeys([*paper, *histories]):
+        mine = histories.get(method, ())
+        found = {"updates": mine[0].last.cycle, **summarise_accuracy(mine)} if mine else {}
+        rows.append({"method": method, "runs": len(mine), **found, "paper": paper.get(method, NAN)})
+    columns = ["method", "runs", "updates", "final", "error", "at_best_validation", "paper"]
+    return pandas.DataFrame(rows, columns=columns)
+
+
+def tabulate_peeking(histories: Histories) -> pandas.DataFrame:
+    """Return three ways to report each method's runs, in %: final, at_best_validation, peeking; and gained by it."""
+    rows = [{"method": method, **summarise_accuracy(mine)} for method, mine in histories.items()]
+    frame = pandas.DataFrame(rows, columns=["method", "final", "at_best_validation", "peeking"])
+    return frame.assign(gained=frame.peeking - frame.final)
+
+
+# Longer runs, whose histories lie in figures/
+
+
+def read_commands(dataset: str) -> dict[str, str]:
+    """Return the commands of the longer runs on "mnist" or "cifar", by the name of the run: figures/runs.toml."""
+    return tomllib.loads((FIGURES / "runs.toml").read_text())[dataset]
+
+
+def load_longer_runs(dataset: str, folder: str | Path = FIGURES) -> dict[str, list[History]]:
+    """Return the longer runs whose history is in the folder, by name; one each, in a list."""
+    paths = {name: Path(folder) / f"{name}.csv" for name in read_commands(dataset)}
+    return {name: [History.load(path)] for name, path in paths.items() if path.exists()}
+
+
+def tabulate_longer_runs(dataset: str, folder: str | Path = FIGURES) -> pandas.DataFrame:
+    """Return what the longer runs reached, in %, and their commands; NaN for a run that has not been made yet."""
+    made, rows = load_longer_runs(dataset, folder), []
+    for name, command in read_commands(dataset).items():
+        found = {"cycles": made[name][0].last.cycle, **summarise_accuracy(made[name])} if name in made else {}
+        rows.append({"run": name, **found, "command": command})
+    return pandas.DataFrame(rows, columns=["run", "cycles", "final", "at_best_validation", "command"])
+
+
+# Levels (Table 2)
+
+
+def pick_checkpoints(history: History, count: int = 6) -> list[Report]:
+    """Return the cycles that end nearest to 1/count, 2/count … of the run: of 50 cycles the 8th, 17th, 25th …
+
+    Raises ValueError where there are fewer cycles than checkpoints.
+    """
+    rows = history.cycles.rows
+    if len(rows) < count:
+        raise ValueError(f"{count} checkpoints need as many cycles, and the run has {len(rows)}: set cycles to {count}")
+    return [rows[(2 * k * len(rows) + count) // (2 * count) - 1] for k in range(1, count + 1)]
+
+
+def tabulate_levels(histories: Histories) -> pandas.DataFrame:
+    """Return Table 2 in %: a row for each level and six checkpoints: level, steps, accuracy, error, paper.
+
+    The paper's checkpoints are every 100,000 steps of 600,000; `steps` is where ours are.
+    """
+    rows = []
+    for level, mine in histories.items():
+        for paper, at in zip(PAPER_2[level], zip(*map(pick_checkpoints, mine), strict=True), strict=True):
+            accuracy = torch.tensor([100 * row.test_accuracy for row in at], dtype=torch.float64)
+            row = {"level": level, "steps": at[0].cycle * at[0].steps, "accuracy": float(accuracy.mean())}
+            rows.append({**row, "error": standard_error(accuracy), "paper": paper})
+    return pandas.DataFrame(rows)
+
+
+@style()
+def plot_levels(table: pandas.DataFrame, paper: bool) -> Picture:
+    """Draw test accuracy against steps by level: `tabulate_levels`; `paper` adds the paper's, dotted."""
+    picture = new_picture(8, 3.6)
+    axes = picture.subplots()
+    for level, rows in table.groupby("level", sort=False):
+        bars = axes.errorbar(rows.steps, rows.accuracy, rows.error, label=level, capsize=3, marker="o")
+        if paper:
+            colour = bars.lines[0].get_color()
+            axes.plot(rows.steps, rows.paper, ":", color=colour, marker="x", label=f"{level}, paper")
+    axes.set(xlabel=COSTS["steps"], ylabel="test accuracy (%)")
+    axes.legend()
+    ends = "; ".join(f"{level} {rows.accuracy.iloc[-1]:.2f} %" for level, rows in table.groupby("level", sort=False))
+    picture.alt = f"Test accuracy against steps, by level. At the last checkpoint: {ends}."
+    return picture
+
+
+# Sweeps
+
+
+def tabulate_decreases(history: History) -> pandas.DataFrame:
+    """Return how much each sweep lowers the loss: cycle, layer, kept (share of the steps), loss, decrease.
+
+    loss      mean over the steps of the sweep
+    decrease  relative drop of the loss since the previous sweep; the first one of a run has none
+    """
+    frame = History([row for row in history.rows if not row.is_cycle]).frame()
+    loss = frame.train_loss
+    return frame[["cycle", "layer"]].assign(kept=frame.kept / frame.steps, loss=loss, decrease=1 - loss / loss.shift())
+
+
+@style()
+def plot_decreases(history: History) -> Picture:
+    """Draw by what share the loss falls in each sweep, by layer and cycle; purple is a fall, orange a rise."""
+    table = tabulate_decreases(history)
+    grid = 100 * table.pivot(index="layer", columns="cycle", values="decrease")
+    grid = grid.loc[list(dict.fromkeys(table.layer))]
+    picture = new_picture(9, 1.2 + 0.3 * len(grid), left=2.2)
+    axes = picture.subplots()
+    extent = (0.5, grid.shape[1] + 0.5, len(grid) - 0.5, -0.5)
+    shown = axes.imshow(grid, aspect="auto", cmap="PuOr", norm=CenteredNorm(0), extent=extent, interpolation="nearest")
+    axes.set(xlabel="cycle", yticks=range(len(grid)), yticklabels=grid.index)
+    axes.grid(False)
+    set_whole_ticks(axes)
+    picture.colorbar(shown, ax=axes, label="fall of the loss (%)")
+    rows = "; ".join(f"{layer} {value:+.1f} %" for layer, value in grid.mean(axis=1).items())
+    picture.alt = f"The share by which the loss falls in a sweep, by layer and cycle. Means over the cycles: {rows}."
+    return picture
