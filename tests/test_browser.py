@@ -56,11 +56,11 @@ def test_notebook(path: Path, lab: str, browser: Browser) -> None:
 
 
 def explore(panel: Panel) -> None:
-    """Move every slider twice, and choose from every menu: there is a new picture each time."""
+    """Move every slider to and fro, and choose from every menu: there is a new picture each time."""
     sliders = panel.root.get_by_role("slider").all()
     assert all(slider.get_attribute("aria-label") for slider in sliders)
-    for slider in 2 * sliders:
-        panel.move(slider)
+    for slider in sliders:
+        panel.to_and_fro(slider, 2)
     for menu in panel.root.get_by_role("combobox").all():
         panel.measured("change", lambda menu=menu: menu.select_option(index=1))
 
