@@ -13,10 +13,7 @@ pytest.importorskip("playwright", reason="the browser tests need Playwright: pip
 from browser import LAB, LIVE, Panel, Visit, chromium, copy_notebooks, find_chromium, free_port, serve
 from playwright.sync_api import Browser
 
-pytestmark = [
-    pytest.mark.xdist_group("browser"),  # one browser and one server for all
-    pytest.mark.skipif(find_chromium() is None, reason="no chromium: install it, or let CHROMIUM name one"),
-]
+pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no chromium: install it, or let CHROMIUM name one")
 
 
 @pytest.fixture(scope="module")
