@@ -19,6 +19,8 @@ export RSO_DATA ?= $(CURDIR)/data
 export OMP_WAIT_POLICY ?= passive
 
 BIN := .venv/bin/python
+# A file's tests stay together, in one of two processes: what they share is made once.
+PYTEST := $(BIN) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 STAMP := .venv/.installed$(if $(CONSTRAINTS),-$(notdir $(CONSTRAINTS)))
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
@@ -28,10 +30,10 @@ demo: $(STAMP)
 	$(BIN) -m rso_lib demo
 
 test: $(STAMP)
-	$(BIN) -m pytest --numprocesses=2 --dist=loadgroup -m "not exhaustive"
+	$(PYTEST) -m "not exhaustive"
 
 test-all: $(STAMP)
-	$(BIN) -m pytest --numprocesses=2 --dist=loadgroup
+	$(PYTEST)
 
 lab: $(STAMP)
 	$(BIN) -m jupyterlab $(AS_ROOT) --LabApp.news_url=None --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb

@@ -25,7 +25,7 @@ from rso_lib.lab.bench import cpu_name
 
 FIGURES = FOLDER.parent / "figures"
 SLIDER, PAUSE, LEARN = "key on a slider → new picture (ms)", "click on Pause → all wait (ms)", "Start → 90 % (s)"
-TIMES = 5
+TIMES = 6
 """How often each slider is moved, and each run is paused."""
 
 
@@ -38,7 +38,7 @@ def measure(browser: Browser, lab: str, path: Path, screenshots: bool) -> dict[s
         if screenshots:
             take_screenshot(still[0] if path.stem.startswith("03") else live[0], path.stem[:2])
         times = {
-            SLIDER: [panel.move(slider) for panel in still for slider in sliders(panel) for _ in range(TIMES)],
+            SLIDER: [ms for panel in still for slider in sliders(panel) for ms in panel.to_and_fro(slider, TIMES)],
             PAUSE: [ms for panel in live for ms in pauses(panel)],
         }
         if path.stem.startswith("01"):

@@ -231,11 +231,13 @@ class Panel:
         """Press a button, the upper one where there are several: ms until the panel says something, or no longer."""
         return self.measured("click", self.button(name).first.click, until, gone)
 
-    def move(self, slider: Locator) -> float:
-        """Move a slider by a key: milliseconds until there is a new picture."""
+    def to_and_fro(self, slider: Locator, times: int) -> list[float]:
+        """Move a slider by keys, to the next value and back: milliseconds until there is a new picture."""
         slider.focus()
         at_end = slider.get_attribute("aria-valuenow") == slider.get_attribute("aria-valuemax")
-        return self.measured("keydown", lambda: self.page.keyboard.press("ArrowLeft" if at_end else "ArrowRight"))
+        keys = ("ArrowLeft", "ArrowRight") if at_end else ("ArrowRight", "ArrowLeft")
+        press = self.page.keyboard.press
+        return [self.measured("keydown", lambda k=k: press(keys[k % 2])) for k in range(times)]
 
     def measured(self, event: str, act: Callable[[], None], text: str = "", gone: bool = False) -> float:
         self.page.evaluate(MEASURE, [self.root.element_handle(), event, text, gone, HANGS])

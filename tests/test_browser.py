@@ -13,10 +13,7 @@ pytest.importorskip("playwright", reason="the browser tests need Playwright: pip
 from browser import LAB, LIVE, Panel, Visit, chromium, copy_notebooks, find_chromium, free_port, serve
 from playwright.sync_api import Browser
 
-pytestmark = [
-    pytest.mark.xdist_group("browser"),  # one browser and one server for all
-    pytest.mark.skipif(find_chromium() is None, reason="no chromium: install it, or let CHROMIUM name one"),
-]
+pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no chromium: install it, or let CHROMIUM name one")
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +53,11 @@ def test_notebook(path: Path, lab: str, browser: Browser) -> None:
 
 
 def explore(panel: Panel) -> None:
-    """Move every slider twice, and choose from every menu: there is a new picture each time."""
+    """Move every slider to and fro, and choose from every menu: there is a new picture each time."""
     sliders = panel.root.get_by_role("slider").all()
     assert all(slider.get_attribute("aria-label") for slider in sliders)
-    for slider in 2 * sliders:
-        panel.move(slider)
+    for slider in sliders:
+        panel.to_and_fro(slider, 2)
     for menu in panel.root.get_by_role("combobox").all():
         panel.measured("change", lambda menu=menu: menu.select_option(index=1))
 

@@ -43,8 +43,6 @@ OTHERS = {"64 bytes": ["-mavx2", "-DVECTOR_BYTES=64"], "32 bytes": ["-mavx2", "-
 """Vectors as they are on other machines, and the flags for them, for any x86; those of 64 bytes are made of two."""
 VECTORS = ["this machine", *OTHERS]
 
-pytestmark = pytest.mark.xdist_group("kernels")  # which are compiled once for all
-
 
 @pytest.fixture(scope="module")
 def loaded() -> Kernels:

@@ -26,8 +26,6 @@ from rso_lib.run.processes import World, world
 from rso_lib.settings import RSO
 from rso_lib.train import ALONE, Alone, Position, Step, train
 
-pytestmark = pytest.mark.xdist_group("parallel")  # the runs behind these tests are made once
-
 AT_ONCE = engine.AT_ONCE_ON_A_CPU
 
 Outcome = tuple[list[Tensor], dict[str, Tensor], list[dict[str, Any]]]
