@@ -37,7 +37,7 @@ def execute(notebook: str | Path, output: str | Path, parameters: Mapping[str, A
 
 
 def summary(history: History) -> str:
-    """The result of a run in one line."""
+    """Return the result of a run in one line."""
     steps = sum(cycle.steps for cycle in history.cycles.rows)
     return f"test accuracy: {history.last.test_accuracy:.4f} after {steps:,} steps"
 

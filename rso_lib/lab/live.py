@@ -303,7 +303,7 @@ class LiveRun:
 
     @property
     def updates(self) -> float:
-        """How often all weights have been visited."""
+        """Return how often all weights have been visited."""
         return self.steps / count_weights(self.net)
 
     def score(self) -> None:
