@@ -151,7 +151,7 @@ def test_the_estimate_against_the_peak_of_a_process(
     assert 0.7 * taken < needed < 1.6 * taken, f"said {needed / 1e6:.0f} MB, took {taken / 1e6:.0f} MB"
 
 
-# Every visit of a cycle, of a net in which large temporaries come in many sizes. A tensor of each visit that was kept to
+# Every visit of a cycle, of a net whose large temporaries come in many sizes. A tensor of each visit that was kept to
 # the end of its sweep pinned the gaps between them, and this process took ten times the estimate.
 CYCLE = """
 import sys
