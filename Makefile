@@ -6,6 +6,7 @@
 #   make lab             JupyterLab, opened at the first notebook
 #   make voila NB=FILE   a notebook as a page with sliders and without code
 #   make lint            ruff and mypy
+#   make gpu             on a CUDA machine: tests, benchmarks, and the paper's runs for some minutes (results in runs/gpu)
 #   make bench-live      how soon sliders and buttons answer in the browser (figures/bench_live.json)
 #
 #   make CONSTRAINTS=constraints.txt demo    the same with the versions that are known to work together
@@ -24,7 +25,7 @@ PYTEST := $(BIN) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reord
 STAMP := .venv/.installed$(if $(CONSTRAINTS),-$(notdir $(CONSTRAINTS)))
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: demo test test-all lab voila lint bench-live
+.PHONY: demo test test-all lab voila lint bench-live gpu
 
 demo: $(STAMP)
 	$(BIN) -m rso_lib demo
@@ -47,6 +48,9 @@ lint: $(STAMP)
 
 bench-live: $(STAMP)
 	$(BIN) tests/bench_live.py
+
+gpu: $(STAMP)
+	PYTHON=$(BIN) bash tests/gpu.sh
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
