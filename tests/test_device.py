@@ -120,7 +120,7 @@ def steps_stay_on_the_device(of: Any, make: Any, tensor: str) -> None:
             indices, delta = [min(size - 1 + min(t, 1), count - 1)], delta[:1]
         at = torch.tensor(indices, device="cuda")
         with Copies() as copies:
-            losses, choices = make(Moves(tensor, t % 2, [t] * len(indices), indices, at, delta))
+            losses, choices = make(Moves(tensor, t % 2, t, [t] * len(indices), indices, at, delta))
         assert losses.device.type == choices.device.type == "cuda"
         if not isinstance(of, HeadScorer):  # which uploads the places of scattered columns
             assert copies.between_devices == 0, f"{type(of).__name__}, {tensor}"
@@ -172,6 +172,6 @@ def test_a_replayed_step_launches_a_handful(monkeypatch: pytest.MonkeyPatch) -> 
         at = torch.arange(7, device="cuda")
         for t in range(7):
             with Launches() as launches:
-                make(Moves("conv.weight", t % 2, [t], [t], at[t : t + 1], delta))
+                make(Moves("conv.weight", t % 2, t, [t], [t], at[t : t + 1], delta))
         counts[graphed] = launches.count
     assert counts == {"0": 82, "1": 6}  # the README says so
