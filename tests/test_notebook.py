@@ -123,7 +123,7 @@ def test_demo_ends_with_the_result(
     monkeypatch.setattr(demo, "PROJECT", tmp_path)
     monkeypatch.setattr(demo, "OUT", out)
     monkeypatch.setattr(demo, "NOTEBOOK", notebook)
-    demo.main()
+    demo.main([])
     assert capsys.readouterr().out.splitlines()[-4:] == [
         "test accuracy: 0.7500 after 300 steps",
         "  runs/demo/notebook.ipynb",
@@ -135,4 +135,4 @@ def test_demo_ends_with_the_result(
 def test_demo_without_the_notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "NOTEBOOK", tmp_path / "missing.ipynb")
     with pytest.raises(SystemExit, match=r"missing\.ipynb is missing"):
-        demo.main()
+        demo.main([])
