@@ -65,9 +65,25 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross entropy of each image, in nats, for logits [N, classes] and labels [N]: [N], float64."""
-    by_class = logits.double().T[None]  # [1, classes, N]: the softmax then runs along the images, twice as fast
-    return F.cross_entropy(by_class, labels[None], reduction="none")[0]
+    """Return the cross entropy of each image, in nats: [N], float64.
+
+    logits  [N, classes], or [K, N, classes] for the K candidates of a step, whose losses are [K, N]
+    labels  [N]
+    """
+    if logits.dim() == 2:
+        return cross_entropies(logits[None], labels)[0]
+    by_class = logits.double().transpose(1, 2)  # the softmax runs along the images: twice as fast
+    return F.cross_entropy(by_class, labels.expand(len(logits), -1), reduction="none")
+
+
+def losses_of(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the losses of each image for each candidate's outputs [K, N, ...]: [K, N], float64.
+
+    Each candidate is scored in memory of the same layout, so that equal outputs have equal losses to the last bit.
+    """
+    if loss is cross_entropies:
+        return loss(outputs, targets)
+    return torch.stack([loss(one, targets) for one in outputs])
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..algorithm import Batches, Loss
+from ..algorithm import Batches, Loss, losses_of
 from ..models import Flow, Net
 from ..rules import Scores
 from ..settings import RSO
@@ -298,9 +298,7 @@ class BlockScorer:
     def losses(self, batch: int, candidates: Iterable[Candidate]) -> Tensor:
         """Return the loss of each image for each candidate input of the next layer: [candidates, N], float64."""
         made = torch.stack(list(outputs(self.stages, candidates, self.at_once)))
-        targets = self.labels[batch]
-        targets = targets.expand(len(made), *targets.shape).flatten(0, 1)
-        return self.loss(made.flatten(0, 1), targets).view(made.shape[:2])
+        return losses_of(self.loss, made, self.labels[batch])
 
     def unchanged(self, batch: int) -> Candidate:
         """Return what the next layer receives with the base weights."""

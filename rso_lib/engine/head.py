@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..algorithm import Batches, Loss, cross_entropies
+from ..algorithm import Batches, Loss, cross_entropies, losses_of
 from ..models import Net
 from ..rules import Scores
 from ..settings import RSO
@@ -88,9 +88,7 @@ class HeadScorer:
             return self.others[batch].losses(z)
         logits = self.logits[batch].T.repeat(len(z), 1, 1)
         logits[:, :, row] = z
-        targets = self.labels[batch]
-        targets = targets.expand(len(z), *targets.shape).flatten(0, 1)
-        return self.loss(logits.flatten(0, 1), targets).view(z.shape)
+        return losses_of(self.loss, logits, self.labels[batch])
 
     def commit(self, moves: Moves, choices: Tensor) -> None:
         """Move the weight by a multiple [1] of its Δ."""
