@@ -65,10 +65,10 @@ def parabola(scores: Scores) -> Tensor:
 
     At most twice as far as the furthest candidate. Where the parabola has no minimum, the lowest loss is kept.
     """
-    low, high = scores.multiples.argmin(), scores.multiples.argmax()
-    a, b = scores.multiples[low], scores.multiples[high]
+    ends = torch.stack([scores.multiples.argmin(), scores.multiples.argmax()])  # a tensor: no value is read back
+    a, b = scores.multiples[ends].unbind()
     w = scores.losses[:, 0]
-    to_a, to_b = (scores.losses[:, low] - w) / a, (scores.losses[:, high] - w) / b
+    to_a, to_b = ((scores.losses[:, ends] - w[:, None]) / scores.multiples[ends]).unbind(1)
     bend = (to_b - to_a) / (b - a)
     minimum, reach = (bend * a - to_a) / (2 * bend), 2 * scores.multiples.abs().max()
     return torch.where(bend > 0, minimum.clamp(-reach, reach), argmin(scores))
