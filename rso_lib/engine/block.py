@@ -147,6 +147,12 @@ def moved(w: Tensor, deltas: Tensor, multiples: Tensor) -> Tensor:
     return torch.where(multiples == 0, w, w + multiples * deltas)
 
 
+def write(w: Weights, moves: Moves, choices: Tensor) -> None:
+    """Move weights of a layer by multiples [n] of their Δ, in place."""
+    weight = w[moves.tensor].view(-1)
+    weight[moves.at] = moved(weight[moves.at], moves.deltas, choices)
+
+
 class BlockScorer:
     """Score and commit steps in the block at a position of a net (in eval mode, calibrated).
 
@@ -200,8 +206,7 @@ class BlockScorer:
 
     def commit(self, moves: Moves, choices: Tensor) -> None:
         """Move each weight by a multiple [n] of its Δ."""
-        weight = self.w[moves.tensor].view(-1)
-        weight[moves.at] = moved(weight[moves.at], moves.deltas, choices)
+        write(self.w, moves, choices)
 
     def variants(self, moves: Moves) -> Tensor:
         """Return the candidates of each weight but w itself: [n, K − 1]."""

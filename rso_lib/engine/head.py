@@ -9,7 +9,7 @@ from ..algorithm import Batches, Loss, cross_entropies, losses_of
 from ..models import Net
 from ..rules import Scores
 from ..settings import RSO
-from .block import OnDemand, cached_input, moved
+from .block import OnDemand, cached_input, write
 from .layers import HeadStage, stages, weights_of
 from .plans import Moves
 
@@ -92,8 +92,7 @@ class HeadScorer:
 
     def commit(self, moves: Moves, choices: Tensor) -> None:
         """Move the weight by a multiple [1] of its Δ."""
-        weight = self.w[moves.tensor].view(-1)
-        weight[moves.at] = moved(weight[moves.at], moves.deltas, choices)
+        write(self.w, moves, choices)
 
     def refresh(self, batch: int, row: int, matrix: Tensor, x: Tensor) -> None:
         """Bring the logits of a batch up to date with the matrix, for a visit of a class."""
