@@ -272,12 +272,12 @@ def _flat() -> Parts:
 
 
 def _folded() -> Parts:
-    blocks = [Block(1, 3, pool="avg"), Block(3, 2), Block(2, 3, pool="avg", relu=False)]
+    blocks = [Block(1, 3, pool="avg"), Block(3, 2), Block(2, 3, pool="avg", activation=None)]
     return (1, 9, 12), blocks, Head(3, 3, pool="max")
 
 
 def _max_pooled() -> Parts:
-    return (1, 8, 8), [Block(1, 3, pool="max"), Block(3, 3, pool="max", relu=False)], Head(3, 3, pool="mean")
+    return (1, 8, 8), [Block(1, 3, pool="max"), Block(3, 3, pool="max", activation=None)], Head(3, 3, pool="mean")
 
 
 def _pool_last() -> Parts:
@@ -311,7 +311,7 @@ def _growing_pool_last() -> Parts:
         Block(2, 2, skip="open", pool="avg", pool_last=True),
         Block(2, 2),
         Block(2, 3, skip="both", closes=2, pool="avg", pool_last=True),
-        Block(3, 3, skip="close", closes=3, relu=False),
+        Block(3, 3, skip="close", closes=3, activation=None),
     ]
     return (2, 9, 8), blocks, Head(3, 3, pool="mean")
 
@@ -319,7 +319,7 @@ def _growing_pool_last() -> Parts:
 def _unnormed_skips() -> Parts:
     blocks = [
         Block(1, 2, norm=False, skip="open", pool="max"),
-        Block(2, 3, norm=False, skip="both", closes=2, relu=False),
+        Block(2, 3, norm=False, skip="both", closes=2, activation=None),
         Block(3, 3, skip="close", closes=3, pool="avg", norm=False),
     ]
     return (1, 8, 8), blocks, Head(3, 3, pool="max")
