@@ -26,6 +26,7 @@ from . import cli as command
 from . import folder as runs
 from . import presets
 from .files import PART, alone, check_files, folder_at, in_turn, make, replacing
+from .provenance import machine
 
 if TYPE_CHECKING:
     import pandas
@@ -168,8 +169,8 @@ def baseline(
     make(folder)
     with alone(folder):
         _check_settings(folder / "settings.json", asked)
-        with replacing(folder / "settings.json") as part:
-            part.write_text(json.dumps(asked, indent=2) + "\n")
+        if not all(path.exists() for path in paths):
+            _note_machine(folder / "settings.json", asked, data.train.images.device)
         asked_for = zip(paths, fresh, range(seeds), strict=True)
         return [_history(path, one, data, replace(settings, seed=seed)) for path, one, seed in asked_for]
 
@@ -185,11 +186,21 @@ def _check_settings(path: Path, asked: Mapping[str, Any]) -> None:
         known = {**there, "data": {**asked["data"], **there["data"]}}
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} is not the settings of runs of SGD, or torn; choose another folder") from None
-    unlike = runs.differences({**known, "data": None}, {**asked, "data": None})
+    plain = {"data": None, "machines": None}
+    unlike = runs.differences({**known, **plain}, {**asked, **plain})
     if unlike := "\n".join(filter(None, [unlike, runs.differences(known["data"], asked["data"])])):
         raise ValueError(
             f"{path.parent} holds runs with other settings or images; choose another folder, or its own:\n{unlike}"
         )
+
+
+def _note_machine(path: Path, asked: Mapping[str, Any], device: torch.device) -> None:
+    """Write the settings, with this machine and this code behind those that trained here before."""
+    machines = json.loads(path.read_text()).get("machines", []) if path.exists() else []
+    if (here := machine(device)) not in machines[-1:]:
+        machines.append(here)
+    with replacing(path) as part:
+        part.write_text(json.dumps({**asked, "machines": machines}, indent=2) + "\n")
 
 
 def _history(path: Path, net: nn.Module, data: Data, settings: SGD) -> History:
