@@ -169,8 +169,8 @@ def baseline(
     make(folder)
     with alone(folder):
         _check_settings(folder / "settings.json", asked)
-        if not all(path.exists() for path in paths):
-            _note_machine(folder / "settings.json", asked, data.train.images.device)
+        here = [] if all(path.exists() for path in paths) else [machine(data.train.images.device)]
+        _note(folder / "settings.json", asked, here)
         asked_for = zip(paths, fresh, range(seeds), strict=True)
         return [_history(path, one, data, replace(settings, seed=seed)) for path, one, seed in asked_for]
 
@@ -194,11 +194,10 @@ def _check_settings(path: Path, asked: Mapping[str, Any]) -> None:
         )
 
 
-def _note_machine(path: Path, asked: Mapping[str, Any], device: torch.device) -> None:
-    """Write the settings, with this machine and this code behind those that trained here before."""
+def _note(path: Path, asked: Mapping[str, Any], here: Sequence[Mapping[str, Any]]) -> None:
+    """Write the settings, and the machine that trains now, if it is another than the last one."""
     machines = json.loads(path.read_text()).get("machines", []) if path.exists() else []
-    if (here := machine(device)) not in machines[-1:]:
-        machines.append(here)
+    machines += [one for one in here if one not in machines[-1:]]
     with replacing(path) as part:
         part.write_text(json.dumps({**asked, "machines": machines}, indent=2) + "\n")
 
