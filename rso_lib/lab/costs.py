@@ -1,4 +1,4 @@
-"""Architectures, and what a run of them would cost (notebook 08)."""
+"""Pictures of architectures (notebook 08)."""
 
 from collections.abc import Mapping
 

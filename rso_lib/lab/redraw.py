@@ -165,7 +165,7 @@ def refresh(path: Path, results: Sequence[Result]) -> None:
 
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, resources={"metadata": {"path": str(path.parent)}}, startup_timeout=600)
-    with client.setup_kernel():
+    with client.setup_kernel(extra_arguments=["--IPKernelApp.log_level=ERROR"]):  # it warns that it does not encrypt
         for k, cell in enumerate(notebook.cells):
             if cell.cell_type == "markdown":
                 cell.source = fill(cell.source, results, "../results/")
