@@ -130,8 +130,8 @@ def plot_first_filters(result: Result) -> Picture:
 
 
 def redraw(results: str | Path = RESULTS, figures: str | Path = FIGURES) -> list[Path]:
-    """Draw what a folder of results holds into a folder of figures, and return the paths of the pictures."""
-    found = [result for result in read_results(results) if result.rows]
+    """Draw the runs of a folder that are the paper's into a folder of figures, and return the paths of the pictures."""
+    found = [result for result in read_results(results) if result.rows and result.paper]
     pictures = {}
     for images in PAPER_ENDS:
         group = [result for result in found if experiment(result) == images]
