@@ -239,6 +239,18 @@ def test_other_images_are_no_runs_of_the_same_kind(digits: Data, tmp_path: Path)
     assert "labels" in json.loads((tmp_path / "settings.json").read_text())["data"]
 
 
+def test_the_folder_notes_who_trained(digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each machine once for the runs that it made; whoever only reads is none."""
+
+    def noted(seeds: int, name: str) -> list[str]:
+        monkeypatch.setattr(sgd, "machine", lambda _: {"device": name})
+        sgd.baseline(tmp_path, "one_conv", digits, replace(QUICK, epochs=1, warmup=0), seeds)
+        return [one["device"] for one in json.loads((tmp_path / "settings.json").read_text())["machines"]]
+
+    assert noted(1, "first") == noted(2, "first") == noted(2, "reader") == ["first"]
+    assert noted(3, "second") == ["first", "second"]
+
+
 def test_a_full_disk_leaves_the_epochs_that_were_saved(
     digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

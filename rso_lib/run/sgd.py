@@ -26,6 +26,7 @@ from . import cli as command
 from . import folder as runs
 from . import presets
 from .files import PART, Busy, alone, check_files, folder_at, make, replacing
+from .provenance import machine
 
 if TYPE_CHECKING:
     import pandas
@@ -170,8 +171,8 @@ def baseline(
     make(folder)
     with alone(folder):
         _check_settings(folder / "settings.json", asked)
-        with replacing(folder / "settings.json") as part:
-            part.write_text(json.dumps(asked, indent=2) + "\n")
+        here = [] if all(path.exists() for path in paths) else [machine(data.train.images.device)]
+        _note(folder / "settings.json", asked, here)
         asked_for = zip(paths, fresh, range(seeds), strict=True)
         return [_history(path, one, data, replace(settings, seed=seed), progress) for path, one, seed in asked_for]
 
@@ -187,11 +188,20 @@ def _check_settings(path: Path, asked: Mapping[str, Any]) -> None:
         known = {**there, "data": {**asked["data"], **there["data"]}}
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} is not the settings of runs of SGD, or torn; choose another folder") from None
-    unlike = runs.differences({**known, "data": None}, {**asked, "data": None})
+    plain = {"data": None, "machines": None}
+    unlike = runs.differences({**known, **plain}, {**asked, **plain})
     if unlike := "\n".join(filter(None, [unlike, runs.differences(known["data"], asked["data"])])):
         raise ValueError(
             f"{path.parent} holds runs with other settings or images; choose another folder, or its own:\n{unlike}"
         )
+
+
+def _note(path: Path, asked: Mapping[str, Any], here: Sequence[Mapping[str, Any]]) -> None:
+    """Write the settings, and the machine that trains now, if it is another than the last one."""
+    machines = json.loads(path.read_text()).get("machines", []) if path.exists() else []
+    machines += [one for one in here if one not in machines[-1:]]
+    with replacing(path) as part:
+        part.write_text(json.dumps({**asked, "machines": machines}, indent=2) + "\n")
 
 
 def _history(path: Path, net: nn.Module, data: Data, settings: SGD, progress: bool) -> History:
