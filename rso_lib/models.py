@@ -21,6 +21,8 @@ CALIBRATION_IMAGES = 2000
 POOLS = ("avg", "max")
 SKIPS = ("open", "close", "both")
 HEAD_POOLS = ("max", "mean", "flatten")
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+"""Modules whose weight is a scale, and begins at 1."""
 
 
 class Flow(NamedTuple):
@@ -173,14 +175,21 @@ def pool2(x: Tensor, kind: str | None) -> Tensor:
 
 @torch.no_grad()
 def initialise(net: nn.Module, seed: int) -> None:
-    """He: weights from N(0, √(2 / fan_in)); batch-norm scale 1; shifts and biases 0 (section 3). Not of frozen ones."""
+    """He: weights from N(0, √(2 / fan_in)); scales of norms 1; shifts and biases 0 (section 3). Not of frozen ones.
+
+    Other numbers and vectors (a temperature, the slope of a PReLU) stay as the net was made.
+    """
     check_whole("seed", seed, least=0)
     rng = generator(seed)
     for name, weight in searched(net).items():
-        if weight.dim() > 1:
+        owner, _, kind = name.rpartition(".")
+        norm = isinstance(net.get_submodule(owner), NORMS)
+        if kind == "bias":
+            weight.zero_()
+        elif norm and kind == "weight":
+            weight.fill_(1.0)
+        elif weight.dim() > 1:
             weight.copy_(torch.randn(weight.shape, generator=rng) * sigma(weight))
-        else:
-            weight.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..proposals import ORDERS
 from ..settings import check_choice, check_whole, numbers
-from .folder import check_dataset
+from .about import check_dataset
 from .nets import NETS
 
 Table = Mapping[str, Mapping[str, Any]]
