@@ -14,7 +14,7 @@ from .known import check_weights, unlike
 from .losses import Metric, accuracies, checked
 from .models import Net, buffers_kept, least_size, mode
 from .proposals import noise
-from .settings import RSO, arithmetic
+from .settings import RSO, arithmetic, called
 from .sweep import ALONE, Alone, Step
 
 
@@ -67,34 +67,47 @@ def check_fit(
     check_device(net, data.train)
     if isinstance(net, Net) and not unlike(net):
         least, sides = least_size(net), data.train.images.shape[2:]
+        if len(sides) != 2:
+            raise ValueError(
+                f"a models.Net takes images [N, C, H, W], not rows of the shape {data.shape}: bring a module of yours"
+            )
         if min(sides, default=0) < least:
             raise ValueError(
                 f"the net needs images of at least {least}×{least} pixels, not {'×'.join(map(str, sides))}"
             )
     highest = _highest(data.parts.values(), loss)
     for training in (True, False):
-        first = slice(min(batch_size, 2) if training else 2)
-        _check_outputs(net, data.train.images[first], data.train.labels[first], highest, loss, metric, training)
+        _check_outputs(net, data.train, highest, loss, metric, training, min(batch_size, 2) if training else 2)
 
 
 def check_outputs(net: nn.Module, split: Split, loss: Loss, metric: Metric) -> None:
     """Raise ValueError where a net does not take the images of a split, or its outputs do not fit loss and metric."""
     check_device(net, split)
-    _check_outputs(net, split.images[:2], split.labels[:2], _highest([split], loss), loss, metric, training=False)
+    _check_outputs(net, split, _highest([split], loss), loss, metric)
 
 
 def _check_outputs(
-    net: nn.Module, x: Tensor, targets: Tensor, highest: int, loss: Loss, metric: Metric, training: bool
+    net: nn.Module, split: Split, highest: int, loss: Loss, metric: Metric, training: bool = False, count: int = 2
 ) -> None:
-    outputs = _probe(net, x, training)
+    """Check the outputs for an image and, where that may be, for one with another target."""
+    unlike_first = (split.labels != split.labels[0]).reshape(len(split), -1).any(1)
+    rows = torch.tensor([0, int(unlike_first.int().argmax()) or len(split) - 1][: min(count, len(split))])
+    targets, outputs = split.labels[rows], _probe(net, split.images[rows], training)
     _check_returned(outputs, targets, logits=loss is cross_entropies)
     if loss is cross_entropies and highest >= outputs.shape[1]:
         raise ValueError(
             f"the net has {outputs.shape[1]} outputs, but there is a label {highest}: "
             f"make it with at least {highest + 1} classes"
         )
-    checked("loss", loss)(outputs, targets)
-    checked("metric", metric)(outputs, targets)
+    for what, function in (("loss", loss), ("metric", metric)):
+        both = checked(what, function)(outputs, targets)
+        if {outputs.dim(), targets.dim()} == {1, 2} and len(rows) == 2 and outputs.numel() == targets.numel():
+            alone = checked(what, function)(outputs[:1], targets[:1])
+            if not torch.allclose(both[:1], alone, equal_nan=True):
+                raise ValueError(
+                    f"{what} {called(function)} mixes images: of outputs {list(outputs.shape)} and targets "
+                    f"{list(targets.shape)} torch makes {[2, 2]}; take outputs[:, 0], or give targets the shape [N, 1]"
+                )
 
 
 def _highest(parts: Iterable[Split], loss: Loss) -> int:
