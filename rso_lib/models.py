@@ -23,6 +23,8 @@ CALIBRATION_IMAGES = 2000
 POOLS = ("avg", "max")
 SKIPS = ("open", "close", "both")
 HEAD_POOLS = ("max", "mean", "flatten")
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+"""Modules whose weight is a scale, and begins at 1."""
 
 
 class Flow(NamedTuple):
@@ -185,20 +187,25 @@ def pool2(x: Tensor, kind: str | None) -> Tensor:
 
 @torch.no_grad()
 def initialise(net: nn.Module, seed: int) -> None:
-    """He: weights from N(0, √(2 / fan_in)); batch-norm scale 1; shifts and biases 0 (section 3). Not of frozen ones.
+    """He: weights from N(0, √(2 / fan_in)); scales of norms 1; shifts and biases 0 (section 3). Not of frozen ones.
 
     Weights on a grid are drawn uniformly from its values. The bias beside them comes from N(0, 1/6): where it were 0,
     the taps of a kernel could cancel on an even background, and rounding would decide on the sign of what is left.
+    Other numbers and vectors (a temperature, the slope of a PReLU) stay as the net was made.
     """
     check_whole("seed", seed, least=0)
     rng, on_grid = generator(seed), grids(net)
     for name, weight in searched(net).items():
+        owner, _, kind = name.rpartition(".")
+        norm = isinstance(net.get_submodule(owner), NORMS)
         if name in on_grid:
             weight.copy_(on_grid[name].draw(tuple(weight.shape), rng))
-        elif weight.dim() > 1 or name.removesuffix("bias") + "weight" in on_grid:
+        elif kind == "bias" and f"{owner}.weight" not in on_grid:
+            weight.zero_()
+        elif norm and kind == "weight":
+            weight.fill_(1.0)
+        elif weight.dim() > 1 or kind == "bias":
             weight.copy_(torch.randn(weight.shape, generator=rng) * sigma(weight))
-        else:
-            weight.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
 @torch.no_grad()

@@ -46,8 +46,7 @@ from ..proposals import sigma
 from ..rules import argmin
 from ..run import cli as command
 from ..run.files import replacing
-from ..run.nets import build as build_net
-from ..run.nets import read_options
+from ..run.nets import NETS, read_options
 from ..settings import PRECISIONS, RSO, arithmetic, check_choice, check_whole
 
 SHAPES = {"one_conv": (1, 28, 28), "two_conv": (1, 28, 28), "mnist_net": (1, 28, 28)}
@@ -63,7 +62,7 @@ def build(name: str, options: str = "") -> tuple[Net, tuple[int, int, int]]:
     if fixed.keys() & given:
         raise ValueError(f"net_options must not have depth, which {name} says, but it is {options!r}")
     shape = SHAPES.get(name, (3, 32, 32))
-    return build_net(net, shape, 10, 0, **fixed, **given), shape
+    return NETS[net](shape=shape, classes=10, seed=0, **fixed, **given), shape
 
 
 # Operations: a multiplication and an addition are two.
