@@ -19,6 +19,7 @@ from ..checks import check_fit
 from ..data import Data, check_data, load
 from ..engine.layers import channels_last
 from ..history import NAN, History, Report
+from ..models import grids
 from ..proposals import generator
 from ..settings import arithmetic, check_choice, check_number, check_whole, numbers
 from ..train import scores
@@ -27,6 +28,7 @@ from . import folder as runs
 from . import presets
 from .files import PART, Busy, alone, check_files, folder_at, make, replacing
 from .provenance import machine
+from .straight import StraightThrough
 
 if TYPE_CHECKING:
     import pandas
@@ -59,6 +61,8 @@ class SGD:
     twice and does not say when), or constant"""
     target: float | None = None
     """accuracy on the validation part at which training stops; without one all epochs are trained"""
+    straight_through: bool = False
+    """passes the gradient through signs, steps and grids as if they were not there (`straight.StraightThrough`)"""
     seed: int = 0
     """of the order of the images"""
 
@@ -76,6 +80,8 @@ class SGD:
         if self.target is not None and not 0 < self.target <= 1:
             raise ValueError(f"target must be None or a fraction such as 0.9912, not {self.target!r}")
         check_choice("schedule", self.schedule, SCHEDULES)
+        if not isinstance(self.straight_through, bool):
+            raise TypeError(f"straight_through must be True or False, not {self.straight_through!r}")
         most = self.epochs if self.schedule == "constant" else self.epochs // 2
         if self.warmup > most:
             raise ValueError(
@@ -103,12 +109,15 @@ def train(net: nn.Module, data: Data, settings: SGD) -> Iterator[Report]:
     """
     check(data, settings)
     check_fit(net, data, settings.batch_size)
+    learner = _learner(net, settings)
     optimiser = torch.optim.SGD(
-        net.parameters(), settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+        learner.parameters(), settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
     began = time.perf_counter()
     for epoch in range(settings.epochs):
-        steps = _epoch(net, optimiser, data, settings, epoch)
+        steps = _epoch(learner, optimiser, data, settings, epoch)
+        if isinstance(learner, StraightThrough):
+            learner.write(net)
         report = replace(_report(net, data, settings, epoch, steps), seconds=time.perf_counter() - began)
         yield report
         if not math.isfinite(report.train_loss):
@@ -119,6 +128,15 @@ def train(net: nn.Module, data: Data, settings: SGD) -> Iterator[Report]:
             )
         if _ended(report, epoch + 1, settings):
             return
+
+
+def _learner(net: nn.Module, settings: SGD) -> nn.Module:
+    """Return what is trained: the net itself, or its twin that has a gradient."""
+    if settings.straight_through:
+        return StraightThrough(net, settings.seed)
+    if grids(net):
+        raise ValueError("the weights of the net lie on a grid, which SGD would leave: set straight_through to True")
+    return net
 
 
 def check(data: Data, settings: SGD) -> None:
@@ -185,7 +203,7 @@ def _check_settings(path: Path, asked: Mapping[str, Any]) -> None:
         return
     try:
         there = json.loads(path.read_text())
-        known = {**there, "data": {**asked["data"], **there["data"]}}
+        known = {"straight_through": False, **there, "data": {**asked["data"], **there["data"]}}
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} is not the settings of runs of SGD, or torn; choose another folder") from None
     plain = {"data": None, "machines": None}
@@ -308,6 +326,8 @@ def _epoch(net: nn.Module, optimiser: torch.optim.Optimizer, data: Data, setting
         optimiser.zero_grad()
         F.cross_entropy(net(channels_last(data.train.images[batch])), data.train.labels[batch]).backward()
         optimiser.step()
+        if isinstance(net, StraightThrough):
+            net.clamp()
     return steps
 
 
