@@ -10,6 +10,7 @@ import torch
 from oracle import NARROW, images, levels_of, plan, stirred
 from pairwise import crossed
 from test_engine import LOOPS, REAL, SETTINGS, compare, engine_steps, loops
+from test_graphs import Recording, recorded
 from torch import Tensor, nn
 
 from rso_lib import models
@@ -23,10 +24,9 @@ from rso_lib.run.nets import read_options
 from rso_lib.settings import RSO
 from rso_lib.train import Step, fit, train
 
-__all__ = ["loops"]  # a fixture
+__all__ = ["loops", "recorded"]  # fixtures
 
 LEVELS = [2, 3, 4]
-NARROW_ONES = ["flat", "folded", "max_pooled", "pool_last", "growing", "unnormed_skips"]
 KINDS = [("sign", 0), ("step", 0), ("relu", 2), ("relu", 3), ("relu", 4), ("sign", 3), ("step", 2)]
 """Activations and levels."""
 
@@ -187,7 +187,11 @@ def test_what_would_leave_the_grid_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "of", "name"),
-    crossed(NARROW_ONES, KINDS, ["inverted", "many_slices", "layer", "network", "neurons_shuffled", "layers"]),
+    crossed(
+        ["flat", "folded", "max_pooled", "pool_last", "growing", "unnormed_skips"],
+        KINDS,
+        ["inverted", "many_slices", "layer", "network", "neurons_shuffled", "layers"],
+    ),
 )
 def test_narrow_nets(kind: str, of: tuple[str, int], name: str) -> None:
     """Some steps of each sweep, around the middle of the tensor where they come one by one."""
@@ -226,6 +230,13 @@ def test_whole_runs(of: tuple[str, int]) -> None:
     net, shape = discrete("flat", *of)
     settings = RSO(cycles=2, batch_size=13, order="shuffled", schedule="constant")
     assert len(compare(net, images(26, shape), settings, ties=True)) == 2 * models.count_weights(net)
+
+
+@pytest.mark.parametrize("of", [("sign", 0), ("step", 3)])
+def test_replayed_steps(of: tuple[str, int], recorded: type[Recording]) -> None:
+    net, shape = discrete("folded", *of)
+    compare(net, images(26, shape), settings_of("many_slices"), ties=True)
+    assert recorded.replays > 20
 
 
 # Every weight on the grid at the end

@@ -19,6 +19,7 @@ from ..checks import check_fit
 from ..data import Data, check_data, load
 from ..engine.layers import channels_last
 from ..history import NAN, History, Report
+from ..models import grids
 from ..proposals import generator
 from ..settings import arithmetic, check_choice, check_number, check_whole, numbers
 from ..train import scores
@@ -98,9 +99,12 @@ def train(net: nn.Module, data: Data, settings: SGD) -> Iterator[Report]:
     epoch, `sigma` is NaN, and nothing is kept, plus or minus. An image counts as three image-forwards, as
     backpropagation costs about two forward passes more.
 
-    Ends early at the target, or, with a warning, where the loss is not finite any more. Errors as in `check`.
+    Ends early at the target, or, with a warning, where the loss is not finite any more. Errors as in `check`, and
+    for a net whose weights lie on a grid.
     """
     check(data, settings)
+    if grids(net):
+        raise ValueError("SGD would take weights off the grid that they lie on: build the net with levels=0")
     check_fit(net, data, settings.batch_size)
     optimiser = torch.optim.SGD(
         net.parameters(), settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
