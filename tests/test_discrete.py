@@ -196,7 +196,7 @@ def test_what_would_leave_the_grid_is_refused() -> None:
 def test_narrow_nets(kind: str, of: tuple[str, int], name: str) -> None:
     """Some steps of each sweep, around the middle of the tensor where they come one by one."""
     net, shape = discrete(kind, *of)
-    compare_at_every_tensor(net, images(26, shape), settings_of(name), 6)
+    compare_at_every_tensor(net, images(26, shape), settings_of(name), 4)
 
 
 @pytest.mark.parametrize(
