@@ -101,7 +101,7 @@ def _power(base: float, value: float, rounded: Callable[[float], int]) -> float:
 
 def draw_layer(run: LiveRun) -> tuple[bytes, str]:
     """Draw the weights of the layer that is searched, the one visited last framed: a PNG, and its alt text."""
-    matrix = [name for name, weight in run.net.named_parameters() if weight.dim() > 1][-1]
+    matrix = max(reversed([*run.net.named_parameters()]), key=lambda item: min(item[1].dim(), 2))[0]  # the last one
     name = run.last.layer if run.last and run.last.layer != "network" else matrix
     raster = lay_out_weights(run.net, name)
     values = raster.values.numpy()
