@@ -135,10 +135,12 @@ def check_pair(x: str, y: str, images: Any, targets: Any, classes: int | None = 
     if targets.dtype not in (torch.int64, *FLOATS):
         raise TypeError(f"{y} must be torch.int64, float32 or float64, not {targets.dtype}: call .long() or .float()")
     if images.dim() < 2 or targets.dim() < 1 or len(images) != len(targets) or (labels and targets.dim() > 1):
-        of_each = "[N]" if labels else "[N, ...]"
+        of_each, remedy = (
+            ("[N]", "; call .squeeze(1) on a column, .argmax(1) on rows of 0 and 1") if labels else ("[N, ...]", "")
+        )
         raise ValueError(
             f"{x} must be images [N, C, H, W] or rows [N, F], and {y} as many labels {of_each}, "
-            f"not of the shapes {tuple(images.shape)} and {tuple(targets.shape)}"
+            f"not of the shapes {tuple(images.shape)} and {tuple(targets.shape)}{remedy}"
         )
     if images.device != targets.device:
         raise ValueError(f"{x} and {y} must be on one device, not on {images.device} and {targets.device}: call .to")

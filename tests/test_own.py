@@ -547,7 +547,7 @@ def test_the_weights_of_the_best_cycle_are_kept(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_live_run_of_own_net_data_loss_and_metric() -> None:
-    data = table()
+    data, curves = table(), {}
     for metric, words in ((minus_error, "test minus_error -"), (accuracies, "full updates: test loss")):
         settings = RSO(cycles=2, batch_size=100)
         run = LiveRun(f"{HERE}:mlp", data, settings, loss=squares, metric=metric)
@@ -558,11 +558,13 @@ def test_a_live_run_of_own_net_data_loss_and_metric() -> None:
         assert run.history.last.test_loss == expected.last.test_loss == pytest.approx(run.curve[-1].test_loss)
         assert words in describe_score(run) and "nan" not in describe_score(run) + describe_state(run)
         assert draw_layer(run)[0].startswith(b"\x89PNG")
+        curves[metric] = Curves({"a": "black"}, {"a": "black"}, run)
         run.end()
-    curves = Curves({"a": "black"}, {"a": "black"}, "minus_error")
     points = {"a": ([0.0, 1.0], [-3.0, -0.5])}
-    assert curves.png(points, {"a": ([0.0, 1.0], [2.0, 1.0])}, "full updates", False).startswith(b"\x89PNG")
-    assert curves.axes[0].get_ylim() == (-4, 1) and curves.axes[0].get_ylabel() == "test minus_error"
+    drawn = curves[minus_error]
+    assert drawn.png(points, {"a": ([0.0, 1.0], [2.0, 1.0])}, "full updates", False).startswith(b"\x89PNG")
+    left, right = drawn.axes
+    assert left.get_ylim() == (-4, 1) and left.get_ylabel() == "test minus_error" and right.get_ylabel() == "loss"
 
 
 def test_a_live_run_of_a_mixed_net_shows_all_its_weights() -> None:
