@@ -140,8 +140,8 @@ def _learner(net: nn.Module, settings: SGD) -> nn.Module:
         return StraightThrough(net, settings.seed)
     if grids(net):
         raise ValueError(
-            "the weights of the net lie on a grid, which SGD would leave: set straight_through to True, or build the net "
-            "with levels=0"
+            "the weights of the net lie on a grid, which SGD would leave: set straight_through to True, or build the "
+            "net with levels=0"
         )
     return net
 
