@@ -18,6 +18,8 @@ COMMANDS = {
 
 def main() -> None:
     """Hand the words behind the command to its module, the only one that is imported."""
+    if "" not in sys.path:  # `rso` finds the user's modules where `python -m rso_lib` does
+        sys.path.insert(0, "")
     warnings.formatwarning = lambda message, *_, **__: f"\n{message}\n"
     name, words = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if name in ("-h", "--help"):

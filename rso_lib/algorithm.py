@@ -4,6 +4,7 @@
 the algorithm, which shares no code with this one or with it: tests/oracle.py.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -11,24 +12,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .models import initialise, searched
-from .proposals import NORM_SIGMA, gaussian, generator
+from . import models
+from .discrete import Grid
+from .models import grids, searched
+from .proposals import gaussian, generator, sigma
 from .rules import choose
 
 
 @torch.no_grad()
-def step(loss: Callable[[], Tensor], weights: Sequence[Tensor], deltas: Sequence[Tensor]) -> Tensor:
+def step(
+    loss: Callable[[], Tensor],
+    weights: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    grids: Sequence[Grid | None] | None = None,
+) -> Tensor:
     """Line 13: score W, W + Δ and W − Δ, and write back the best. Returns the three losses, float64.
 
     loss      computes the loss of the net as it stands, always on the same batch
     weights   the tensors that this step perturbs: one for a weight or a layer, all for the network
     deltas    ΔW, of the same shapes; zero but for one element if a single weight is searched
+    grids     for each tensor its grid, on which the nearest values to W ± Δ are candidates, or None
 
     `choose` says which candidate was kept: 0 for W, 1 for W + Δ, 2 for W − Δ. After an exception, such as an interrupt,
     the tensors hold W.
     """
     best = kept = [w.clone() for w in weights]
-    candidates = [kept, _add(kept, deltas, 1), _add(kept, deltas, -1)]
+    on = [None] * len(weights) if grids is None else grids
+    candidates = [kept, _add(kept, deltas, 1, on), _add(kept, deltas, -1, on)]
     losses = []
     try:
         for values in candidates:
@@ -101,31 +111,45 @@ def algorithm_1(
     cycles: int,
     batch_size: int,
     seed: int = 0,
+    initialise: bool = True,
 ) -> nn.Module:
     """The whole of Algorithm 1, line by line, for a constant σ. Trains `net` in place and returns it.
 
     loss            (net, x, l) → scalar
     images, labels  X, of shape [N, ...], and L, of shape [N, ...]
+    initialise      False goes on with the weights that the net has; σ is then that of initial weights on average
 
-    Every step scores its own random batch, with the whole net. Nothing is cached.
+    Every step scores its own random batch, with the whole net. Nothing is cached. Weights on a grid
+    (`models.Block`) move to a neighbouring value.
     """
     rng = generator(seed)
     images = (images - images.mean()) / images.std()  # line 1
-    initialise(net, seed)  # lines 2 to 5
-    layers = list(searched(net).values())
-    sigmas = [float(w.std()) if w.dim() > 1 else NORM_SIGMA for w in layers]  # line 6
+    if initialise:
+        models.initialise(net, seed)  # lines 2 to 5
+    names, layers = list(searched(net)), list(searched(net).values())
+    on_grid = [grids(net).get(name) for name in names]
+    sigmas = [_deviation(w) if initialise else sigma(w) for w in layers]  # line 6
     for _ in range(cycles):  # line 8
-        for weight, sigma in zip(reversed(layers), reversed(sigmas), strict=True):  # lines 9, 10, 16
+        for weight, deviation, grid in reversed([*zip(layers, sigmas, on_grid, strict=True)]):  # lines 9, 10, 16
             for j in range(weight.numel()):  # line 11
                 batch = torch.randperm(len(images), generator=rng)[:batch_size]
-                delta = float(gaussian((1,), rng)) * sigma  # line 12
+                delta = float(gaussian((1,), rng)) * deviation  # line 12
+                if grid is not None:
+                    delta = math.copysign(grid.spacing, delta)
                 score = lambda b=batch: loss(net, images[b], labels[b])  # noqa: E731
-                step(score, [weight], [one_hot(weight, j, delta)])  # lines 13 and 14
+                step(score, [weight], [one_hot(weight, j, delta)], [grid])  # lines 13 and 14
     return net
 
 
-def _add(weights: Sequence[Tensor], deltas: Sequence[Tensor], sign: int) -> list[Tensor]:
-    return [w + sign * d for w, d in zip(weights, deltas, strict=True)]
+def _deviation(weight: Tensor) -> float:
+    """Return the deviation of the weights of a layer; where all are the same one, what `sigma` says."""
+    varied = weight.dim() > 1 and bool((weight != weight.view(-1)[0]).any())
+    return float(weight.std()) if varied else sigma(weight)
+
+
+def _add(weights: Sequence[Tensor], deltas: Sequence[Tensor], sign: int, grids: Sequence[Grid | None]) -> list[Tensor]:
+    sums = [w + sign * d for w, d in zip(weights, deltas, strict=True)]
+    return [there if grid is None else grid.nearest(there) for there, grid in zip(sums, grids, strict=True)]
 
 
 def _write(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:

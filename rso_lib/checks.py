@@ -1,6 +1,7 @@
 """What is checked before the first step: that net, data and settings go together."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -11,9 +12,10 @@ from .algorithm import Loss, cross_entropies
 from .data import Data, Split, check_data
 from .engine import evaluator, memory
 from .known import check_weights, unlike
-from .models import Net, buffers_kept, least_size, mode
+from .losses import Metric, accuracies, checked
+from .models import Net, buffers_kept, grids, least_size, mode
 from .proposals import noise
-from .settings import RSO, arithmetic
+from .settings import RSO, arithmetic, called
 from .sweep import ALONE, Alone, Step
 
 
@@ -24,9 +26,10 @@ def check(
     begun: Sequence[Step] = (),
     world: Alone = ALONE,
     loss: Loss = cross_entropies,
+    metric: Metric = accuracies,
 ) -> None:
     """Raise what `train` would raise before its first step: ValueError, TypeError or MemoryError."""
-    check_data(data)
+    check_data(data, labels=loss is cross_entropies)
     images = len(data.train)
     if settings.batch_size > images:
         raise ValueError(
@@ -47,7 +50,9 @@ def check(
         )
     check_device(net, data.train)
     check_weights(net)
-    check_fit(net, data, settings.batch(0))
+    if settings.weight_decay and grids(net):
+        raise ValueError("weight_decay must be 0 for a net whose weights lie on a grid, from which it would take them")
+    check_fit(net, data, settings.batch(0), loss, metric)
     if not reason and isinstance(net, Net):
         _check_engine(net, data)
         memory.check(net, data, settings)
@@ -55,29 +60,62 @@ def check(
 
 @torch.no_grad()
 @arithmetic("float32")
-def check_fit(net: nn.Module, data: Data, batch_size: int) -> None:
-    """Raise ValueError where a net does not take the images of some data, or gives no logits for their labels.
+def check_fit(
+    net: nn.Module, data: Data, batch_size: int, loss: Loss = cross_entropies, metric: Metric = accuracies
+) -> None:
+    """Raise ValueError where a net does not take the images of some data, or its outputs do not fit loss and metric.
 
     Two of the images go through it, in train and in eval mode, and it stays as it is.
     """
     check_device(net, data.train)
     if isinstance(net, Net) and not unlike(net):
         least, sides = least_size(net), data.train.images.shape[2:]
+        if len(sides) != 2:
+            raise ValueError(
+                f"a models.Net takes images [N, C, H, W], not rows of the shape {data.shape}: bring a module of yours"
+            )
         if min(sides, default=0) < least:
             raise ValueError(
                 f"the net needs images of at least {least}×{least} pixels, not {'×'.join(map(str, sides))}"
             )
-    highest = max(int(part.labels.max()) for part in (data.train, data.val, data.test) if len(part))
+    highest = _highest(data.parts.values(), loss)
     for training in (True, False):
-        x = data.train.images[: min(batch_size, 2) if training else 2]
-        logits = _probe(net, x, training)
-        check_logits(logits, data.train.labels[: len(x)], highest)
+        _check_outputs(net, data.train, highest, loss, metric, training, min(batch_size, 2) if training else 2)
 
 
-def check_outputs(net: nn.Module, split: Split) -> None:
-    """Raise ValueError where a net does not take the images of a split, or gives no logits for their labels."""
+def check_outputs(net: nn.Module, split: Split, loss: Loss, metric: Metric) -> None:
+    """Raise ValueError where a net does not take the images of a split, or its outputs do not fit loss and metric."""
     check_device(net, split)
-    check_logits(_probe(net, split.images[:2], training=False), split.labels[:2], int(split.labels.max()))
+    _check_outputs(net, split, _highest([split], loss), loss, metric)
+
+
+def _check_outputs(
+    net: nn.Module, split: Split, highest: int, loss: Loss, metric: Metric, training: bool = False, count: int = 2
+) -> None:
+    """Check the outputs for an image and, where that may be, for one with another target."""
+    unlike_first = (split.labels != split.labels[0]).reshape(len(split), -1).any(1)
+    rows = torch.tensor([0, int(unlike_first.int().argmax()) or len(split) - 1][: min(count, len(split))])
+    targets, outputs = split.labels[rows], _probe(net, split.images[rows], training)
+    _check_returned(outputs, targets, logits=loss is cross_entropies)
+    if loss is cross_entropies and highest >= outputs.shape[1]:
+        raise ValueError(
+            f"the net has {outputs.shape[1]} outputs, but there is a label {highest}: "
+            f"make it with at least {highest + 1} classes"
+        )
+    for what, function in (("loss", loss), ("metric", metric)):
+        both = checked(what, function)(outputs, targets)
+        if {outputs.dim(), targets.dim()} == {1, 2} and len(rows) == 2 and outputs.numel() == targets.numel():
+            alone = checked(what, function)(outputs[:1], targets[:1])
+            if not torch.allclose(both[:1], alone, equal_nan=True):
+                raise ValueError(
+                    f"{what} {called(function)} mixes images: of outputs {list(outputs.shape)} and targets "
+                    f"{list(targets.shape)} torch makes {[2, 2]}; take outputs[:, 0], or give targets the shape [N, 1]"
+                )
+
+
+def _highest(parts: Iterable[Split], loss: Loss) -> int:
+    """Return the highest label, where the loss is cross entropy."""
+    return max(int(part.labels.max()) for part in parts if len(part)) if loss is cross_entropies else 0
 
 
 def _probe(net: nn.Module, x: Tensor, training: bool) -> Any:
@@ -88,8 +126,15 @@ def _probe(net: nn.Module, x: Tensor, training: bool) -> Any:
         shape, how = "×".join(map(str, x.shape)), "train" if training else "eval"
         raise ValueError(
             f"the net cannot take images of the shape {shape} ({x.dtype}) in {how} mode: "
-            f"{type(error).__name__}: {error}; give it one that is made for the data's shape"
+            f"{type(error).__name__}: {error}; {_remedy(net, x)}"
         ) from error
+
+
+def _remedy(net: nn.Module, x: Tensor) -> str:
+    weight = next((w for w in net.parameters() if w.is_floating_point() and w.dtype != x.dtype), None)
+    if weight is None:
+        return "give it one that is made for the data's shape"
+    return f"its weights are {weight.dtype}: call .to({weight.dtype}) on the data, or .to({x.dtype}) on the net"
 
 
 def check_device(net: nn.Module, split: Split) -> None:
@@ -103,19 +148,16 @@ def check_device(net: nn.Module, split: Split) -> None:
             )
 
 
-def check_logits(logits: Any, labels: Tensor, highest: int) -> None:
-    """Raise ValueError where what a net returns are no logits for images of some labels, or not for the highest."""
-    if not isinstance(logits, Tensor):
-        raise ValueError(f"the net returns a {type(logits).__name__}; it must return one tensor of logits [N, classes]")
-    if logits.dim() != 2 or len(logits) != len(labels) or not logits.is_floating_point():
+def _check_returned(outputs: Any, targets: Tensor, logits: bool) -> None:
+    """Raise ValueError where what a net returns are no outputs, or no logits, for images of some targets."""
+    what = "logits [N, classes]" if logits else "outputs [N, ...]"
+    if not isinstance(outputs, Tensor):
+        raise ValueError(f"the net returns a {type(outputs).__name__}; it must return one tensor of {what}")
+    shaped = outputs.dim() == 2 if logits else outputs.dim() > 0
+    if not shaped or len(outputs) != len(targets) or not outputs.is_floating_point():
         raise ValueError(
-            f"the net returns {logits.dtype} of the shape {tuple(logits.shape)} for {len(labels)} images; "
-            f"it must return floating-point logits [N, classes]"
-        )
-    if highest >= logits.shape[1]:
-        raise ValueError(
-            f"the net has {logits.shape[1]} outputs, but there is a label {highest}: "
-            f"make it with at least {highest + 1} classes"
+            f"the net returns {outputs.dtype} of the shape {tuple(outputs.shape)} for {len(targets)} images; "
+            f"it must return floating-point {what}"
         )
 
 
@@ -125,8 +167,9 @@ def _check_engine(net: Net, data: Data) -> None:
     kinds = {tensor.dtype for tensor in tensors(net) if tensor.is_floating_point()} | {x.dtype}
     if len(kinds) > 1:
         raise ValueError(f"net and images must be of one type, not {', '.join(sorted(map(str, kinds)))}: call .float()")
-    with torch.no_grad(), mode(net, training=False):
-        own, engines = net(x.clone()), evaluator(net)(x)
+    exact = copy.deepcopy(net).double()  # in float32, rounding turns some signs of some nets
+    with torch.no_grad(), mode(exact, training=False):
+        own, engines = exact(x.double()), evaluator(exact)(x.double())
     if own.isfinite().all() and not torch.allclose(own, engines, rtol=1e-2, atol=1e-2 * float(own.abs().max())):
         raise ValueError("the engine and the net's own forward give different logits: something has changed the net")
 

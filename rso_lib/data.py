@@ -1,27 +1,35 @@
-"""Images as standardised tensors on a device, split into a training, a validation and a test part.
+"""Images, or rows of a table, as standardised tensors on a device: a training, a validation and a test part.
 
 The whole set lives on the device: the search scores far more batches in a second than a loader could deliver.
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from . import sources
 from .proposals import generator
-from .settings import check_choice, check_whole, plain
+from .settings import check_arguments, check_choice, check_whole, function_of, plain
+from .tensors import Pair, check_pair, count_of, items_of, labelled, names_of, pair_of
 
-NAMES = ("digits", *sources.TORCHVISION, "folder:PATH")
+NAMES = ("digits", *sources.TORCHVISION, "folder:PATH", "module:function")
 VALIDATION_IMAGES = 5000
 """Size of the validation part, unless a tenth of the training images is less."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
-    """Images [N, C, H, W], float32 and standardised, and labels [N], int64, on the same device."""
+    """Images [N, C, H, W], or rows of a table [N, F], and what they are to give, on the same device.
+
+    images  float32 or float64, standardised
+    labels  numbers of classes [N], int64; where the loss is not cross entropy, targets [N, ...] of any kind
+    """
 
     images: Tensor
     labels: Tensor
@@ -36,7 +44,11 @@ class Split:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:
-    """What `load` returns. `mean` and `std`, both [C], are those of the training part's pixels in 0..1."""
+    """What `load`, `Data.from_tensors` and `Data.from_dataset` return.
+
+    classes    the names of what a net gives an output for: the classes, or the columns of float targets
+    mean, std  [C] of the channels of images, whose pixels are in 0..1; [F] of the columns of a table
+    """
 
     name: str
     train: Split
@@ -47,14 +59,91 @@ class Data:
     std: Tensor
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image, (F,) of a row of a table."""
+        return tuple(self.train.images.shape[1:])
+
+    def to(self, *where: Any) -> "Data":
+        """Move all tensors to a device, or turn the floating-point ones to a type, as `nn.Module.to` does."""
+
+        def moved(x: Tensor) -> Tensor:
+            return x.to(*where) if x.is_floating_point() else x.to(*where).to(x.dtype)
+
+        train, val, test = (Split(moved(part.images), moved(part.labels)) for part in self.parts.values())
+        return Data(self.name, train, val, test, self.classes, moved(self.mean), moved(self.std))
+
+    @property
+    def parts(self) -> dict[str, Split]:
+        """The three parts by their names."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
     def __repr__(self) -> str:
         parts = "".join(f",\n     {part}={getattr(self, part)}" for part in ("train", "val", "test"))
         return f"Data({self.name!r}, {len(self.classes)} classes{parts})"
+
+    @classmethod
+    def from_tensors(
+        cls,
+        x: Tensor,
+        y: Tensor,
+        *,
+        val: float | tuple[Tensor, Tensor] | None = None,
+        test: float | tuple[Tensor, Tensor] = 0.2,
+        classes: int | Sequence[str] | None = None,
+        seed: int = 0,
+        standardise: bool = True,
+        name: str = "tensors",
+    ) -> "Data":
+        """Split tensors in a training, a validation and a test part, standardise them, and leave them where they are.
+
+        x            images [N, C, H, W], rows of a table [N, F], or [N, C, ...]: float32, float64 or uint8 (0 to 255)
+        y            labels [N], whole numbers from 0; or floating-point targets [N] or [N, T], for a loss of their own;
+                     or truth values [N, T], one for each of several labels, which become 0.0 and 1.0
+        val, test    each a share of all N (0.2), a whole number of them, or a pair (x, y) of other tensors; 0 for none.
+                     By default a fifth is for the test, and of the rest a tenth, 5,000 at most, for validation
+        classes      how many classes, or columns of targets, there are, or their names; else as many as y has
+        seed         of the order in which the N are cut into parts
+        standardise  each channel or column by mean and deviation of the training part; one that is constant there is
+                     only shifted
+
+        Raises ValueError or TypeError, naming the argument and the remedy, where these do not go together.
+        """
+        check_whole("seed", seed, least=0)
+        pairs = {"x": pair_of("x", (x, y))}
+        pairs |= {part: pair_of(part, own) for part, own in (("val", val), ("test", test)) if isinstance(own, tuple)}
+        names, (x, y) = names_of(classes, [targets for _, targets in pairs.values()]), pairs.pop("x")
+        rows = len(x)
+        tested = 0 if "test" in pairs else count_of("test", test, rows)
+        if val is None:
+            val = min(VALIDATION_IMAGES, (rows - tested) // 10)
+        held = tested + (validated := 0 if "val" in pairs else count_of("val", val, rows))
+        if held >= rows:
+            raise ValueError(f"val and test must leave some of the {rows:,} rows of x for training, not take {held:,}")
+        order = torch.randperm(rows, generator=generator(seed)).to(x.device)
+        test_rows, val_rows, train_rows = order.split([tested, validated, rows - held])
+        cut = {"train": train_rows, "val": val_rows, "test": test_rows}
+        data = _standardised(name, {part: (x[at], y[at]) for part, at in cut.items()} | pairs, names, standardise)
+        check_data(data, labels=False)
+        return data
+
+    @classmethod
+    def from_dataset(cls, dataset: Any, *, val: Any = None, test: Any = 0.2, **options: Any) -> "Data":
+        """Read all items (x, y) of a torch.utils.data.Dataset once, and do with them as `from_tensors` does.
+
+        dataset    has a length and items, each a pair of tensors or numbers of one shape. What it changes at random
+                   (augmentation) is drawn once
+        val, test  as in `from_tensors`, or datasets
+        options    as in `from_tensors`; the classes are by default those that the dataset names, if it does
+
+        Raises ValueError or TypeError as `from_tensors`, and where an item is no such pair.
+        """
+        x, y = items_of("dataset", dataset)
+        if labelled(y):
+            options = {"classes": getattr(dataset, "classes", None), **options}
+        val, test = (
+            items_of(name, part) if isinstance(part, Dataset) else part for name, part in (("val", val), ("test", test))
+        )
+        return cls.from_tensors(x, y, val=val, test=test, **{"name": type(dataset).__name__, **options})
 
 
 def load(
@@ -66,8 +155,10 @@ def load(
 ) -> Data:
     """Read a set of images, split it, standardise it and put it on the device.
 
-    name      "digits" (comes with scikit-learn); "mnist", "fashion_mnist", "kmnist", "cifar10" (torchvision
-              downloads them); "folder:PATH", images of one size in PATH/train/CLASS/* and PATH/test/CLASS/*
+    name      "digits" (comes with scikit-learn); "mnist", "fashion_mnist", "kmnist", "qmnist", "emnist" (its balanced
+              part of 47 letters and digits), "cifar10", "cifar100" (torchvision downloads them); "folder:PATH", images
+              of one size in PATH/train/CLASS/* and PATH/test/CLASS/*; or "module:function", your function of
+              (seed, val_size), the arguments below, that returns `Data`
     root      folder of the downloaded sets; by default the one that $RSO_DATA names, else data/ in `home()`
     device    where the tensors live
     seed      of the split, which is the same for the same seed on every device
@@ -87,6 +178,8 @@ def load(
     if root is not None and not isinstance(root, (str, os.PathLike)):
         raise TypeError(f"root must be a folder, not {root!r}")
     _check_device(device)
+    if ":" in name and not name.startswith("folder:"):
+        return _of_function(name, seed, val_size).to(device)
     rng = generator(seed)
     (images, labels), test, classes = _read(name, root, rng)
 
@@ -96,24 +189,34 @@ def load(
         raise ValueError(f"val_size must be less than the {len(labels):,} training images, not {val_size:,}")
     order = torch.randperm(len(labels), generator=rng)
     val, train = order[:val_size], order[val_size:]
+    parts = {"train": (images[train], labels[train]), "val": (images[val], labels[val]), "test": test}
+    parts = {part: (_unit(pixels), targets.long()) for part, (pixels, targets) in parts.items()}
+    return _standardised(name, parts, classes).to(device)
 
-    pixels = _unit(images[train])
-    std, mean = torch.std_mean(pixels, dim=(0, 2, 3), correction=0)
-    scale = torch.where(std > 0, std, 1.0)
 
-    def split(pixels: Tensor, labels: Tensor) -> Split:
-        standardised = pixels.sub_(mean[:, None, None]).div_(scale[:, None, None])
-        return Split(standardised.to(device), labels.long().to(device))
+def _of_function(name: str, seed: int, val_size: int | None) -> Data:
+    """Return the data that a function of the user's makes. Raises ValueError or TypeError where it makes none."""
+    function = function_of("name", name, {})
+    check_arguments("name", function, "seed", "val_size")
+    data = function(seed, val_size)
+    if not isinstance(data, Data):
+        raise TypeError(
+            f"{name} returned a {type(data).__name__}; it must return Data, such as Data.from_tensors makes"
+        )
+    check_data(data, labels=False)
+    return replace(data, name=name)
 
-    return Data(
-        name,
-        train=split(pixels, labels[train]),
-        val=split(_unit(images[val]), labels[val]),
-        test=split(_unit(test[0]), test[1]),
-        classes=classes,
-        mean=mean.to(device),
-        std=std.to(device),
-    )
+
+def _standardised(name: str, parts: Mapping[str, Pair], classes: tuple[str, ...], standardise: bool = True) -> Data:
+    """Return data of three parts, which are written over: each channel is standardised by the training part."""
+    images = parts["train"][0]
+    std, mean = torch.std_mean(images, dim=[0, *range(2, images.dim())], correction=0)
+    if not standardise:
+        std, mean = torch.ones_like(std), torch.zeros_like(mean)
+    each = (-1, *[1] * (images.dim() - 2))
+    scale = torch.where(std > 0, std, 1.0).view(each)
+    splits = {part: Split(x.sub_(mean.view(each)).div_(scale), y) for part, (x, y) in parts.items()}
+    return Data(name, **splits, classes=classes, mean=mean, std=std)
 
 
 def check_wanted(
@@ -123,60 +226,40 @@ def check_wanted(
 
     called  what the caller calls the set and the seed
     """
-    if not isinstance(dataset, str) or not dataset.startswith("folder:"):
+    if not isinstance(dataset, str) or ":" not in dataset:
         check_choice(called[0], dataset, NAMES)
     check_whole(called[1], seed, least=0)
     if val_size is not None:
         check_whole("val_size", val_size, least=0)
 
 
-def check_data(data: Data) -> None:
-    """Raise ValueError or TypeError, naming the part and the remedy, where data made by hand cannot train a net."""
-    parts = {"train": data.train, "val": data.val, "test": data.test}
-    for name, part in parts.items():
-        check_split(name, part, len(data.classes))
+def check_data(data: Data, labels: bool = True) -> None:
+    """Raise ValueError or TypeError, naming the part and the remedy, where data made by hand cannot train a net.
+
+    labels  whether targets must be the numbers of classes, as cross entropy needs them
+    """
+    for name, part in data.parts.items():
+        check_split(name, part, len(data.classes), labels)
     if not len(data.train):
         raise ValueError(f"the train part of {data.name} has no images")
-    of_train = _kind(data.train.images)
-    for name, part in parts.items():
-        if len(part) and (its := _kind(part.images)) != of_train:
-            raise ValueError(f"images of the {name} part are {its}, but those of the train part are {of_train}")
+    for name, part in data.parts.items():
+        for what in ("images", "labels"):
+            its, of_train = _kind(getattr(part, what)), _kind(getattr(data.train, what))
+            if len(part) and its != of_train:
+                raise ValueError(f"{what} of the {name} part are {its}, but those of the train part are {of_train}")
 
 
-def _kind(images: Tensor) -> str:
-    """What images of one net have in common: shape, type and device."""
-    return f"{'×'.join(map(str, images.shape[1:]))}, {images.dtype}, on {images.device}"
+def _kind(values: Tensor) -> str:
+    """What images, or targets, of one net have in common: shape, type and device."""
+    return f"{'×'.join(map(str, values.shape[1:])) or 'numbers'}, {values.dtype}, on {values.device}"
 
 
-def check_split(name: str, split: Split, classes: int | None = None) -> None:
+def check_split(name: str, split: Split, classes: int | None = None, labels: bool = True) -> None:
     """Raise ValueError or TypeError, naming the part and the remedy, where images and labels do not go together.
 
-    classes  how many there are, where that is known
+    Arguments as in `tensors.check_pair`.
     """
-    images, labels = split.images, split.labels
-    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-        raise TypeError(f"images and labels of {name} must be tensors: call torch.as_tensor")
-    if not images.is_floating_point():
-        raise TypeError(f"images of {name} must be floating-point numbers, not {images.dtype}: call .float()")
-    if labels.dtype != torch.int64:
-        raise TypeError(
-            f"labels of {name} must be torch.int64, the numbers of classes, not {labels.dtype}: call .long()"
-        )
-    if labels.dim() != 1 or images.dim() < 2 or len(images) != len(labels):
-        raise ValueError(
-            f"{name} must have images [N, C, H, W] and as many labels [N], "
-            f"not of the shapes {tuple(images.shape)} and {tuple(labels.shape)}"
-        )
-    if images.device != labels.device:
-        raise ValueError(f"images of {name} are on {images.device}, but its labels on {labels.device}")
-    if not images.numel():
-        return
-    if not torch.stack(torch.aminmax(images.detach())).isfinite().all():
-        raise ValueError(f"images of {name} have NaN or infinite values: leave them out, or replace these values")
-    low, high = (int(value) for value in torch.aminmax(labels))
-    if low < 0 or high >= (high + 1 if classes is None else classes):
-        least = "at least 0" if classes is None else f"0 to {classes - 1}, as there are {classes} classes"
-        raise ValueError(f"labels of {name} must be {least}, not {low if low < 0 else high}")
+    check_pair(f"images of {name}", f"labels of {name}", split.images, split.labels, classes, labels)
 
 
 def home() -> Path:

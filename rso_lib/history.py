@@ -24,7 +24,9 @@ class Report:
     evaluations      losses computed: three per step
     image_forwards   images that Algorithm 1 sends through the net for them: evaluations × batch size
     train_loss       sweep: mean loss of the winners on their batches; cycle: on the whole training part
-    *_loss           mean cross entropy in nats; *_accuracy: fractions of 1; NaN where not measured
+    *_loss           mean loss: of cross entropy in nats
+    *_accuracy       mean of the metric: the fraction of right answers, unless `train` was given another one; NaN where
+                     there is none, and where not measured
     seconds          spent since the run began, over all sittings, scoring included
     bytes_sent       by the first process to the others; 0 where it is alone
     """
@@ -78,17 +80,21 @@ class History:
     @property
     def validated(self) -> bool:
         """Whether there was a validation part. Raises ValueError where no cycle is finished."""
-        return not math.isnan(self.last.val_accuracy)
+        return not (math.isnan(self.last.val_accuracy) and math.isnan(self.last.val_loss))
 
     @property
     def best(self) -> Report:
         """The cycle with the best accuracy on the validation part (never chosen on the test part).
 
+        Of several it is the first; where no accuracy was measured, that of the lowest loss.
         Raises ValueError where no cycle is finished, or where there is no validation part.
         """
         if not self.validated:
             raise ValueError("there is no validation part to choose on: load with val_size above 0, or take `last`")
-        return max(self.cycles.rows, key=lambda row: row.val_accuracy)
+        rows = self.cycles.rows
+        if math.isnan(self.last.val_accuracy):
+            return min(rows, key=lambda row: row.val_loss)
+        return max(rows, key=lambda row: row.val_accuracy)
 
     def frame(self) -> "pandas.DataFrame":
         """The rows as a pandas frame with the columns of `Report`."""

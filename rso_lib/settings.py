@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from importlib import import_module
+from operator import attrgetter
 from threading import RLock
 from typing import Any, TypeVar
 
@@ -237,6 +239,35 @@ def check_named(name: str, choice: object) -> None:
             f"{name} must be a function with a name of its own, by which the run's folder tells it from others, "
             f"not {choice!r}: write it with def"
         )
+
+
+def function_of(name: str, choice: Any, known: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """Return the function that an argument is, or names: a known one, or "module:function", which is imported.
+
+    Raises ValueError where there is no such function.
+    """
+    if callable(choice) or ":" not in str(choice):
+        check_choice(name, choice, [*known, "module:function"], callables=True)
+        return choice if callable(choice) else known[choice]
+    module, _, function = choice.partition(":")
+    try:
+        found = attrgetter(function)(import_module(module))
+    except Exception as error:  # whatever goes wrong in a module of the user's
+        raise ValueError(
+            f"{name} {choice} cannot be imported ({type(error).__name__}: {error}): name a module that Python finds "
+            f"from the current folder, and a function in it"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"{name} {choice} is a {type(found).__name__}; it must be a function")
+    return found
+
+
+def qualified(choice: Any, known: Mapping[str, Any]) -> str:
+    """Return the name by which `function_of` finds a function, where it can be imported."""
+    if isinstance(choice, str):
+        return choice
+    names = [name for name, function in known.items() if function is choice]
+    return names[0] if names else f"{choice.__module__}:{choice.__qualname__}"
 
 
 def plain(value: Any) -> Any:

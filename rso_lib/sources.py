@@ -3,6 +3,8 @@
 import shutil
 import socket
 import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +13,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "cifar10": "CIFAR10"}
+TORCHVISION = {
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "qmnist": "QMNIST",
+    "emnist": "EMNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+}
 PUBLISHED = {"MNIST": 0.1307, "FashionMNIST": 0.2860, "KMNIST": 0.1918}
 """The mean of the training part's pixels in 0..1, by which these sets are told from others in the same file format."""
-COUNTS = (60_000, 10_000)
-"""Images in their two parts."""
+COUNTS = dict.fromkeys(PUBLISHED, (60_000, 10_000)) | {"QMNIST": (60_000, 60_000), "EMNIST": (112_800, 18_800)}
+"""Images in the two parts of the sets in MNIST's file format."""
 TIMEOUT = 15.0
 """Seconds without an answer after which a download is given up."""
 
@@ -54,48 +64,93 @@ def torchvision(name: str, root: Path) -> Source:
     from torchvision import datasets
 
     dataset = getattr(datasets, TORCHVISION[name])
-    return _cifar(dataset, root) if name == "cifar10" else _mnist(dataset, root)
+    return _cifar(dataset, root) if name.startswith("cifar") else _mnist(_published(dataset), root)
 
 
-def _mnist(dataset: Any, root: Path) -> Source:
-    raw = root / dataset.__name__ / "raw"
-    files = [raw / Path(archive).stem for archive, _ in dataset.resources]
+class Published(NamedTuple):
+    """A set in MNIST's file format.
+
+    parts     what the files of the training and of the test part begin with
+    labels    what those of the labels end with
+    classes   their names
+    archives  what is downloaded, with its MD5 sums, from an address
+    fetch     downloads it to a folder
+    upright   whether images are stored row by row
+    """
+
+    name: str
+    parts: tuple[str, str]
+    labels: str
+    classes: Sequence[str]
+    archives: dict[str, str]
+    url: str
+    fetch: Callable[[Path], object]
+    upright: bool = True
+
+
+def _published(dataset: Any) -> Published:
+    name, bytes_, words = dataset.__name__, "labels-idx1-ubyte", "labels-idx2-int"
+    if name == "EMNIST":
+        parts, archives = ("emnist-balanced-train", "emnist-balanced-test"), {Path(dataset.url).name: dataset.md5}
+        classes, fetch = dataset.classes_split_dict["balanced"], partial(dataset, split="balanced", download=True)
+        return Published(name, parts, bytes_, classes, archives, dataset.url, fetch, upright=False)
+    classes = [label.split(" - ")[0] for label in dataset.classes]
+    if name == "QMNIST":
+        files = [*dataset.resources["train"], *dataset.resources["test"]]
+        archives, url = {Path(file).name: md5 for file, md5 in files}, files[0][0].rpartition("/")[0]
+        return Published(name, ("qmnist-train", "qmnist-test"), words, classes, archives, url, partial(_both, dataset))
+    fetch, archives = partial(dataset, download=True), dict(dataset.resources)
+    return Published(name, ("train", "t10k"), bytes_, classes, archives, dataset.mirrors[0], fetch)
+
+
+def _both(dataset: Any, folder: Path) -> None:
+    """Download the two parts, which QMNIST keeps apart."""
+    for train in (True, False):
+        dataset(folder, train=train, download=True)
+
+
+def _mnist(known: Published, root: Path) -> Source:
+    raw = root / known.name / "raw"
+    files = [raw / f"{part}-{what}" for part in known.parts for what in ("images-idx3-ubyte", known.labels)]
     if missing := [file for file in files if not file.is_file()]:
-        _download(dataset, root, missing, raw, dict(dataset.resources), dataset.mirrors[0])
-    classes = tuple(name.split(" - ")[0] for name in dataset.classes)
-    source = Source(_idx(raw, "train"), _idx(raw, "t10k"), classes)
-    if strange := _strange(source, PUBLISHED.get(dataset.__name__)):
+        _download(known.fetch, root, missing, raw, known.archives, known.url)
+    train, test = (_idx(raw, part, known) for part in known.parts)
+    source = Source(train, test, tuple(known.classes))
+    if strange := _strange(source, known):
         raise ValueError(
-            f"{raw} does not hold {dataset.__name__}: {strange}. Delete these files, and the next load downloads them; "
+            f"{raw} does not hold {known.name}: {strange}. Delete these files, and the next load downloads them; "
             "images of your own are loaded with folder:PATH"
         )
     return source
 
 
-def _strange(source: Source, mean: float | None) -> str:
-    """In what a set is not the published one with this mean; "" if in nothing."""
-    for part, (images, labels), count in zip(("train", "t10k"), source[:2], COUNTS, strict=True):
+def _strange(source: Source, known: Published) -> str:
+    """In what a set is not the published one; "" if in nothing."""
+    for part, (images, labels), count in zip(known.parts, source[:2], COUNTS[known.name], strict=True):
         if images.shape[2:] != (28, 28):
             return f"{part}-* has images of {images.shape[3]}×{images.shape[2]} pixels, not 28×28"
         if len(labels) and (high := int(labels.max())) >= len(source.classes):
             return f"{part}-* has a label {high}, but there are {len(source.classes)} classes"
         if len(labels) != count:
             return f"{part}-* has {len(labels):,} images, not {count:,}"
-    its = float(source.train[0].sum(dtype=torch.float64)) / source.train[0].numel() / 255
+    pixels, mean = source.train[0], PUBLISHED.get(known.name)
+    its = float(pixels.sum(dtype=torch.float64)) / pixels.numel() / 255
     if mean is not None and abs(its - mean) > 0.01:
         return f"its pixels have a mean of {its:.3f}, not {mean:.3f}, so this is another set of the same size"
     return ""
 
 
-def _idx(raw: Path, part: str) -> Part:
+def _idx(raw: Path, part: str, known: Published) -> Part:
     """A part in MNIST's own file format."""
-    from torchvision.datasets.mnist import read_image_file, read_label_file
+    from torchvision.datasets.mnist import read_image_file, read_label_file, read_sn3_pascalvincent_tensor
 
+    reader = read_label_file if known.labels.startswith("labels-idx1") else read_sn3_pascalvincent_tensor
     images = _parse(read_image_file, raw / f"{part}-images-idx3-ubyte")
-    labels = _parse(read_label_file, raw / f"{part}-labels-idx1-ubyte")
+    labels = _parse(reader, raw / f"{part}-{known.labels}")
     if len(images) != len(labels):
         raise ValueError(f"{raw}: {len(images):,} images but {len(labels):,} labels in {part}-*; delete these files")
-    return images.unsqueeze(1), labels
+    labels = labels if labels.dim() == 1 else labels[:, 0]  # the other columns of QMNIST say who wrote the digit
+    return (images if known.upright else images.transpose(1, 2)).unsqueeze(1), labels
 
 
 def _parse(reader: Any, file: Path) -> Tensor:
@@ -111,7 +166,8 @@ def _cifar(dataset: Any, root: Path) -> Source:
     files = [*dataset.train_list, *dataset.test_list, (dataset.meta["filename"], dataset.meta["md5"])]
     paths = [(root / dataset.base_folder / file, md5) for file, md5 in files]
     if missing := [path for path, md5 in paths if not check_integrity(path, md5)]:
-        _download(dataset, root, missing, root, {dataset.filename: dataset.tgz_md5}, dataset.url)
+        fetch = partial(dataset, download=True)
+        _download(fetch, root, missing, root, {dataset.filename: dataset.tgz_md5}, dataset.url)
     train, test = (dataset(root, train=part) for part in (True, False))
     return Source(_from_cifar(train), _from_cifar(test), tuple(train.classes))
 
@@ -125,7 +181,9 @@ def _channels_first(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def _download(dataset: Any, root: Path, missing: list[Path], place: Path, archives: dict[str, str], url: str) -> None:
+def _download(
+    fetch: Callable[[Path], object], root: Path, missing: list[Path], place: Path, archives: dict[str, str], url: str
+) -> None:
     """Fetch and unpack the archives in a temporary folder, and move the missing files in once all are whole."""
     from torchvision.datasets.utils import check_integrity
 
@@ -141,7 +199,7 @@ def _download(dataset: Any, root: Path, missing: list[Path], place: Path, archiv
             target.mkdir(parents=True, exist_ok=True)
             for file in whole:
                 shutil.copy(file, target)
-            dataset(temporary, download=True)
+            fetch(temporary)
             for file in missing:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 (temporary / file.relative_to(root)).replace(file)

@@ -18,10 +18,11 @@ from .data import Data, Split, check_split
 from .engine import CHUNK, Scorer, evaluator, memory
 from .history import NAN, History, Report
 from .known import unlike
+from .losses import Metric, accuracies, checked
 from .models import Net, calibrate, count_weights, mode, searched
-from .proposals import generator, noise, sigma
+from .proposals import generator, noise
 from .settings import RSO, arithmetic
-from .sweep import ALONE, NOISE, SHUFFLE, Alone, Position, Step, Sweep, SweepResult, steps_of
+from .sweep import ALONE, NOISE, SHUFFLE, Alone, Position, Step, Sweep, SweepResult, scales, steps_of
 
 WITHIN_A_BLOCK = (
     "conv.weight",
@@ -63,6 +64,7 @@ def train(
     steps: bool = False,
     begun: Sequence[Step] = (),
     loss: Loss = cross_entropies,
+    metric: Metric = accuracies,
     world: Alone = ALONE,
 ) -> Iterator[Report | Step]:
     """Train `net` in place, yielding a `Report` after each sweep and each cycle.
@@ -72,16 +74,25 @@ def train(
     history   the reports of earlier sittings: the run goes on behind them, with the draws it would have had
     steps     yield a `Step` after every visit too
     begun     the current sweep's first steps, where a sitting ended within it: they are not made again, but count
-    loss      from outputs [N, ...] and targets [N, ...] to the loss of each image, [N], float64
+    loss      from outputs [N, ...] and targets [N, ...] to the loss of each image, [N]; cross entropy by default. It
+              needs no gradient
+    metric    from the same to a number for each image, [N], whose mean the reports call accuracy; more is better
     world     the processes that share the run; all of them call this with the same arguments
 
     All that is kept is the net: whoever consumes the reports decides about bars, plots, checkpoints,
-    pausing and stopping.
+    pausing and stopping. Early stopping is a break:
+
+        history = History()
+        for report in train(net, data, settings):
+            history.append(report)
+            if report.is_cycle and report.cycle - history.best.cycle >= 5:
+                break
 
     Raises, before the first step, ValueError or TypeError where net, data and settings do not go together (`check`),
     and MemoryError where the engine's caches would not fit; later, where a function of the settings returns nonsense.
     """
-    check(net, data, settings, begun, world, loss)
+    check(net, data, settings, begun, world, loss, metric)
+    loss, metric = checked("loss", loss), checked("metric", metric)
     if reason := unlike(net):
         warnings.warn(f"{reason}: every step sends its batch through the whole net three times", stacklevel=2)
     memory.keep_freed()
@@ -89,7 +100,7 @@ def train(
         weight.data = weight.data.contiguous()
     rows = history.rows if history else []
     seconds = rows[-1].seconds if rows else 0.0
-    reports = _reports(net, data, settings, rows, begun, loss, world)
+    reports = _reports(net, data, settings, rows, begun, (loss, metric), world)
     while True:
         began = time.perf_counter()
         with arithmetic(settings.precision):
@@ -110,6 +121,7 @@ def fit(
     history: History | None = None,
     *,
     loss: Loss = cross_entropies,
+    metric: Metric = accuracies,
     progress: bool = True,
 ) -> History:
     """Train with a progress bar and return the history.
@@ -118,11 +130,12 @@ def fit(
     history, goes on. So does an error, which is raised. Arguments and errors as for `train`. `history` is continued in
     place.
     """
-    check(net, data, settings, loss=loss)
+    check(net, data, settings, loss=loss, metric=metric)
     history = History() if history is None else history
     reported = len(history.rows), _copies(net)
     try:
-        for _ in with_bar(train(net, data, settings, history, steps=True, loss=loss), net, settings, history, progress):
+        items = train(net, data, settings, history, steps=True, loss=loss, metric=metric)
+        for _ in with_bar(items, net, settings, history, progress):
             reported = len(history.rows), _copies(net)
     except BaseException as error:
         rows, values = reported
@@ -165,45 +178,65 @@ def with_bar(
             bar.update(steps() - bar.n)  # those of all processes
             bar.set_description(f"cycle {item.cycle}/{settings.cycles} {item.layer}", refresh=False)
             if item.is_cycle:
-                shown = {"val": item.val_accuracy, "test": item.test_accuracy}
-                bar.set_postfix({part: f"{score:.4f}" for part, score in shown.items() if not math.isnan(score)})
+                bar.set_postfix({part: f"{score:.4f}" for part, score in shown(item).items()})
             yield item
+
+
+def shown(report: Report) -> dict[str, float]:
+    """Return what a bar shows of a cycle: the accuracies, or where there are none, the losses."""
+    for what in ("accuracy", "loss"):
+        scores = {part: getattr(report, f"{part}_{what}") for part in ("val", "test")}
+        if found := {part: score for part, score in scores.items() if not math.isnan(score)}:
+            return found if what == "accuracy" else {f"{part} loss": score for part, score in found.items()}
+    return {}
 
 
 @torch.no_grad()
 @arithmetic("float32")
-def evaluate(net: nn.Module, split: Split, loss: Loss = cross_entropies) -> tuple[float, float]:
-    """Return mean loss and accuracy (a fraction) of the net as it stands, in eval mode; NaN for no images.
+def evaluate(
+    net: nn.Module, split: Split, loss: Loss = cross_entropies, metric: Metric = accuracies
+) -> tuple[float, float]:
+    """Return the means of loss and metric for the net as it stands, in eval mode; NaN for no images.
 
-    loss  from outputs [N, ...] and targets [N, ...] to the loss of each image, [N]; cross entropy in nats by default
+    loss    from outputs [N, ...] and targets [N, ...] to the loss of each image, [N]; cross entropy in nats by default
+    metric  from the same to a number for each image, [N]; by default 1 for the right class, else 0, so that the mean
+            is the accuracy, a fraction; NaN where targets are not numbers of classes
 
-    Raises ValueError or TypeError where images and labels, or net and images, do not go together.
+    Raises ValueError or TypeError where images and labels, or net and images, do not go together, or where the outputs
+    do not fit loss and metric.
     """
-    check_split("split", split)
+    check_split("split", split, labels=loss is cross_entropies)
     if not len(split):
         return NAN, NAN
-    check_outputs(net, split)
+    check_outputs(net, split, loss, metric)
+    loss, metric = checked("loss", loss), checked("metric", metric)
     total, right = 0.0, 0.0
-    logits_of = evaluator(net) if isinstance(net, Net) and not unlike(net) else net
+    outputs_of = evaluator(net) if isinstance(net, Net) and not unlike(net) else net
     with mode(net, training=False), noise(split.images.device, 0):
-        for x, labels in zip(split.images.split(CHUNK), split.labels.split(CHUNK), strict=True):
-            logits = logits_of(x.clone())  # a net may write into its input
-            total += float(loss(logits, labels).sum())
-            right += float((logits.argmax(1) == labels).sum())
+        for x, targets in zip(split.images.split(CHUNK), split.labels.split(CHUNK), strict=True):
+            outputs = outputs_of(x.clone())  # a net may write into its input
+            total += float(loss(outputs, targets).sum())
+            right += float(metric(outputs, targets).sum())
     return total / len(split), right / len(split)
 
 
-def scores(net: nn.Module, data: Data, loss: Loss = cross_entropies) -> dict[str, Any]:
-    """Loss and accuracy of all parts of the data, as in `Report`, with batch norm calibrated on the training part."""
+def scores(net: nn.Module, data: Data, loss: Loss = cross_entropies, metric: Metric = accuracies) -> dict[str, Any]:
+    """Loss and metric of all parts of the data, as in `Report`, with batch norm calibrated on the training part."""
     calibrate(net, data.train.images)
     found = {}
     for part in ("train", "val", "test"):
-        found[f"{part}_loss"], found[f"{part}_accuracy"] = evaluate(net, getattr(data, part), loss)
+        found[f"{part}_loss"], found[f"{part}_accuracy"] = evaluate(net, getattr(data, part), loss, metric)
     return found
 
 
 def _reports(
-    net: nn.Module, data: Data, settings: RSO, rows: list[Report], begun: Sequence[Step], loss: Loss, world: Alone
+    net: nn.Module,
+    data: Data,
+    settings: RSO,
+    rows: list[Report],
+    begun: Sequence[Step],
+    scored: tuple[Loss, Metric],
+    world: Alone,
 ) -> Iterator[Report | Step]:
     """All reports and steps behind those that there are: rows, and losses in the sweep behind them.
 
@@ -219,14 +252,14 @@ def _reports(
             if scorer is None or not sweep.before:
                 scorer = None  # its caches go before those of the next layer come
                 memory.release()
-                scorer = _scorer(net, data, settings, cycle, sweep.position, loss)
+                scorer = _scorer(net, data, settings, cycle, sweep.position, scored[0])
             made = begun if (cycle, sweep.number) == start[:2] else []
             result = yield from steps_of(net, scorer, settings, cycle, sweep, made, world)
             calibrate(net, data.train.images)
             rows.append(_sweep_report(net, settings, cycle, sweep, result, world.take_sent()))
             yield rows[-1]
         world.agree(net)
-        yield _cycle_report(net, data, settings, rows, loss, world.take_sent())
+        yield _cycle_report(net, data, settings, rows, scored, world.take_sent())
 
 
 def _layers(net: nn.Module) -> list[list[str]]:
@@ -258,17 +291,20 @@ def _scorer(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int
 
 def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, result: SweepResult, sent: int) -> Report:
     weights = [net.get_parameter(name) for name in sweep.names]
+    of_each = zip(weights, scales(net, sweep.names, settings, cycle), strict=True)
     return Report(
         cycle=cycle + 1,
         layer=sweep.layer,
-        sigma=sum(sigma(w) * w.numel() for w in weights) / sweep.steps * settings.sigma_factor(cycle),
+        sigma=sum(w.numel() * scale for w, scale in of_each) / sweep.steps,
         **_counts(_wins(result.choices), settings, cycle),
         train_loss=float(result.loss) / sweep.steps,
         bytes_sent=sent,
     )
 
 
-def _cycle_report(net: nn.Module, data: Data, settings: RSO, rows: list[Report], loss: Loss, sent: int) -> Report:
+def _cycle_report(
+    net: nn.Module, data: Data, settings: RSO, rows: list[Report], scored: tuple[Loss, Metric], sent: int
+) -> Report:
     steps = sum(row.steps for row in rows)
     wins = [sum(getattr(row, name) for row in rows) for name in ("kept", "plus", "minus")]
     return Report(
@@ -276,7 +312,7 @@ def _cycle_report(net: nn.Module, data: Data, settings: RSO, rows: list[Report],
         layer="",
         sigma=sum(row.sigma * row.steps for row in rows) / steps,
         **_counts(wins, settings, rows[0].cycle - 1),
-        **scores(net, data, loss),
+        **scores(net, data, *scored),
         bytes_sent=sum(row.bytes_sent for row in rows) + sent,
     )
 

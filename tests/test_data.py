@@ -8,6 +8,7 @@ import re
 import socket
 import struct
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from rso_lib import sources
 from rso_lib.data import Data, Split, check_data, load
 
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+QMNIST_FILES = ("images-idx3-ubyte", "labels-idx2-int")
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +121,7 @@ def test_repr_is_short() -> None:
 
 
 def test_unknown_name_lists_the_known_and_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"digits, mnist, fashion_mnist, kmnist, cifar10, folder:PATH.*mean 'mnist'"):
+    with pytest.raises(ValueError, match=r"digits, mnist, .* cifar100, folder:PATH, module:function.*mean 'mnist'"):
         load("mnits")
 
 
@@ -167,7 +170,7 @@ def idx(array: np.ndarray) -> bytes:
 @pytest.fixture
 def small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let sets in MNIST's file format have 50 and 10 images, whatever these are."""
-    monkeypatch.setattr(sources, "COUNTS", (50, 10))
+    monkeypatch.setattr(sources, "COUNTS", dict.fromkeys(sources.COUNTS, (50, 10)))
     monkeypatch.setattr(sources, "PUBLISHED", {})
 
 
@@ -270,6 +273,9 @@ def test_a_missing_file_is_named(mnist_like: tuple[Path, dict[str, np.ndarray]])
         ("fashion_mnist", "FashionMNIST/raw", [f"{file}.gz" for file in IDX]),
         ("kmnist", "KMNIST/raw", [f"{file}.gz" for file in IDX]),
         ("cifar10", "", ["cifar-10-python.tar.gz"]),
+        ("cifar100", "", ["cifar-100-python.tar.gz"]),
+        ("emnist", "EMNIST/raw", ["gzip.zip"]),
+        ("qmnist", "QMNIST/raw", [f"qmnist-{p}-{f}.gz" for p in ("train", "test") for f in QMNIST_FILES]),
     ],
 )
 def test_without_network_it_says_which_files_to_put_where(
@@ -288,8 +294,12 @@ def test_without_network_it_says_which_files_to_put_where(
 def publish(monkeypatch: pytest.MonkeyPatch, dataset: type, archives: dict[str, bytes]) -> None:
     """Let torchvision expect these archives."""
     sums = [(name, hashlib.md5(content).hexdigest()) for name, content in archives.items()]
-    if dataset is datasets.CIFAR10:
+    if issubclass(dataset, datasets.CIFAR10):
         monkeypatch.setattr(dataset, "tgz_md5", sums[0][1])
+    elif dataset is datasets.EMNIST:
+        monkeypatch.setattr(dataset, "md5", sums[0][1])
+    elif dataset is datasets.QMNIST:
+        monkeypatch.setattr(dataset, "resources", {"train": sums[:2], "test": sums[2:]})
     else:
         monkeypatch.setattr(dataset, "resources", sums)
 
@@ -307,6 +317,51 @@ def test_archives_put_there_by_hand_are_unpacked(
     data = load("kmnist", tmp_path)
     np.testing.assert_array_equal(data.test.labels, arrays[IDX[3]])
     assert {file.name for file in raw.iterdir()} == {*IDX, *archives}
+
+
+def test_emnist_from_an_archive_put_there_by_hand_is_upright(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_sets: None
+) -> None:
+    """Its files have every letter transposed."""
+    arrays = small_mnist(np.random.default_rng(4))
+    arrays[IDX[1]] = (np.arange(50) % 47).astype(np.uint8)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as packed:
+        for file, array in arrays.items():
+            part, what = ("train" if "train" in file else "test"), file.partition("-")[2]
+            packed.writestr(f"gzip/emnist-balanced-{part}-{what}.gz", gzip.compress(idx(array)))
+    publish(monkeypatch, datasets.EMNIST, {"gzip.zip": archive.getvalue()})
+    raw = tmp_path / "EMNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "gzip.zip").write_bytes(archive.getvalue())
+    data = load("emnist", tmp_path, val_size=0)
+    assert data.classes[:11] == (*"0123456789", "A") and len(data.classes) == 47
+    np.testing.assert_allclose(pixels(data)[50:, 0] * 255, arrays[IDX[2]].transpose(0, 2, 1), atol=1e-3)
+    assert rows(pixels(data)[:50] * 255, labels(data)[:50]) == rows(
+        arrays[IDX[0]].transpose(0, 2, 1), arrays[IDX[1]].astype(int)
+    )
+
+
+def test_qmnist_from_archives_put_there_by_hand_has_the_digits_as_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_sets: None
+) -> None:
+    """Its labels are rows of eight numbers, the first of which is the digit."""
+    arrays = small_mnist(np.random.default_rng(5))
+    words = {file: np.random.default_rng(6).integers(0, 10, (len(arrays[file]), 8)) for file in (IDX[1], IDX[3])}
+    archives = {}
+    for k, part in enumerate(("train", "test")):
+        images, targets = arrays[IDX[2 * k]], words[IDX[2 * k + 1]]
+        content = struct.pack(">HBB2I", 0, 12, 2, *targets.shape) + targets.astype(">i4").tobytes()
+        archives[f"qmnist-{part}-{QMNIST_FILES[0]}.gz"] = gzip.compress(idx(images), mtime=0)
+        archives[f"qmnist-{part}-{QMNIST_FILES[1]}.gz"] = gzip.compress(content, mtime=0)
+    publish(monkeypatch, datasets.QMNIST, archives)
+    raw = tmp_path / "QMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, content in archives.items():
+        (raw / name).write_bytes(content)
+    data = load("qmnist", tmp_path)
+    np.testing.assert_array_equal(data.test.labels, words[IDX[3]][:, 0])
+    np.testing.assert_allclose(pixels(data)[50:, 0] * 255, arrays[IDX[2]], atol=1e-3)
 
 
 def test_a_broken_archive_is_named_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,6 +440,27 @@ def test_cifar_from_an_archive_put_there_by_hand(
     np.testing.assert_array_equal(data.test.labels, targets[20:])
     np.testing.assert_allclose(data.mean, pixels(data)[: len(data.train)].mean((0, 2, 3)), atol=1e-6)
     np.testing.assert_allclose(data.std, pixels(data)[: len(data.train)].std((0, 2, 3)), atol=1e-6)
+
+
+def test_cifar100_has_its_fine_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(7)
+    images, fine = rng.integers(0, 256, (2, 6, 3, 32, 32)).astype(np.uint8), rng.integers(0, 100, (2, 6))
+    files = {"meta": pickle.dumps({"fine_label_names": [f"kind {k}" for k in range(100)]})}
+    for k, part in enumerate(("train", "test")):
+        batch = {"data": images[k].reshape(6, -1), "fine_labels": fine[k].tolist(), "coarse_labels": [0] * 6}
+        files[part] = pickle.dumps(batch)
+        sums = [[part, hashlib.md5(files[part]).hexdigest()]]
+        monkeypatch.setattr(datasets.CIFAR100, f"{part}_list", sums)
+    meta = datasets.CIFAR100.meta | {"md5": hashlib.md5(files["meta"]).hexdigest()}
+    monkeypatch.setattr(datasets.CIFAR100, "meta", meta)
+    place = tmp_path / "cifar-100-python"
+    place.mkdir()
+    for name, content in files.items():
+        (place / name).write_bytes(content)
+    data = load("cifar100", tmp_path, val_size=0)
+    assert len(data.classes) == 100 and data.classes[7] == "kind 7"
+    np.testing.assert_array_equal(data.test.labels, fine[1])
+    np.testing.assert_allclose(pixels(data)[6:] * 255, images[1], atol=1e-3)
 
 
 def test_a_broken_cifar_batch_is_named(tmp_path: Path, small_cifar: tuple[bytes, np.ndarray, np.ndarray]) -> None:
@@ -544,20 +620,32 @@ BY_HAND: dict[str, tuple[dict[str, object], type[Exception], str]] = {
     ),
     "float_labels": ({"train_labels": torch.zeros(10)}, TypeError, "labels of train must be torch.int64.*float32"),
     "int32_labels": ({"train_labels": torch.zeros(10).int()}, TypeError, "labels of train .*call .long"),
-    "one_hot": ({"train_labels": torch.ones(10, 2).long()}, ValueError, r"train must have .*\(10, 2\)"),
-    "lists": ({"train_labels": [0] * 10}, TypeError, "images and labels of train must be tensors"),
-    "fewer_labels": ({"train_labels": torch.zeros(9).long()}, ValueError, "train must have images"),
+    "one_hot": ({"train_labels": torch.ones(10, 2).long()}, ValueError, r"labels of train as many labels .*\(10, 2\)"),
+    "lists": ({"train_labels": [0] * 10}, TypeError, "labels of train must be a tensor, not a list"),
+    "fewer_labels": ({"train_labels": torch.zeros(9).long()}, ValueError, "images of train must be images"),
     "bytes": ({"train_images": torch.ones(10, 1, 2, 2).byte()}, TypeError, "images of train must be floating-point"),
-    "nan": ({"val_images": torch.full((2, 1, 2, 2), torch.nan)}, ValueError, "images of val have NaN"),
-    "inf": ({"test_images": torch.full((2, 1, 2, 2), -torch.inf)}, ValueError, "images of test have NaN or inf"),
+    "nan": ({"val_images": torch.full((2, 1, 2, 2), torch.nan)}, ValueError, "NaN or infinite values in images of val"),
+    "inf": (
+        {"test_images": torch.full((2, 1, 2, 2), -torch.inf)},
+        ValueError,
+        "NaN or infinite values in images of test",
+    ),
     "no_images": (
         {"train_images": torch.ones(0, 1, 2, 2), "train_labels": torch.ones(0).long()},
         ValueError,
         "the train part of mine has no images",
     ),
     "other_shape": ({"test_images": torch.ones(2, 1, 3, 2)}, ValueError, "images of the test part are 1×3×2"),
-    "other_type": ({"test_images": torch.ones(2, 1, 2, 2).double()}, ValueError, "the test part are .*float64"),
-    "other_device": ({"test_images": torch.ones(2, 1, 2, 2, device="meta")}, ValueError, "of test are on meta, but"),
+    "other_type": (
+        {"test_images": torch.ones(2, 1, 2, 2).double()},
+        ValueError,
+        "images of the test part are .*float64",
+    ),
+    "other_device": (
+        {"test_images": torch.ones(2, 1, 2, 2, device="meta")},
+        ValueError,
+        "images of test and labels of test must be on one device",
+    ),
     "no_classes": ({"classes": ()}, ValueError, "labels of train must be"),
 }
 

@@ -23,7 +23,7 @@ from rso_lib.engine.head import HeadScorer
 from rso_lib.engine.replay import Decided, Replay, Work
 from rso_lib.models import Head, Net
 from rso_lib.rules import argmin, choose
-from rso_lib.run import folder as runs
+from rso_lib.run import checkpoint
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="this torch was built without CUDA")
 
@@ -138,7 +138,7 @@ def test_what_a_run_saves_and_tells_is_on_the_cpu() -> None:
     """Other processes would put a tensor of a GPU back on that GPU."""
     net = on_cuda(models.mnist_net((1, 8, 8), 3))
     assert {value.device.type for value in net.state_dict().values()} == {"cuda"}
-    assert {value.device.type for value in runs._state(net).values()} == {"cpu"}
+    assert {value.device.type for value in checkpoint.state_of(net).values()} == {"cpu"}
 
 
 class Launches(TorchDispatchMode):

@@ -22,8 +22,8 @@ from rso_lib import RSO, History, evaluate, load, models
 from rso_lib.engine import memory
 from rso_lib.history import Report
 from rso_lib.models import Block, Head, Net, calibrate
+from rso_lib.run import checkpoint, provenance
 from rso_lib.run import folder as runs
-from rso_lib.run import provenance
 from rso_lib.run.files import alone
 from rso_lib.run.folder import Run
 
@@ -383,19 +383,6 @@ def test_a_run_from_before_a_setting_was_added_goes_on(copy: Path) -> None:
     refused(copy, ValueError, "direction is 'backward' there", settings=replace(SETTINGS, direction="forward"))
 
 
-def test_runs_compare_in_one_call(unbroken: Run, tmp_path: Path) -> None:
-    other = begin(tmp_path / "other", replace(SETTINGS, cycles=1))
-    frame = runs.compare([unbroken.folder, other.folder])
-    assert list(frame["run"]) == ["unbroken"] * 5 + ["other"]
-    assert list(frame["cycle"]) == [1, 2, 3, 4, 5, 1]
-    accuracies = [row.test_accuracy for row in (*unbroken.history.cycles.rows, other.history.last)]
-    assert list(frame["test_accuracy"]) == accuracies
-    with pytest.raises(ValueError, match="pass a mapping"):
-        runs.compare([unbroken.folder, unbroken.folder])
-    frame = runs.compare({"a": unbroken.folder, "b": other.history})
-    assert list(frame["run"]) == ["a"] * 5 + ["b"]
-
-
 def test_the_bar_counts_the_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     steps = 5 * models.count_weights(tiny((1, 8, 8), 10))
     with stopping_after(9, monkeypatch, KeyboardInterrupt), pytest.warns(UserWarning, match="stopped"):
@@ -440,7 +427,7 @@ def test_a_run_without_memory_leaves_no_folder_behind(tmp_path: Path, monkeypatc
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "PAUSES", (0, 0))
+    monkeypatch.setattr(checkpoint, "PAUSES", (0, 0))
 
 
 def test_a_history_without_its_checkpoint_is_not_written_over(copy: Path) -> None:

@@ -18,7 +18,7 @@ from ..history import History, Report
 from ..models import calibrate, count_weights
 from ..run import folder as runs
 from ..run import sgd
-from ..settings import check_choice
+from ..settings import called, function_of
 from ..train import Step, evaluate, sweeps, train
 from . import worker
 from .worker import RUNNING
@@ -44,7 +44,7 @@ class Score(NamedTuple):
     image_forwards   images that Algorithm 1 has sent through the net
     seconds          of training, without scores and pictures
     batch_loss       mean loss of the winners since the last score, each on its own batch; NaN if there were none
-    test_loss, test_accuracy   on the first 2,000 images of the test part
+    test_loss, test_accuracy   on the first 2,000 images of the test part; the accuracy is the mean of the metric
     """
 
     updates: float
@@ -58,8 +58,9 @@ class Score(NamedTuple):
 class LiveRun:
     """A run that takes commands between two steps.
 
-    net   a name in `models`, or a callable that makes a fresh net
-    show  is called with the run after every command, and at most ten times a second while it runs
+    net     a name in `models`, "module:function", or a callable that makes a fresh net
+    show    is called with the run after every command, and at most ten times a second while it runs
+    scored  loss and metric, as in `train`
 
     One thread, the `worker`, trains all live runs, in turns, and all that changes a run happens there: commands wait
     in a queue, and the thread takes them one by one behind the step that is under way. So nothing needs a lock,
@@ -76,10 +77,11 @@ class LiveRun:
         data: Data,
         settings: Any,
         show: Callable[["LiveRun"], None] = lambda run: None,
+        **scored: Any,
     ):
-        if isinstance(net, str):
-            check_choice("net", net, runs.NETS)
-        self.make_net, self.data, self.settings, self.show = net, data, settings, show
+        function_of("net", net, runs.NETS)
+        self.make_net, self.data, self.settings, self.show, self.scored_by = net, data, settings, show, scored
+        self.metric = called(scored["metric"]) if "metric" in scored else "accuracy"
         self.scored = Split(data.test.images[:SCORED_IMAGES], data.test.labels[:SCORED_IMAGES])
         worker.ask(self.join)
 
@@ -176,16 +178,15 @@ class LiveRun:
         self.seconds = self.next_score = self.next_show = 0.0
         self.losses: list[float] = []
         self.curve: list[Score] = []
-        self.error = None
-        self.state = READY
+        self.error, self.state = None, READY
         self.keep()
         self.score()
 
     def fresh_net(self) -> nn.Module:
-        if not isinstance(self.make_net, str):
+        if callable(self.make_net):
             return self.make_net()
         net = runs.build(self.make_net, self.data.shape, len(self.data.classes), self.settings.seed)
-        return net.to(self.data.train.images.device)
+        return net.to(self.scored.images.device)
 
     def enter(self, state: str) -> None:
         """Enter another state; nothing but a reset leads out of the last two."""
@@ -272,15 +273,14 @@ class LiveRun:
 
     def open(self) -> Iterator[Report | Step]:
         """Return the items from here on."""
-        return train(self.net, self.data, self.settings, self.history, steps=True, begun=self.begun)
+        return train(self.net, self.data, self.settings, self.history, steps=True, begun=self.begun, **self.scored_by)
 
     def count(self, item: Report | Step) -> None:
         """Count a step, or add a report to the history."""
         if isinstance(item, Report):
             self.history.append(item)
             self.begun.clear()
-            self.keep()
-            return
+            return self.keep()
         self.last = item
         self.begun.append(item)
         self.steps += 1
@@ -309,7 +309,7 @@ class LiveRun:
     def score(self) -> None:
         """Add a point to the curves. Only batch norm's running statistics change, and no step reads them."""
         calibrate(self.net, self.data.train.images)
-        test_loss, test_accuracy = evaluate(self.net, self.scored)
+        test_loss, test_accuracy = evaluate(self.net, self.scored, **self.scored_by)
         batch_loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
         self.losses.clear()
         self.curve.append(Score(self.updates, self.image_forwards, self.seconds, batch_loss, test_loss, test_accuracy))
@@ -318,9 +318,9 @@ class LiveRun:
 class LiveSGD(LiveRun):
     """A live run of `sgd.train`: a step is an epoch, and a change begins the run anew."""
 
-    def __init__(self, *args: Any, **options: Any):
+    def __init__(self, *args: Any):
         torch.optim.SGD([nn.Parameter(torch.zeros(1))])  # the first one takes seconds, which a race would wait for
-        super().__init__(*args, **options)
+        super().__init__(*args)
 
     def open(self) -> Iterator[Report]:
         return sgd.train(self.net, self.data, self.settings)

@@ -31,8 +31,10 @@ Points = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 class Curves:
     """Accuracy (left) and loss (right). Axes are drawn anew only when their limits change: that is 9 times as fast."""
 
-    def __init__(self, accuracy: Mapping[str, str], loss: Mapping[str, str]):
+    def __init__(self, accuracy: Mapping[str, str], loss: Mapping[str, str], metric: str = "accuracy"):
+        """metric  the name of what is drawn on the left; what is called otherwise than accuracy may leave 0 to 1"""
         self.drawn: tuple[object, ...] = ()
+        self.metric = metric
         with style():
             self.figure = Figure(figsize=(WIDTH / 100, 2.5), dpi=DPI)
             self.canvas = FigureCanvasAgg(self.figure)
@@ -59,12 +61,15 @@ class Curves:
         losses = [y for _, ys in loss.values() for y in ys if 0 < y < math.inf] or [1.0]
         low = _power(10, min(losses), math.floor) if log else 0.0
         high = _power(10 if log else 2, max(losses), math.ceil)
-        if self.drawn == (against, end, log, low, high):
+        left_limits = self.limits([y for _, ys in accuracy.values() for y in ys if math.isfinite(y)])
+        if self.drawn == (against, end, log, low, high, left_limits):
             return
         with style():
             left, right = self.axes
-            left.set(xlim=(0, end), ylim=(0, 1), xlabel=against, ylabel="test accuracy (%)")
-            left.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+            left.set(xlim=(0, end), ylim=left_limits, xlabel=against, ylabel=f"test {self.metric}")
+            if self.metric == "accuracy":
+                left.set_ylabel("test accuracy (%)")
+                left.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
             right.set(xlim=(0, end), yscale="log" if log else "linear", xlabel=against, ylabel="loss (nats)")
             for axes in self.axes:
                 axes.xaxis.set_major_formatter(EngFormatter(sep="") if end > 1000 else ScalarFormatter())
@@ -72,7 +77,12 @@ class Curves:
             right.legend(loc="upper right")
             self.canvas.draw()
             self.background = self.canvas.copy_from_bbox(self.figure.bbox)
-        self.drawn = (against, end, log, low, high)
+        self.drawn = (against, end, log, low, high, left_limits)
+
+    def limits(self, values: Sequence[float]) -> tuple[float, float]:
+        """Return 0 to 1, or powers of two around values that leave this range."""
+        low, high = min([0.0, *values]), max([1.0, *values])
+        return (-_power(2, -low, math.ceil) if low < 0 else 0.0), _power(2, high, math.ceil)
 
 
 def curve_of(run: LiveRun, x: str, y: str) -> tuple[list[float], list[float]]:
@@ -153,17 +163,22 @@ def describe_score(run: LiveRun) -> str:
     """Return the last score in words."""
     score = run.curve[-1]
     batches = "" if math.isnan(score.batch_loss) else f", loss on batches {score.batch_loss:.3f}"
-    return (
-        f"After {score.updates:.2f} full updates: test accuracy {score.test_accuracy:.1%}, "
-        f"test loss {score.test_loss:.3f}{batches}."
-    )
+    return f"After {score.updates:.2f} full updates: {_measured(run)}test loss {score.test_loss:.3f}{batches}."
+
+
+def _measured(run: LiveRun) -> str:
+    """Return the last mean of the metric in words, with a comma behind it; nothing where it is NaN."""
+    value = run.curve[-1].test_accuracy
+    said = f"{value:.1%}" if run.metric == "accuracy" else f"{value:.4g}"
+    return "" if math.isnan(value) else f"test {run.metric} {said}, "
 
 
 def describe_state(run: LiveRun) -> str:
     """Return the state, and what can be done. It changes with the cycle only: screen readers read out each change."""
     last, now = (run.settings.epochs, "epoch") if isinstance(run, LiveSGD) else (run.settings.cycles, "cycle")
     at = f"{now} {min(len(run.history.cycles.rows) + 1, last)} of {last}"
-    accuracy = f"Test accuracy {run.curve[-1].test_accuracy:.1%}."
+    measured = _measured(run) or f"test loss {run.curve[-1].test_loss:.3f}, "
+    accuracy = f"{measured[0].upper()}{measured[1:-2]}."
     says = {
         READY: "Ready: press Start.",
         RUNNING: f"Running: {at}.",

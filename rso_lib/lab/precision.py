@@ -18,6 +18,7 @@ from ..data import Data
 from ..engine import Moves
 from ..engine.head import HeadScorer
 from ..engine.sequential import SequentialScorer
+from ..known import unlike
 from ..models import Head, Net, calibrate, searched
 from ..proposals import generator, sigma
 from ..rules import argmin
@@ -106,7 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _count(run: Run, count: int, device: str, root: str | None) -> None:
     """The table for the net of a run, a line for each arithmetic."""
     settings, data = run.rso, run.data(root, device)
-    net = run.net.to(data.train.images.device)
+    if (reason := unlike(run.net)) or run.scored["loss"] is not cross_entropies:
+        why = reason or f"{run.settings['loss']} is not cross entropy"
+        raise ValueError(
+            f"decisions are counted of a models.Net that the engine knows, trained by cross entropy: {why}"
+        )
+    net: Any = run.net.to(data.train.images.device)
     print("| arithmetic | decisions | other than in float64 | share |\n|---|---:|---:|---:|")
     for label, changed in (CUDA if data.train.images.is_cuda else CPU).items():
         cycle = min(len(run.history.cycles.rows), settings.cycles - 1)

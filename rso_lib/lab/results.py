@@ -10,9 +10,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from ..data import home
 from ..history import History, Report
-from ..models import Net, count_weights
+from ..models import count_weights
 from ..run import cli, presets, sgd
 from ..run import folder as runs
 from ..settings import RSO
@@ -32,7 +34,7 @@ class Result(NamedTuple):
     settings: Mapping[str, Any]
     about: Mapping[str, Any]
     history: History
-    net: Net | None
+    net: nn.Module | None
 
     @property
     def name(self) -> str:

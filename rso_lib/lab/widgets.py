@@ -146,19 +146,24 @@ class LiveTrainer(Panel):
     net        a name in `models`, or a callable that makes a fresh net
     settings   to begin with; the controls change them from the next step on
     title      tells it from others in a race
+    scored     loss and metric, as in `train`
 
     The controls only send commands to `run`, a `live.LiveRun`, whose thread calls `show`.
     """
 
-    def __init__(self, net: str | Callable[[], nn.Module], data: Data, settings: Any = None, title: str = ""):
+    def __init__(
+        self, net: str | Callable[[], nn.Module], data: Data, settings: Any = None, title: str = "", **scored: Any
+    ):
         super().__init__()
+        self.scored = scored
         self.run = self.make_run(net, data, settings)
         self.controls = self.make_controls(self.run.settings, len(data.train))
         self.title = title or type(self.run.settings).__name__
         self.log_axis = widgets.Checkbox(False, description="log axis for the loss", indent=False)
         self.status, self.tiles, self.winners, self.numbers = Text(), Screen(), widgets.HTML(), Text()
         self.status.add_class("rso-status")
-        self.curves, self.screen = Curves({self.title: BLUE}, {"test part": BLUE, "batches": VERMILION}), Screen()
+        losses = {"test part": BLUE, "batches": VERMILION}
+        self.curves, self.screen = Curves({self.title: BLUE}, losses, self.run.metric), Screen()
         self.drawn: tuple[object, ...] = ()
         self.draw: Callable[[], None] = self.draw_curves
         self.run.show = self.show
@@ -173,7 +178,7 @@ class LiveTrainer(Panel):
 
     def make_run(self, net: str | Callable[[], nn.Module], data: Data, settings: Any) -> LiveRun:
         """Return the run that the panel shows."""
-        return LiveRun(net, data, settings or RSO(batch_size=min(512, len(data.train)), cycles=50))
+        return LiveRun(net, data, settings or RSO(batch_size=min(512, len(data.train)), cycles=50), **self.scored)
 
     def make_controls(self, settings: Any, images: int) -> dict[str, widgets.Widget]:
         """Return sliders and menus by the fields of the settings, and `factor`, of σ."""
@@ -206,8 +211,7 @@ class LiveTrainer(Panel):
 
     def draw_curves(self) -> None:
         """Draw the curves of this run; a race draws those of all instead."""
-        run = self.run
-        accuracy = {self.title: curve_of(run, "updates", "test_accuracy")}
+        run, accuracy = self.run, {self.title: curve_of(self.run, "updates", "test_accuracy")}
         loss = {"test part": curve_of(run, "updates", "test_loss"), "batches": curve_of(run, "updates", "batch_loss")}
         png = self.curves.png(accuracy, loss, "full updates", self.log_axis.value)
         self.screen.draw(png, describe_score(run))
@@ -217,7 +221,8 @@ class SGDTrainer(LiveTrainer):
     """A net that is trained while it is watched, by `sgd.train`: a step is an epoch, and a change begins anew."""
 
     def make_run(self, net: str | Callable[[], nn.Module], data: Data, settings: Any) -> LiveRun:
-        return LiveSGD(net, data, settings or SGD(batch_size=min(128, len(data.train)), epochs=20, rate=0.1))
+        settings = settings or SGD(batch_size=min(128, len(data.train)), epochs=20, rate=0.1)
+        return LiveSGD(net, data, settings, **self.scored)
 
     def make_controls(self, settings: Any, images: int) -> dict[str, widgets.Widget]:
         rates = sorted({0.01, 0.03, 0.1, 0.3, 1.0, 3.0, settings.rate})
@@ -241,7 +246,7 @@ class Race(Panel):
                 f"a race needs up to four trainers with different titles, not {[t.title for t in trainers]}"
             )
         self.trainers = trainers
-        self.curves, self.screen = Curves(colours, colours), Screen()
+        self.curves, self.screen = Curves(colours, colours, trainers[0].run.metric), Screen()
         self.against = widgets.Dropdown(options=COSTS, description="against")
         self.log_axis = widgets.Checkbox(False, description="log axis for the loss", indent=False)
         self.draw()

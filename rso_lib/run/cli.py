@@ -3,6 +3,7 @@
 import ast
 import inspect
 import io
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,15 +29,26 @@ class What:
     """What is trained."""
 
     dataset: str = "digits"
-    """digits (with batches of 128), mnist, fashion_mnist, kmnist, cifar10 or folder:PATH"""
+    """digits (with batches of 128), mnist, fashion_mnist, kmnist, qmnist, emnist, cifar10, cifar100, folder:PATH, or
+    module:function, a function (seed, val_size) that returns Data"""
     net: str = field(default="one_conv", metadata={"more": ", ".join(NETS)})
-    """one of these, initialised with the seed of the run:"""
+    """module:function, or one of these, initialised with the seed of the run:"""
     net_options: str = ""
     """of the net, separated by commas, such as depth=5,head=mean"""
     data_seed: int = 0
     """of the split in training and validation part"""
     val_size: int | None = None
     """training images kept for validation; else 5000, or a tenth if that is less"""
+
+
+@dataclass
+class Score:
+    """What it is trained by, and measured with."""
+
+    loss: str = "cross_entropy"
+    """or module:function, from outputs and targets to the loss of each image"""
+    metric: str = "accuracy"
+    """or module:function, from outputs and targets to a number for each image; more is better"""
 
 
 @dataclass
@@ -65,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     A run that was stopped, in whatever way, goes on with the same command, or with the folder alone, and ends with the
     bits of an unbroken run.
     """
-    given = parse("train", main, arguments, Size, What, RSO, Place, folder="RUNFOLDER")
+    given = parse("train", main, arguments, Size, What, Score, RSO, Place, folder="RUNFOLDER")
     with ending("train"):
         folder, preset = folder_at(given.pop("folder"), "RUNFOLDER"), given.pop("preset", None)
         place = take_place(given)
@@ -80,12 +92,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def summary(run: runs.Run) -> str:
     """What a finished run reached."""
-    last = run.history.last
-    lines = [f"test accuracy, final               {last.test_accuracy:.4f}"]
+    last, kind = run.history.last, "accuracy"
+    what = run.settings["metric"].rpartition(":")[2]
+    if math.isnan(last.test_accuracy):
+        what = kind = "loss"
+    rows = {f"test {what}, final": f"{getattr(last, f'test_{kind}'):.4f}"}
     if run.history.validated:
         best = run.history.best
-        lines.append(f"test accuracy at best validation   {best.test_accuracy:.4f} (cycle {best.cycle})")
-    return "\n".join([*lines, f"seconds                            {last.seconds:.1f}"])
+        rows[f"test {what} at best validation"] = f"{getattr(best, f'test_{kind}'):.4f} (cycle {best.cycle})"
+    return "\n".join(f"{name:<34} {value}" for name, value in {**rows, "seconds": f"{last.seconds:.1f}"}.items())
 
 
 def _run(folder: Path, given: dict[str, Any], place: dict[str, Any]) -> runs.Run:
@@ -101,9 +116,9 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 def _asked(given: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
     """What `start` is called with."""
-    asked = {**vars(What()), "net_options": {}, **there, **given}
+    asked = {**vars(What()), **vars(Score()), "net_options": {}, **there, **given}
     asked.setdefault("batch_size", presets.batch_size(asked["dataset"]))
-    what = {name: asked.pop(name) for name in vars(What())}
+    what = {name: asked.pop(name) for name in runs.WHAT}
     what["net_options"] = options_of(what["net"], what["net_options"])
     return {**what, "settings": RSO(**asked)}
 

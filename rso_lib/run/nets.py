@@ -5,9 +5,13 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
+import torch
+from torch import nn
+
 from .. import models
 from ..models import Net
-from ..settings import check_choice
+from ..proposals import noise
+from ..settings import check_choice, function_of
 
 NETS: dict[str, Callable[..., Net]] = {
     "one_conv": models.one_conv,
@@ -17,22 +21,35 @@ NETS: dict[str, Callable[..., Net]] = {
 }
 
 
-def build(net: str, shape: Sequence[int], classes: int, seed: int, **options: Any) -> Net:
-    """A net of `models` by its name. Raises ValueError for a name or an option that it does not have, TypeError for an
-    option of another type."""
+def build(net: str, shape: Sequence[int], classes: int, seed: int, **options: Any) -> nn.Module:
+    """Make a net of `models` by its name, or the net of a function, "module:function".
+
+    A function of the user's gets what it has arguments for: shape, classes, seed, and the options. What it draws from
+    torch's generators, as the modules of torch do, follows from the seed as well.
+
+    Raises ValueError for a name or an option that there is not, TypeError for an option of another type, or where the
+    function makes no module.
+    """
     kinds = option_kinds(net)
     for name, value in options.items():
         check_choice(f"an option of {net}", name, sorted(kinds))
         if not _is_of(value, kinds[name]):
             raise TypeError(f"{name} of {net} must be {_said(kinds[name])}, not {value!r}")
-    return NETS[net](shape=tuple(shape), classes=classes, seed=seed, **options)
+    function = function_of("net", net, NETS)
+    given = {"shape": tuple(shape), "classes": classes, "seed": seed}
+    taken = inspect.signature(function).parameters
+    with noise(torch.device("cpu"), seed):
+        made = function(**{name: value for name, value in given.items() if name in taken}, **options)
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"{net} returned a {type(made).__name__}; it must return a torch.nn.Module")
+    return made
 
 
 def option_kinds(net: str) -> dict[str, Any]:
-    """Return the options of a net of `models` with the type of each. Raises ValueError for another name."""
-    check_choice("net", net, NETS)
-    kinds = get_type_hints(NETS[net])
-    return {name: kinds.get(name, Any) for name in inspect.signature(NETS[net]).parameters if name not in GIVEN}
+    """Return the options of a net with the type of each. Raises ValueError where there is no net of this name."""
+    function = function_of("net", net, NETS)
+    kinds = get_type_hints(function)
+    return {name: kinds.get(name, Any) for name in inspect.signature(function).parameters if name not in GIVEN}
 
 
 def read_options(net: str, text: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..proposals import ORDERS
 from ..settings import check_choice, check_whole, numbers
-from .folder import check_dataset
+from .about import check_dataset
 from .nets import NETS
 
 Table = Mapping[str, Mapping[str, Any]]
@@ -57,7 +57,7 @@ def _check(values: Mapping[str, Any]) -> None:
             for one in numbers(name, value, LISTS[name]):
                 if not 0 < one < math.inf:
                     raise ValueError(f"{name} must be above 0 and finite, not {value!r}")
-        elif name in CHOICES:
+        elif name in CHOICES and not (name == "net" and ":" in str(value)):
             check_choice(name, value, CHOICES[name])
         elif name == "dataset":
             check_dataset(value)

@@ -23,7 +23,8 @@ LEVELS = 65280
 def facts(data: Data) -> dict[str, Any]:
     """Return what tells one set of images from another; nothing that rounding on another machine could change.
 
-    Pixels and labels are digests, in the order of the split. Files of JPEG may be read as other pixels by another
+    Pixels and labels are digests, in the order of the split. Numbers that are no pixels of 8 bits are rounded, and may
+    have another digest where the mean is rounded otherwise. Files of JPEG may be read as other pixels by another
     version of the decoder, and then have another digest.
     """
     sizes = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
@@ -38,10 +39,12 @@ def _labels(data: Data) -> str:
 
 def _pixels(data: Data) -> str:
     """Return a digest of the pixels as they were before they were standardised."""
-    scale, mean = torch.where(data.std > 0, data.std, 1.0), data.mean
-    scale, mean = LEVELS * scale[:, None, None], LEVELS * mean[:, None, None]
-    chunks = (chunk for part in (data.train, data.val, data.test) for chunk in part.images.split(4096))
-    return digest(*((chunk * scale + mean).round_().int().to(torch.int16).cpu() for chunk in chunks))
+    each = (-1, *[1] * (len(data.shape) - 1))
+    scale, mean = (
+        LEVELS * x.view(each) for x in (torch.where(data.std > 0, data.std, 1.0).double(), data.mean.double())
+    )
+    chunks = (chunk for part in data.parts.values() for chunk in part.images.split(4096))
+    return digest(*((chunk * scale + mean).round_().long().to(torch.int16).cpu() for chunk in chunks))
 
 
 def digest(*values: Tensor) -> str:

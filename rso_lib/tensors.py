@@ -1,0 +1,153 @@
+"""What users bring: tensors and datasets, which are read and checked here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .settings import check_number, check_whole, plain
+
+Pair = tuple[Tensor, Tensor]
+"""Images or rows [N, ...], and labels or targets [N, ...]."""
+FLOATS = (torch.float32, torch.float64)
+BYTES_OR_FLOATS = (torch.uint8, *FLOATS)
+
+
+def labelled(targets: Tensor) -> bool:
+    """Return whether targets are the number of one class for each image: [N], int64."""
+    return targets.dtype == torch.int64 and targets.dim() == 1
+
+
+def pair_of(part: str, pair: Any) -> Pair:
+    """Return copies of x and y as data has them: labels as int64, truth values of several labels as float32.
+
+    Raises ValueError or TypeError, naming what is wrong.
+    """
+    if len(pair) != 2:
+        raise ValueError(f"{part} must be a pair (x, y) of tensors, a share or a whole number, not {len(pair)} things")
+    x, y = pair
+    for name, one in (("x", x), ("y", y)):
+        if not isinstance(one, Tensor):
+            raise TypeError(f"{_called(name, part)} must be a tensor, not a {type(one).__name__}: call torch.as_tensor")
+    if x.dtype not in BYTES_OR_FLOATS:
+        raise TypeError(f"{_called('x', part)} must be float32, float64 or uint8, not {x.dtype}: call .float()")
+    if y.dtype == torch.bool and y.dim() > 1:
+        y = y.float()
+    elif not (y.is_floating_point() or y.is_complex()):
+        y = y.long()
+    x, y = x.detach().clone(), y.detach().clone()
+    x = x.float() / 255 if x.dtype == torch.uint8 else x
+    check_pair(_called("x", part), _called("y", part), x, y, labels=False)
+    return x, y
+
+
+def _called(name: str, part: str) -> str:
+    return name if part == "x" else f"{name} of {part}"
+
+
+def items_of(name: str, dataset: Any) -> Pair:
+    """Return all items of a dataset as tensors x [N, ...] and y [N, ...]. Raises ValueError or TypeError, naming it."""
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise TypeError(
+            f"{name} must have a length and items (x, y), as a torch.utils.data.Dataset has, and not be a "
+            f"{type(dataset).__name__}"
+        )
+    if not len(dataset):
+        raise ValueError(f"{name} has no items")
+    rows: list[Pair] = []
+    for k in tqdm(range(len(dataset)), desc="reading items", unit=" items", delay=1, leave=False):
+        try:
+            x, y = dataset[k]
+            rows.append((_tensor(x), _tensor(y)))
+        except Exception as error:  # whatever goes wrong in a dataset of the user's
+            raise ValueError(
+                f"item {k} of {name} is no pair (x, y) of tensors or numbers ({type(error).__name__}: {error}): give "
+                f"the dataset a transform that makes one, such as torchvision.transforms.ToTensor()"
+            ) from error
+        for what, one, first in zip(("x", "y"), rows[-1], rows[0], strict=True):
+            if (one.shape, one.dtype) != (first.shape, first.dtype):
+                raise ValueError(
+                    f"{what} of item {k} of {name} is {list(one.shape)} of {one.dtype}, but that of item 0 is "
+                    f"{list(first.shape)} of {first.dtype}: bring them to one size and type"
+                )
+    images, targets = (torch.stack(column) for column in zip(*rows, strict=True))
+    return images, targets
+
+
+def _tensor(value: Any) -> Tensor:
+    if type(value).__module__.startswith("PIL."):  # torch would take its channels for columns
+        raise TypeError(f"a {type(value).__name__} of PIL")
+    return torch.as_tensor(value)
+
+
+def count_of(name: str, size: Any, rows: int) -> int:
+    """Return how many of some rows a share or a whole number is. Raises ValueError or TypeError where it is neither."""
+    size = plain(size)
+    check_number(name, size)
+    if isinstance(size, int):
+        check_whole(name, size, least=0)
+        return size
+    if not 0 <= size < 1:
+        raise ValueError(f"{name} must be a share of the rows, at least 0 and below 1, or a whole number, not {size}")
+    return round(size * rows)
+
+
+def names_of(classes: int | Sequence[str] | None, targets: Sequence[Tensor]) -> tuple[str, ...]:
+    """Return the names of the classes, or of the columns of float targets; where none are given, numbers from 0.
+
+    Raises ValueError or TypeError where there are not as many names as columns.
+    """
+    y = targets[0]
+    found = y.shape[1] if y.dim() > 1 else 1
+    if not y.is_floating_point():
+        found = max(int(each.max()) + 1 for each in targets if each.numel())
+    if classes is None:
+        classes = found
+    if isinstance(classes, int):
+        check_whole("classes", classes, least=1)
+        classes = [*map(str, range(classes))]
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise TypeError(f"classes must be a whole number or a list of names, not {classes!r}")
+    if y.is_floating_point() and len(classes) != found:
+        raise ValueError(f"classes must have a name for each of the {found} columns of y, not {len(classes)}")
+    return tuple(classes)
+
+
+def check_pair(x: str, y: str, images: Any, targets: Any, classes: int | None = None, labels: bool = True) -> None:
+    """Raise ValueError or TypeError, with the names x and y and the remedy, where images and targets do not fit.
+
+    classes  how many there are, where that is known
+    labels   whether targets must be the numbers of classes, as cross entropy needs them
+    """
+    for name, one in ((x, images), (y, targets)):
+        if not isinstance(one, Tensor):
+            raise TypeError(f"{name} must be a tensor, not a {type(one).__name__}: call torch.as_tensor")
+    if not images.is_floating_point():
+        raise TypeError(f"{x} must be floating-point numbers, not {images.dtype}: call .float()")
+    if labels and targets.dtype != torch.int64:
+        raise TypeError(
+            f"{y} must be torch.int64, the numbers of classes, not {targets.dtype}: call .long(), or train and "
+            f"evaluate with a loss for such targets (loss=...)"
+        )
+    if targets.dtype not in (torch.int64, *FLOATS):
+        raise TypeError(f"{y} must be torch.int64, float32 or float64, not {targets.dtype}: call .long() or .float()")
+    if images.dim() < 2 or targets.dim() < 1 or len(images) != len(targets) or (labels and targets.dim() > 1):
+        of_each = "[N]" if labels else "[N, ...]"
+        raise ValueError(
+            f"{x} must be images [N, C, H, W] or rows [N, F], and {y} as many labels {of_each}, "
+            f"not of the shapes {tuple(images.shape)} and {tuple(targets.shape)}"
+        )
+    if images.device != targets.device:
+        raise ValueError(f"{x} and {y} must be on one device, not on {images.device} and {targets.device}: call .to")
+    for name, values in ((x, images), (y, targets)):
+        if values.numel() and not torch.stack(torch.aminmax(values.detach())).isfinite().all():
+            raise ValueError(f"NaN or infinite values in {name}: leave them out, or replace them")
+    if not labelled(targets) or not len(targets):
+        return
+    low, high = (int(value) for value in torch.aminmax(targets))
+    if low < 0 or high >= (high + 1 if classes is None else classes):
+        least = "at least 0" if classes is None else f"0 to {classes - 1}, as there are {classes} classes"
+        numbers = "" if labels else "; numbers that are no labels must be floating-point: call .float()"
+        raise ValueError(f"{y} must be {least}, not {low if low < 0 else high}{numbers}")
