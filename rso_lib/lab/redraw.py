@@ -164,8 +164,10 @@ def refresh(path: Path, results: Sequence[Result]) -> None:
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, resources={"metadata": {"path": str(path.parent)}}, startup_timeout=600)
-    with client.setup_kernel(extra_arguments=["--IPKernelApp.log_level=ERROR"]):  # it warns that it does not encrypt
+    quiet = ["--IPKernelApp.log_level=ERROR"]  # a local kernel warns that it does not encrypt
+    where = {"metadata": {"path": str(path.parent)}}
+    client = NotebookClient(notebook, resources=where, startup_timeout=600, extra_arguments=quiet)
+    with client.setup_kernel():
         for k, cell in enumerate(notebook.cells):
             if cell.cell_type == "markdown":
                 cell.source = fill(cell.source, results, "../results/")

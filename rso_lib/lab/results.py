@@ -89,13 +89,16 @@ def read_results(folder: str | Path = RESULTS) -> list[Result]:
 
 
 def read_result(folder: Path) -> Result:
-    """Return the run in a folder: of the search, or of SGD with the seed 0. Errors as in `run.folder.load`."""
+    """Return the run in a folder: of the search, or of SGD with the seed 0, which may be under way still.
+
+    Errors as in `run.folder.load`.
+    """
     about = json.loads((folder / "settings.json").read_text())
     if "settings" in about:
         run = runs.load(folder)
         return Result(folder, run.settings, about, run.history, run.net)
-    path = folder / "0.csv"
-    return Result(folder, about, about, History.load(path) if path.exists() else History(), None)
+    path = next(iter(sorted(folder.glob("0.csv*"))), None)
+    return Result(folder, about, about, History.load(path) if path else History(), None)
 
 
 def command_of(result: Result) -> str:
