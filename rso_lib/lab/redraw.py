@@ -16,7 +16,7 @@ from .figure import BLACK, Picture, new_picture, style
 from .pictures import COSTS, lay_out_weights, plot_kept_shares
 from .results import FIGURES, RESULTS, Result, experiment, fill, page, read_results
 
-NOTEBOOKS = ("05_mnist", "08_cifar10")
+NOTEBOOKS = ("05_mnist", "08_cifar10", "09_where_the_gradient_is_zero")
 """Those that show what is in results/."""
 RUN_COLUMNS = ["run", "repeat", *COLUMNS]
 
@@ -130,9 +130,14 @@ def plot_first_filters(result: Result) -> Picture:
 
 
 def redraw(results: str | Path = RESULTS, figures: str | Path = FIGURES) -> list[Path]:
-    """Draw the runs of a folder that are the paper's into a folder of figures, and return the paths of the pictures."""
-    found = [result for result in read_results(results) if result.rows and result.paper]
-    pictures = {}
+    """Draw the runs of a folder into a folder of figures, and return the paths of the pictures.
+
+    The paper's runs have a picture by their images, those of nets that have no gradient are in `no_gradient`.
+    """
+    done = [result for result in read_results(results) if result.rows]
+    found, pictures = [result for result in done if result.paper], {}
+    if flat := [result for result in done if result.discrete]:
+        pictures["no_gradient"] = plot_progress(flat, "image_forwards")
     for images in PAPER_ENDS:
         group = [result for result in found if experiment(result) == images]
         if any(result.net for result in group):
@@ -160,7 +165,7 @@ def write_pages() -> list[Path]:
 
 
 def refresh(path: Path, results: Sequence[Result]) -> None:
-    """Fill the blocks of a notebook's text, and execute the cells tagged "results", which are its first."""
+    """Fill the blocks of a notebook's text, and execute its first cells, which are tagged "results"."""
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
@@ -178,7 +183,7 @@ def refresh(path: Path, results: Sequence[Result]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw figures/ and write README.md, results/README.md and notebooks 05 and 08 from results/, without training."""
+    """Draw figures/ and write README.md, results/README.md and three notebooks from results/, without training."""
     command.parse("figures", main, arguments)
     with command.ending("figures"):
         for path in [*redraw(), *write_pages()]:

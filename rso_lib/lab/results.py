@@ -59,17 +59,24 @@ class Result(NamedTuple):
 
     @property
     def method(self) -> str:
-        """Return the row of the paper's tables that the run belongs to."""
+        """Return the row of the paper's tables that the run belongs to, or what it is where they have none for it."""
         depth = self.settings.get("net_options", {}).get("depth")
+        sgd_of = "SGD, straight through" if self.settings.get("straight_through") else "SGD"
         if depth:
-            return f"Depth-{depth}" if self.net else f"SGD, Depth-{depth}"
-        return LABELS[self.settings["order"]] if self.net else "SGD"
+            return f"Depth-{depth}" if self.net else f"{sgd_of}, Depth-{depth}"
+        return LABELS[self.settings["order"]] if self.net else sgd_of
+
+    @property
+    def discrete(self) -> str:
+        """Return what of the net has no gradient, such as "activation=sign,levels=3"; "" where all of it has one."""
+        options = self.settings.get("net_options") or {}
+        return ",".join(f"{name}={options[name]}" for name in ("activation", "levels") if name in options)
 
     @property
     def paper(self) -> float | None:
         """Return what the paper reports for its whole run on these images and this net, in %; None for nothing."""
-        known = {("mnist", "mnist_net"): PAPER_1, ("cifar10", "cifar_net"): PAPER_3}
-        return known.get((experiment(self), self.settings["net"]), {}).get(self.method)
+        known = {("mnist", "mnist_net", ""): PAPER_1, ("cifar10", "cifar_net", ""): PAPER_3}
+        return known.get((experiment(self), self.settings["net"], self.discrete), {}).get(self.method)
 
     @property
     def image_forwards(self) -> int:
@@ -81,6 +88,11 @@ def experiment(result: Result) -> str:
     """Return the name of the images; a copy of CIFAR-10 in a folder counts as cifar10."""
     name = str(result.settings["dataset"])
     return "cifar10" if "cifar10" in name else name
+
+
+def topic(result: Result) -> str:
+    """Return what a run is about: the images, or "no_gradient" where the net has none."""
+    return "no_gradient" if result.discrete else experiment(result)
 
 
 def read_results(folder: str | Path = RESULTS) -> list[Result]:
@@ -172,7 +184,8 @@ def tabulate(results: Sequence[Result], link: str = "") -> str:
     lines = ["| run | what | done | test accuracy | the paper, at its end |", "|---|---|---|---:|---:|"]
     for one in results:
         settings = one.settings
-        what = f"{one.method}: `{settings['net']}` on `{settings['dataset']}`, batches of {settings['batch_size']:,}"
+        net = f"`{settings['net']}`" + (f" with `{one.discrete}`" if one.discrete else "")
+        what = f"{one.method}: {net} on `{settings['dataset']}`, batches of {settings['batch_size']:,}"
         reached = f"{one.accuracy:.2f} %" if one.rows else "none yet"
         paper = f"{one.paper:.2f} %" if one.paper else ""
         lines.append(f"| [{one.name}]({link}{one.name}) | {what} | {one.progress} | {reached} | {paper} |")
@@ -261,7 +274,7 @@ def fill(text: str, results: Sequence[Result], link: str = "results/") -> str:
 
     link  leads from the page to the folder of results
 
-    `<!-- results -->`, `commands` and `bills` are about all runs, or those on the images that are named, such as
+    `<!-- results -->`, `commands` and `bills` are about all runs, or those of the topic that is named, such as
     `<!-- bills mnist -->`; `<!-- bench NAME -->` and `cycle` about figures/bench_NAME.json.
     """
 
@@ -269,7 +282,7 @@ def fill(text: str, results: Sequence[Result], link: str = "results/") -> str:
         begin, kind, name, end = found.groups()
         if kind in ("bench", "cycle"):
             return f"{begin}{(tabulate_bench if kind == 'bench' else describe_cycle)(name)}\n{end}"
-        chosen = [result for result in results if name in (None, experiment(result))]
+        chosen = [result for result in results if name in (None, topic(result))]
         written = {
             "results": tabulate(chosen, link),
             "commands": "\n".join(["```", *map(command_of, chosen), "```"]),
