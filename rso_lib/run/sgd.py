@@ -99,12 +99,11 @@ def train(net: nn.Module, data: Data, settings: SGD) -> Iterator[Report]:
     epoch, `sigma` is NaN, and nothing is kept, plus or minus. An image counts as three image-forwards, as
     backpropagation costs about two forward passes more.
 
-    Ends early at the target, or, with a warning, where the loss is not finite any more. Errors as in `check`, and
-    for a net whose weights lie on a grid.
+    Ends early at the target, or, with a warning, where the loss is not finite any more. Errors as in `check` and
+    `check_floats`.
     """
     check(data, settings)
-    if grids(net):
-        raise ValueError("SGD would take weights off the grid that they lie on: build the net with levels=0")
+    check_floats(net)
     check_fit(net, data, settings.batch_size)
     optimiser = torch.optim.SGD(
         net.parameters(), settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
@@ -138,6 +137,12 @@ def check(data: Data, settings: SGD) -> None:
         )
 
 
+def check_floats(net: nn.Module) -> None:
+    """Raise ValueError where weights of a net lie on a grid."""
+    if grids(net):
+        raise ValueError("SGD would take weights off the grid that they lie on: build the net with levels=0")
+
+
 def fit(net: nn.Module, data: Data, settings: SGD, *, progress: bool = True) -> History:
     """Train with a progress bar and return the history. Arguments and errors as in `train`."""
     from tqdm import tqdm
@@ -166,6 +171,7 @@ def baseline(
     asked = {"dataset": data.name, "data": runs.facts(data), **about_net, **asdict(settings)}
     check(data, settings)
     fresh = [runs.build(net, data.shape, len(data.classes), seed, **options) for seed in range(seeds)]
+    check_floats(fresh[0])
     paths = [folder / f"{seed}.csv" for seed in range(seeds)]
     check_files(folder, "settings.json", *(path.name for path in paths))
     _check_settings(folder / "settings.json", asked)
@@ -273,7 +279,7 @@ def grid(
     about = (net, ",".join(f"{name}={value}" for name, value in options.items()), data.name, len(data.train))
     for cell in cells:
         check(data, cell)
-    runs.build(net, data.shape, len(data.classes), settings.seed, **options)
+    check_floats(runs.build(net, data.shape, len(data.classes), settings.seed, **options))
     keys = [_words(*about, *asdict(cell).values()) for cell in cells]
     _note_images(images, data)
     for key, cell in tqdm(list(zip(keys, cells, strict=True)), unit="run", disable=not progress):
