@@ -231,7 +231,7 @@ def test_options_are_read_by_their_types() -> None:
         ("", "net_options must be names with values"),
         ("depth=3,", "net_options must be names with values"),
         ("pool_last", "net_options must be names with values, such as depth=5,head=mean, not 'pool_last'"),
-        ("seed=3", "an option of cifar_net must be one of depth, head, pool_last, not 'seed'"),
+        ("seed=3", "an option of cifar_net must be one of activation, depth, head, levels, pool_last, not 'seed'"),
         ("heat=mean", "did you mean 'head'"),
     ],
 )
