@@ -10,7 +10,7 @@ COMMANDS = {
     "sgd": ("run.sgd", "the same nets by backpropagation, once or as a grid search"),
     "bench": ("lab.bench", "how long a step takes"),
     "precision": ("lab.precision", "how many decisions of a run rounding changes"),
-    "figures": ("lab.redraw", "draw figures/ again from the tables there"),
+    "figures": ("lab.redraw", "draw pictures and write pages from results/"),
     "demo": ("lab.demo", "execute the first notebook"),
 }
 """The module that has each command's `main`, and what the command does."""

@@ -4,6 +4,7 @@
 the algorithm, which shares no code with this one or with it: tests/oracle.py.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,24 +13,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import models
-from .models import searched
+from .discrete import Grid
+from .models import grids, searched
 from .proposals import gaussian, generator, sigma
 from .rules import choose
 
 
 @torch.no_grad()
-def step(loss: Callable[[], Tensor], weights: Sequence[Tensor], deltas: Sequence[Tensor]) -> Tensor:
+def step(
+    loss: Callable[[], Tensor],
+    weights: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    grids: Sequence[Grid | None] | None = None,
+) -> Tensor:
     """Line 13: score W, W + Δ and W − Δ, and write back the best. Returns the three losses, float64.
 
     loss      computes the loss of the net as it stands, always on the same batch
     weights   the tensors that this step perturbs: one for a weight or a layer, all for the network
     deltas    ΔW, of the same shapes; zero but for one element if a single weight is searched
+    grids     for each tensor its grid, on which the nearest values to W ± Δ are candidates, or None
 
     `choose` says which candidate was kept: 0 for W, 1 for W + Δ, 2 for W − Δ. After an exception, such as an interrupt,
     the tensors hold W.
     """
     best = kept = [w.clone() for w in weights]
-    candidates = [kept, _add(kept, deltas, 1), _add(kept, deltas, -1)]
+    on = [None] * len(weights) if grids is None else grids
+    candidates = [kept, _add(kept, deltas, 1, on), _add(kept, deltas, -1, on)]
     losses = []
     try:
         for values in candidates:
@@ -110,21 +119,25 @@ def algorithm_1(
     images, labels  X, of shape [N, ...], and L, of shape [N, ...]
     initialise      False goes on with the weights that the net has; σ is then that of initial weights on average
 
-    Every step scores its own random batch, with the whole net. Nothing is cached.
+    Every step scores its own random batch, with the whole net. Nothing is cached. Weights on a grid
+    (`models.Block`) move to a neighbouring value.
     """
     rng = generator(seed)
     images = (images - images.mean()) / images.std()  # line 1
     if initialise:
         models.initialise(net, seed)  # lines 2 to 5
-    layers = list(searched(net).values())
+    names, layers = list(searched(net)), list(searched(net).values())
+    on_grid = [grids(net).get(name) for name in names]
     sigmas = [_deviation(w) if initialise else sigma(w) for w in layers]  # line 6
     for _ in range(cycles):  # line 8
-        for weight, deviation in zip(reversed(layers), reversed(sigmas), strict=True):  # lines 9, 10, 16
+        for weight, deviation, grid in reversed([*zip(layers, sigmas, on_grid, strict=True)]):  # lines 9, 10, 16
             for j in range(weight.numel()):  # line 11
                 batch = torch.randperm(len(images), generator=rng)[:batch_size]
                 delta = float(gaussian((1,), rng)) * deviation  # line 12
+                if grid is not None:
+                    delta = math.copysign(grid.spacing, delta)
                 score = lambda b=batch: loss(net, images[b], labels[b])  # noqa: E731
-                step(score, [weight], [one_hot(weight, j, delta)])  # lines 13 and 14
+                step(score, [weight], [one_hot(weight, j, delta)], [grid])  # lines 13 and 14
     return net
 
 
@@ -134,8 +147,9 @@ def _deviation(weight: Tensor) -> float:
     return float(weight.std()) if varied else sigma(weight)
 
 
-def _add(weights: Sequence[Tensor], deltas: Sequence[Tensor], sign: int) -> list[Tensor]:
-    return [w + sign * d for w, d in zip(weights, deltas, strict=True)]
+def _add(weights: Sequence[Tensor], deltas: Sequence[Tensor], sign: int, grids: Sequence[Grid | None]) -> list[Tensor]:
+    sums = [w + sign * d for w, d in zip(weights, deltas, strict=True)]
+    return [there if grid is None else grid.nearest(there) for there, grid in zip(sums, grids, strict=True)]
 
 
 def _write(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -1,5 +1,6 @@
 """What is checked before the first step: that net, data and settings go together."""
 
+import copy
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
@@ -12,7 +13,7 @@ from .data import Data, Split, check_data
 from .engine import evaluator, memory
 from .known import check_weights, unlike
 from .losses import Metric, accuracies, checked
-from .models import Net, buffers_kept, least_size, mode
+from .models import Net, buffers_kept, grids, least_size, mode
 from .proposals import noise
 from .settings import RSO, arithmetic, called
 from .sweep import ALONE, Alone, Step
@@ -49,6 +50,8 @@ def check(
         )
     check_device(net, data.train)
     check_weights(net)
+    if settings.weight_decay and grids(net):
+        raise ValueError("weight_decay must be 0 for a net whose weights lie on a grid, from which it would take them")
     check_fit(net, data, settings.batch(0), loss, metric)
     if not reason and isinstance(net, Net):
         _check_engine(net, data)
@@ -164,8 +167,9 @@ def _check_engine(net: Net, data: Data) -> None:
     kinds = {tensor.dtype for tensor in tensors(net) if tensor.is_floating_point()} | {x.dtype}
     if len(kinds) > 1:
         raise ValueError(f"net and images must be of one type, not {', '.join(sorted(map(str, kinds)))}: call .float()")
-    with torch.no_grad(), mode(net, training=False):
-        own, engines = net(x.clone()), evaluator(net)(x)
+    exact = copy.deepcopy(net).double()  # in float32, rounding turns some signs of some nets
+    with torch.no_grad(), mode(exact, training=False):
+        own, engines = exact(x.double()), evaluator(exact)(x.double())
     if own.isfinite().all() and not torch.allclose(own, engines, rtol=1e-2, atol=1e-2 * float(own.abs().max())):
         raise ValueError("the engine and the net's own forward give different logits: something has changed the net")
 

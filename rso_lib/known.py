@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 from torch.nn.parameter import is_lazy
 
-from .models import HEAD_POOLS, POOLS, Block, Head, Net, searched
+from .discrete import ACTIVATIONS
+from .models import HEAD_POOLS, POOLS, Block, Head, Net, grids, searched
 
 
 def check_weights(net: nn.Module) -> None:
@@ -29,6 +30,11 @@ def check_weights(net: nn.Module) -> None:
             )
         if not weight.isfinite().all():
             raise ValueError(f"{name} of the net has NaN or infinite values: initialise the net anew")
+    for name, grid in grids(net).items():
+        if not torch.equal(net.get_parameter(name), grid.nearest(net.get_parameter(name))):
+            raise ValueError(
+                f"{name} of the net does not lie on its grid of {grid.levels} levels: initialise the net anew"
+            )
     if names := _overlapping(net):
         raise ValueError(
             f"elements of {' and '.join(names)} of the net lie at the same place of memory: to tie weights, let them "
@@ -129,6 +135,8 @@ def _options(name: str, layer: Block | Head) -> Iterator[str]:
         return
     if layer.pool not in (None, *POOLS):
         yield f"{name} has pool={layer.pool!r}"
+    if layer.activation not in (None, *ACTIVATIONS):
+        yield f"{name} has activation={layer.activation!r}"
     if layer.shortcut is not None and not layer.closes:
         yield f"{name} has a shortcut, but closes no skip"
     shortcut = layer.shortcut or ()

@@ -1,9 +1,10 @@
 """The nets of the paper and of the Julia notebook, as sequences of `Block`s and a `Head`.
 
 A net alternates linear maps (a convolution, the final matrix) with functions that treat every channel
-by itself (pooling, batch norm, ReLU). That alternation is all that the search engine relies on.
+by itself (pooling, batch norm, an activation). That alternation is all that the search engine relies on.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .discrete import ACTIVATIONS, Grid, activate, check_levels
 from .proposals import generator, noise, sigma
 from .settings import arithmetic, check_choice, check_whole
 
@@ -33,12 +35,15 @@ class Flow(NamedTuple):
 
 
 class Block(nn.Module):
-    """convolution → (+ skip) → pooling → batch norm → ReLU, for [N, C, H, W].
+    """convolution → (+ skip) → pooling → batch norm → activation, for [N, C, H, W].
 
     pool       "avg" or "max" over 2×2, or None
-    pool_last  pool after the ReLU (the paper's text) and not before the norm (the authors' code)
+    pool_last  pool after the activation (the paper's text) and not before the norm (the authors' code)
     norm       batch norm, with a bias in the convolution where there is none
-    skip       "open" a skip at the norm's output, before the ReLU; "close" the open one by adding it to
+    activation "relu", "sign", "step" or None, see `discrete.activate`
+    levels     of the convolutions' weights: 0 for floats, or the number of equally spaced values that they may have: 2
+               for binary, 3 for ternary, 2**k for k bits (`discrete.Grid`). Scales, shifts and biases are floats
+    skip       "open" a skip at the norm's output, before the activation; "close" the open one by adding it to
                the convolution's output; "both" closes one and opens the next; or None
     closes     channels of the skip that is closed; a 1×1 convolution with its own batch norm
                (`shortcut`) adapts it where the block has another number
@@ -47,7 +52,7 @@ class Block(nn.Module):
     whole channel, which that norm subtracts again. The authors' code searches it, and so does this one: w, w + Δ
     and w − Δ have the same loss but for rounding, which decides (32 of the 57,104 weights of Depth-10).
 
-    Raises ValueError for an unknown pool or skip.
+    Raises ValueError or TypeError for an unknown pool, activation or skip, or levels of 1.
     """
 
     def __init__(
@@ -58,7 +63,8 @@ class Block(nn.Module):
         pool: str | None = None,
         pool_last: bool = False,
         norm: bool = True,
-        relu: bool = True,
+        activation: str | None = "relu",
+        levels: int = 0,
         skip: str | None = None,
         closes: int = 0,
     ):
@@ -67,9 +73,12 @@ class Block(nn.Module):
             check_choice("pool", pool, POOLS)
         if skip is not None:
             check_choice("skip", skip, SKIPS)
+        if activation is not None:
+            check_choice("activation", activation, ACTIVATIONS)
+        check_levels(levels)
         self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=not norm)
         self.norm = batch_norm(outputs) if norm else None
-        self.pool, self.pool_last, self.relu = pool, pool_last, relu
+        self.pool, self.pool_last, self.activation, self.levels = pool, pool_last, activation, levels
         self.opens, self.closes = skip in ("open", "both"), skip in ("close", "both")
         grows = self.closes and closes != outputs
         self.shortcut = nn.Sequential(nn.Conv2d(closes, outputs, 1, bias=False), batch_norm(outputs)) if grows else None
@@ -98,21 +107,24 @@ class Block(nn.Module):
         return None if self.closes else skip
 
     def activate(self, z: Tensor) -> Tensor:
-        """ReLU, and pooling where it comes last."""
-        z = F.relu(z) if self.relu else z
+        """The activation, and pooling where it comes last."""
+        z = activate(z, self.activation)
         return pool2(z, self.pool) if self.pool_last else z
 
 
 class Head(nn.Module):
     """Pooling over the whole picture ("max", "mean") or "flatten", then the final linear layer.
 
-    Raises ValueError for another pool.
+    levels  of the matrix, as in `Block`
+
+    Raises ValueError or TypeError for another pool, or levels of 1.
     """
 
-    def __init__(self, features: int, classes: int, *, pool: str, bias: bool = False):
+    def __init__(self, features: int, classes: int, *, pool: str, bias: bool = False, levels: int = 0):
         super().__init__()
         check_choice("pool", pool, HEAD_POOLS)
-        self.pool = pool
+        check_levels(levels)
+        self.pool, self.levels = pool, levels
         self.linear = nn.Linear(features, classes, bias=bias)
 
     def forward(self, flow: Flow) -> Tensor:
@@ -177,18 +189,22 @@ def pool2(x: Tensor, kind: str | None) -> Tensor:
 def initialise(net: nn.Module, seed: int) -> None:
     """He: weights from N(0, √(2 / fan_in)); scales of norms 1; shifts and biases 0 (section 3). Not of frozen ones.
 
+    Weights on a grid are drawn uniformly from its values. The bias beside them comes from N(0, 1/6): where it were 0,
+    the taps of a kernel could cancel on an even background, and rounding would decide on the sign of what is left.
     Other numbers and vectors (a temperature, the slope of a PReLU) stay as the net was made.
     """
     check_whole("seed", seed, least=0)
-    rng = generator(seed)
+    rng, on_grid = generator(seed), grids(net)
     for name, weight in searched(net).items():
         owner, _, kind = name.rpartition(".")
         norm = isinstance(net.get_submodule(owner), NORMS)
-        if kind == "bias":
+        if name in on_grid:
+            weight.copy_(on_grid[name].draw(tuple(weight.shape), rng))
+        elif kind == "bias" and f"{owner}.weight" not in on_grid:
             weight.zero_()
         elif norm and kind == "weight":
             weight.fill_(1.0)
-        elif weight.dim() > 1:
+        elif weight.dim() > 1 or kind == "bias":
             weight.copy_(torch.randn(weight.shape, generator=rng) * sigma(weight))
 
 
@@ -251,18 +267,57 @@ def count_weights(net: nn.Module) -> int:
     return sum(weight.numel() for weight in searched(net).values())
 
 
-def one_conv(shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10, *, seed: int = 0) -> Net:
+def grids(net: nn.Module) -> dict[str, Grid]:
+    """The grids of the tensors whose weights lie on one, by the tensors' names."""
+    layers = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, (Block, Head)) and layer.levels]
+    return {
+        tensor: Grid.of(weight, layer.levels)
+        for name, layer in layers
+        for tensor, weight in layer.named_parameters(name)
+        if weight.dim() > 1
+    }
+
+
+def size_in_bytes(net: nn.Module) -> int:
+    """The bytes that a net's weights take: ⌈log₂ levels⌉ bits for one on a grid, 32 for a float.
+
+    Batch norm is counted as its scale and shift, which can take in its statistics.
+    """
+    on_grid = grids(net)
+    bits = {name: (grid.levels - 1).bit_length() for name, grid in on_grid.items()}
+    return math.ceil(sum(weight.numel() * bits.get(name, 32) for name, weight in net.named_parameters()) / 8)
+
+
+def one_conv(
+    shape: tuple[int, int, int] = (1, 28, 28),
+    classes: int = 10,
+    *,
+    seed: int = 0,
+    activation: str = "relu",
+    levels: int = 0,
+) -> Net:
     """The Julia notebook's OneConv: 4 channels, max pooling, final layer; 7,890 weights on 28×28."""
     channels, height, width = _checked(shape, classes, 1, "one_conv")
-    block = Block(channels, 4, pool="max", norm=False)
-    return Net([block], Head(4 * (height // 2) * (width // 2), classes, pool="flatten", bias=True), seed)
+    block = Block(channels, 4, pool="max", norm=False, activation=activation, levels=levels)
+    features = 4 * (height // 2) * (width // 2)
+    return Net([block], Head(features, classes, pool="flatten", bias=True, levels=levels), seed)
 
 
-def two_conv(shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10, *, seed: int = 0) -> Net:
+def two_conv(
+    shape: tuple[int, int, int] = (1, 28, 28),
+    classes: int = 10,
+    *,
+    seed: int = 0,
+    activation: str = "relu",
+    levels: int = 0,
+) -> Net:
     """The Julia notebook's TwoConv: 16 and 16 channels, max pooling after each, final layer."""
     channels, height, width = _checked(shape, classes, 2, "two_conv")
-    blocks = [Block(channels, 16, pool="max", norm=False), Block(16, 16, pool="max", norm=False)]
-    return Net(blocks, Head(16 * (height // 4) * (width // 4), classes, pool="flatten", bias=True), seed)
+    blocks = [
+        Block(inputs, 16, pool="max", norm=False, activation=activation, levels=levels) for inputs in (channels, 16)
+    ]
+    features = 16 * (height // 4) * (width // 4)
+    return Net(blocks, Head(features, classes, pool="flatten", bias=True, levels=levels), seed)
 
 
 def mnist_net(
@@ -272,20 +327,22 @@ def mnist_net(
     seed: int = 0,
     pool_last: bool = False,
     head: str = "max",
+    activation: str = "relu",
+    levels: int = 0,
 ) -> Net:
     """Section 4.1: six convolutions of 16 channels, pooling after every second; 12,016 weights.
 
     pool_last=False and head="max" are the authors' code, pool_last=True and head="mean" the paper's text.
-    Raises ValueError for another head.
+    activation and levels are those of every block, see `Block`. Raises ValueError for another head.
     """
     check_choice("head", head, HEAD_POOLS[:2])
     _checked(shape, classes, 3, "mnist_net")
     pools = [None, "avg"] * 3
     blocks = [
-        Block(inputs, 16, pool=pool, pool_last=pool_last, relu=_relu(k, 6, head))
-        for k, (inputs, pool) in enumerate(zip([shape[0], 16, 16, 16, 16, 16], pools, strict=True), 1)
+        Block(inputs, 16, pool=pool, pool_last=pool_last, activation=kind, levels=levels)
+        for inputs, pool, kind in zip([shape[0], *[16] * 5], pools, _activations(activation, 6, head), strict=True)
     ]
-    return Net(blocks, Head(16, classes, pool=head), seed)
+    return Net(blocks, Head(16, classes, pool=head, levels=levels), seed)
 
 
 def cifar_net(
@@ -296,6 +353,8 @@ def cifar_net(
     seed: int = 0,
     pool_last: bool = False,
     head: str = "max",
+    activation: str = "relu",
+    levels: int = 0,
 ) -> Net:
     """Table 3: Depth-3, Depth-5 or the residual Depth-10 (57,104 weights); options as in `mnist_net`.
 
@@ -309,20 +368,21 @@ def cifar_net(
     _checked(shape, classes, len(pooled[depth]), f"cifar_net of depth {depth}")
     outputs = widths[depth]
     skips = ["open", None, "both", None, "both", None, "both", None, "close"] if depth == 10 else [None] * len(outputs)
-    inputs = [shape[0], *outputs]
+    inputs, activations = [shape[0], *outputs], _activations(activation, len(outputs), head)
     blocks = [
         Block(
             inputs[k - 1],
             outputs[k - 1],
             pool="avg" if k in pooled[depth] else None,
             pool_last=pool_last,
-            relu=_relu(k, len(outputs), head),
+            activation=activations[k - 1],
+            levels=levels,
             skip=skips[k - 1],
             closes=inputs[k - 2] if k > 2 else 0,
         )
         for k in range(1, len(outputs) + 1)
     ]
-    return Net(blocks, Head(outputs[-1], classes, pool=head), seed)
+    return Net(blocks, Head(outputs[-1], classes, pool=head, levels=levels), seed)
 
 
 def _checked(shape: Sequence[int], classes: int, pools: int, net: str) -> Sequence[int]:
@@ -336,6 +396,6 @@ def _checked(shape: Sequence[int], classes: int, pools: int, net: str) -> Sequen
     return shape
 
 
-def _relu(k: int, blocks: int, head: str) -> bool:
-    """The authors pool the last batch norm's output by its maximum, without a ReLU before it."""
-    return k < blocks or head != "max"
+def _activations(activation: str, blocks: int, head: str) -> list[str | None]:
+    """The activation of each block; the authors pool the last batch norm's output by its maximum, without a ReLU."""
+    return [activation] * (blocks - 1) + [None if head == "max" else activation]

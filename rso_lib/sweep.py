@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from . import engine
-from .engine import JointMove, Moves, Scorer, Visits, moved
+from .discrete import Grid, moved
+from .engine import JointMove, Moves, Scorer, Visits
 from .history import History
 from .known import unlike
+from .models import grids
 from .proposals import ORDERS, generator, sigma
 from .settings import RSO
 
@@ -90,7 +92,8 @@ class Step(NamedTuple):
     index   of the weight in it, flat; None where all weights move together
     delta   Δ, 0-dim; NaN where all weights move together
     losses  of the candidates, w first: [K], float64
-    choice  the multiple of Δ that the weight has moved by, 0-dim, float64: 0 where w was kept
+    choice  the multiple of Δ that the weight has moved by, 0-dim, float64: 0 where w was kept; a weight on a grid has
+            gone to the value nearest to that
     """
 
     at: Position
@@ -142,7 +145,7 @@ class WeightPlan:
         self.settings, self.world, self.device = settings, world, weight.device
         if settings.strategy != "sequential":  # its steps see the weights as they are when the sweep begins
             weight *= 1 - settings.weight_decay
-        self.weight = weight.view(-1)
+        self.weight, self.grid = weight.view(-1), grids(net).get(sweep.layer)
         self.visits = _visits(net, settings, cycle, sweep)
         self.before = self.weight[self.visits.indices]
         batches = len(scorer.labels)
@@ -162,7 +165,7 @@ class WeightPlan:
         if self.world.size == 1:
             return SweepResult(results.choices, results.loss())
         choices = results.exchange(self.owners, self.settings.few_choices, self.world)
-        self.weight[self.visits.indices] = moved(self.before, self.visits.deltas, choices)
+        self.weight[self.visits.indices] = moved(self.before, self.visits.deltas, choices, self.grid)
         return SweepResult(choices, self.world.add(results.loss().cpu()))
 
 
@@ -171,9 +174,23 @@ def _visits(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep) -> Visits:
     weight = net.get_parameter(sweep.layer).detach()
     rng = generator(settings.seed, cycle, DRAWS, sweep.number)
     indices = ORDERS[settings.order](tuple(weight.shape), rng)
-    deltas = settings.draw()((len(indices),), rng) * (sigma(weight) * settings.sigma_factor(cycle))
+    [scale], [grid] = scales(net, sweep.names, settings, cycle), [grids(net).get(sweep.layer)]
+    deltas = drawn(settings, (len(indices),), rng, grid) * scale
     name = sweep.layer if unlike(net) else sweep.layer.split(".", 1)[1]
     return Visits(name, weight.shape[:1].numel(), indices, deltas.to(weight), sweep.before)
+
+
+def scales(net: nn.Module, names: Sequence[str], settings: RSO, cycle: int) -> list[float]:
+    """Return the scale of Δ for some tensors in a cycle: σ, or the spacing of the grid that the weights lie on."""
+    weights, on_grid, factor = map(net.get_parameter, names), grids(net), settings.sigma_factor(cycle)
+    pairs = zip(names, weights, strict=True)
+    return [on_grid[name].spacing if name in on_grid else sigma(weight) * factor for name, weight in pairs]
+
+
+def drawn(settings: RSO, shape: tuple[int, ...], rng: torch.Generator, grid: Grid | None) -> Tensor:
+    """Draw Δ in units of its scale; on a grid only its sign counts, as a weight moves to a neighbouring value."""
+    made = settings.draw()(shape, rng)
+    return made if grid is None else made.sign()
 
 
 class JointPlan:
@@ -184,15 +201,16 @@ class JointPlan:
     ):
         self.settings, self.cycle, self.sweep, self.made = settings, cycle, sweep, made
         self.weights = [net.get_parameter(name).detach() for name in sweep.names]
+        self.scales = scales(net, sweep.names, settings, cycle)
+        self.grids = [grids(net).get(name) for name in sweep.names]
         self.batches, self.device = len(scorer.labels), self.weights[0].device
 
     def __iter__(self) -> Iterator[JointMove]:
         settings, sweep = self.settings, self.sweep
-        scales = [sigma(weight) * settings.sigma_factor(self.cycle) for weight in self.weights]
+        tensors = list(zip(self.weights, self.scales, self.grids, strict=True))
         for t in range(self.made, sweep.steps):
             rng = generator(settings.seed, self.cycle, DRAWS, sweep.number, t)
-            pairs = zip(self.weights, scales, strict=True)
-            deltas = [(settings.draw()(tuple(weight.shape), rng) * scale).to(weight) for weight, scale in pairs]
+            deltas = [(drawn(settings, tuple(w.shape), rng, grid) * scale).to(w) for w, scale, grid in tensors]
             for weight in self.weights:
                 weight *= 1 - settings.weight_decay
             turn = sweep.before + t

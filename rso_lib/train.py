@@ -20,9 +20,9 @@ from .history import NAN, History, Report
 from .known import unlike
 from .losses import Metric, accuracies, checked
 from .models import Net, calibrate, count_weights, mode, searched
-from .proposals import generator, noise, sigma
+from .proposals import generator, noise
 from .settings import RSO, arithmetic
-from .sweep import ALONE, NOISE, SHUFFLE, Alone, Position, Step, Sweep, SweepResult, steps_of
+from .sweep import ALONE, NOISE, SHUFFLE, Alone, Position, Step, Sweep, SweepResult, scales, steps_of
 
 WITHIN_A_BLOCK = (
     "conv.weight",
@@ -291,10 +291,11 @@ def _scorer(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int
 
 def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, result: SweepResult, sent: int) -> Report:
     weights = [net.get_parameter(name) for name in sweep.names]
+    of_each = zip(weights, scales(net, sweep.names, settings, cycle), strict=True)
     return Report(
         cycle=cycle + 1,
         layer=sweep.layer,
-        sigma=sum(sigma(w) * w.numel() for w in weights) / sweep.steps * settings.sigma_factor(cycle),
+        sigma=sum(w.numel() * scale for w, scale in of_each) / sweep.steps,
         **_counts(_wins(result.choices), settings, cycle),
         train_loss=float(result.loss) / sweep.steps,
         bytes_sent=sent,

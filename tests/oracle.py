@@ -62,8 +62,8 @@ def plain(net: Net, data: Data, settings: RSO, cycle: int = 0, sweep: int = 0, s
                 batch = slice(begin, begin + size)
                 open_skip = None if skip is None else skip[batch]
                 score = partial(loss, list(net)[position:], x[batch], open_skip, labels[batch])
-                searched = [weight[where] for weight in weights]
-                losses, choice = visit(searched, deltas, settings.weight_decay, score)
+                searched, levels = [weight[where] for weight in weights], [levels_of(net, name) for name in names]
+                losses, choice = visit(searched, deltas, settings.weight_decay, score, levels)
                 yield Visit(names[0] if len(names) == 1 else "network", where, losses, choice)
 
 
@@ -95,21 +95,26 @@ def merged(
         begin = (first + turn) % (len(labels) // size) * size
         batch = slice(begin, begin + size)
         score = partial(loss, list(net)[position:], x[batch], None if skip is None else skip[batch], labels[batch])
-        losses, choice = visit([weight.view(-1)[where]], [delta], 0.0, score)
+        losses, choice = visit([weight.view(-1)[where]], [delta], 0.0, score, [levels_of(net, name)])
         results.view(-1)[where] = weight.view(-1)[where]
         weight.copy_(results)  # what is written back, though the other steps do not see it
         yield Visit(name, where, losses, choice)
+        results.view(-1)[where] = weight.view(-1)[where]  # a test may have taken over what rounding chose elsewhere
 
 
 def visit(
-    weights: Sequence[Tensor], deltas: Sequence[Tensor], weight_decay: float, score: Callable[[], Tensor]
+    weights: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    weight_decay: float,
+    score: Callable[[], Tensor],
+    levels: Sequence[Tensor | None],
 ) -> tuple[Tensor, int]:
     """Shrink the weights, which are views into the net, score the three candidates, and leave the best in place."""
     for w in weights:
         w *= 1 - weight_decay
     old = [w.clone() for w in weights]
-    plus = [w + d for w, d in zip(old, deltas, strict=True)]
-    minus = [w - d for w, d in zip(old, deltas, strict=True)]
+    plus = [changed(*triple) for triple in zip(old, deltas, levels, strict=True)]
+    minus = [changed(w, -d, values) for w, d, values in zip(old, deltas, levels, strict=True)]
     losses = []
     for candidate in (old, plus, minus):
         put(weights, candidate)
@@ -117,6 +122,29 @@ def visit(
     choice = best(losses)
     put(weights, (old, plus, minus)[choice])
     return torch.tensor(losses, dtype=torch.float64), choice
+
+
+def changed(w: Tensor, delta: Tensor, levels: Tensor | None) -> Tensor:
+    """w + Δ; where a weight has levels, the one above or below, by the sign of Δ, if there is one."""
+    if levels is None:
+        return w + delta
+    here = (w.unsqueeze(-1) == levels).nonzero()[:, -1].view(w.shape)  # of each weight one, if all are on their levels
+    return levels[(here + delta.sign().long()).clamp(0, len(levels) - 1)]
+
+
+def levels_of(net: Net, name: str) -> Tensor | None:
+    """The values that the weights of a tensor may have, ascending; None for floats.
+
+    They are equally spaced around 0, by the power of two for which their mean square is above half of 2 / fan_in, and
+    at most its double.
+    """
+    weight, count = net.get_parameter(name), net.get_submodule(name.split(".")[0]).levels
+    if not count or weight.dim() == 1:
+        return None
+    units = torch.arange(count, dtype=weight.dtype) - (count - 1) / 2
+    ratio = float(units.square().mean()) * weight[0].numel() / 2
+    [spacing] = [2.0**k for k in range(-20, 5) if 1 / 2 < 4.0**k * ratio <= 2]
+    return spacing * units
 
 
 def best(losses: Sequence[float]) -> int:
@@ -272,12 +300,12 @@ def _flat() -> Parts:
 
 
 def _folded() -> Parts:
-    blocks = [Block(1, 3, pool="avg"), Block(3, 2), Block(2, 3, pool="avg", relu=False)]
+    blocks = [Block(1, 3, pool="avg"), Block(3, 2), Block(2, 3, pool="avg", activation=None)]
     return (1, 9, 12), blocks, Head(3, 3, pool="max")
 
 
 def _max_pooled() -> Parts:
-    return (1, 8, 8), [Block(1, 3, pool="max"), Block(3, 3, pool="max", relu=False)], Head(3, 3, pool="mean")
+    return (1, 8, 8), [Block(1, 3, pool="max"), Block(3, 3, pool="max", activation=None)], Head(3, 3, pool="mean")
 
 
 def _pool_last() -> Parts:
@@ -311,7 +339,7 @@ def _growing_pool_last() -> Parts:
         Block(2, 2, skip="open", pool="avg", pool_last=True),
         Block(2, 2),
         Block(2, 3, skip="both", closes=2, pool="avg", pool_last=True),
-        Block(3, 3, skip="close", closes=3, relu=False),
+        Block(3, 3, skip="close", closes=3, activation=None),
     ]
     return (2, 9, 8), blocks, Head(3, 3, pool="mean")
 
@@ -319,7 +347,7 @@ def _growing_pool_last() -> Parts:
 def _unnormed_skips() -> Parts:
     blocks = [
         Block(1, 2, norm=False, skip="open", pool="max"),
-        Block(2, 3, norm=False, skip="both", closes=2, relu=False),
+        Block(2, 3, norm=False, skip="both", closes=2, activation=None),
         Block(3, 3, skip="close", closes=3, pool="avg", norm=False),
     ]
     return (1, 8, 8), blocks, Head(3, 3, pool="max")

@@ -203,6 +203,9 @@ def report(
         ("--slices 0", "slices must be at least 1, not 0"),
         ("--device abacus", "device 'abacus' cannot be used here"),
         ("--net mnist_nett", "did you mean 'mnist_net'"),
+        ("--net-options levels=1", "levels must be 0 for floats or at least 2"),
+        ("--net-options width=3", "an option of mnist_net must be one of"),
+        ("--net cifar_net_3 --net-options depth=5", "net_options must not have depth, which cifar_net_3 says"),
         ("--json nowhere/figures.json", "json must be a file in a folder that is there and can be written, not"),
         ("--json .", "json must be a file in a folder"),
     ],
@@ -305,6 +308,19 @@ def test_all_methods_have_the_layout_that_convolutions_ask_for(monkeypatch: pyte
     with torch.no_grad():
         bench.measure(net, 0, batches, repeats=1)
     assert set(seen) == {(784, 1, 28, 1)} and len(seen) == 6
+
+
+def test_a_net_with_options() -> None:
+    """Steps on a grid are measured as a run makes them: by whole levels."""
+    net, shape = bench.build("two_conv", "activation=sign,levels=3")
+    assert {block.activation for block in net.blocks} == {"sign"}
+    batches = bench.Batches(torch.randn(16, *shape), torch.randint(10, (16,)), 8)
+    spacing = models.grids(net)["block2.conv.weight"].spacing
+    with torch.no_grad():
+        bench.measure(net, 1, batches, repeats=1)
+    steps = net.blocks[1].conv.weight / spacing
+    assert torch.equal(steps, steps.round())
+    assert not torch.equal(steps * spacing, models.two_conv(levels=3).blocks[1].conv.weight)
 
 
 def test_measured_times_are_medians(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,11 @@ def wide() -> Net:
 
 def growing() -> Net:
     """Its sweeps are 0 (head), 1 to 6 (block3), 7 to 9 and 10 to 12. In 5, the shortcut's shift, rounding decides."""
-    blocks = [Block(1, 16, skip="open"), Block(16, 16), Block(16, 32, pool="avg", relu=False, skip="close", closes=16)]
+    blocks = [
+        Block(1, 16, skip="open"),
+        Block(16, 16),
+        Block(16, 32, pool="avg", activation=None, skip="close", closes=16),
+    ]
     return Net(blocks, Head(32, 10, pool="max"), seed=0)
 
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,14 @@ WIDTHS = (1, 2, 3, 7, 15, 28)
 HEIGHTS = (1, 2, 3, 8)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-5}
 """Of what is a few units large."""
+
+ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    None: lambda u: u,
+    "sign": lambda u: torch.where(u >= 0, 1.0, -1.0).to(u),
+    "step": lambda u: (u >= 0).to(u),
+}
+"""As written out for numbers; what becomes of NaN is tested apart."""
 
 CHANNELS = [(16, 16), (16, 32), (32, 32)]
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE)
@@ -219,11 +227,11 @@ def random_norm(channels: int, dtype: torch.dtype) -> nn.BatchNorm2d:
     return norm
 
 
-def by_torch(z: Tensor, norm: nn.BatchNorm2d, relu: bool, taps: Tensor, stride: int) -> Tensor:
+def by_torch(z: Tensor, norm: nn.BatchNorm2d, activation: str | None, taps: Tensor, stride: int) -> Tensor:
     """What `norm_conv` computes without a base, in float64."""
     scale, shift = norm.weight.double(), norm.bias.double()
     u = F.batch_norm(z.double(), None, None, scale, shift, training=True, eps=norm.eps)
-    return convolve(F.relu(u) if relu else u, taps, stride)
+    return convolve(ACTIVATIONS[activation](u), taps, stride)
 
 
 def parts(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, float]:
@@ -232,20 +240,22 @@ def parts(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, float]:
 
 @dtypes
 @strides
-@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("inputs", "outputs"), CHANNELS)
 @torch.no_grad()
-def test_norm_conv(compiled: Kernels, inputs: int, outputs: int, relu: bool, stride: int, dtype: torch.dtype) -> None:
+def test_norm_conv(
+    compiled: Kernels, inputs: int, outputs: int, activation: str | None, stride: int, dtype: torch.dtype
+) -> None:
     norm = random_norm(inputs, dtype)
     taps = torch.randn(3, 3, inputs, outputs, dtype=dtype) / 10
     for height, width in sizes(stride):
         z = last(2 * torch.randn(3, inputs, height, width, dtype=dtype) + 1)
-        plain = by_torch(z, norm, relu, taps, stride)
+        plain = by_torch(z, norm, activation, taps, stride)
         base = last(torch.randn(plain.shape, dtype=dtype))
         for moments in (None, kernels.sums(z)):
-            check(compiled.norm_conv(Preactivation(z, moments), *parts(norm), relu, taps, stride, None), plain)
+            check(compiled.norm_conv(Preactivation(z, moments), *parts(norm), activation, taps, stride, None), plain)
             check(
-                compiled.norm_conv(Preactivation(z, moments), *parts(norm), relu, taps, stride, base),
+                compiled.norm_conv(Preactivation(z, moments), *parts(norm), activation, taps, stride, base),
                 plain + base.double(),
             )
 
@@ -261,60 +271,60 @@ def test_groups_are_as_if_each_came_alone(
     z = last(torch.randn(8, inputs, 6, 5, dtype=dtype) * torch.arange(1, 9)[:, None, None, None])
     base = last(torch.randn(8, outputs, 6 // stride, 5 // stride, dtype=dtype))
     for moments in (None, kernels.sums(z, 4)):
-        made = compiled.norm_conv(Preactivation(z, moments, 4), *parts(norm), True, taps, stride, base)
+        made = compiled.norm_conv(Preactivation(z, moments, 4), *parts(norm), "relu", taps, stride, base)
         assert made.moments is not None and made.groups == 4 and made.count == 2 * base[0, 0].numel()
         for g in range(4):
             two = slice(2 * g, 2 * g + 2)
             before = Preactivation(z[two], None if moments is None else moments[g : g + 1])
-            alone = compiled.norm_conv(before, *parts(norm), True, taps, stride, base[two])
+            alone = compiled.norm_conv(before, *parts(norm), "relu", taps, stride, base[two])
             assert torch.equal(made.z[two], alone.z)
             assert alone.moments is not None and torch.equal(made.moments[g], alone.moments[0])
-            close(alone.z, by_torch(z[two], norm, True, taps, stride) + base[two].double())
+            close(alone.z, by_torch(z[two], norm, "relu", taps, stride) + base[two].double())
 
 
 @dtypes
-@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("channels", kernels.CHANNELS)
 @torch.no_grad()
-def test_norm_max(compiled: Kernels, channels: int, relu: bool, dtype: torch.dtype) -> None:
+def test_norm_max(compiled: Kernels, channels: int, activation: str | None, dtype: torch.dtype) -> None:
     norm = random_norm(channels, dtype)
     for height, width in sizes(1):
         z = last(2 * torch.randn(6, channels, height, width, dtype=dtype) + 1)
         z[4, 5, -1, 0] = torch.nan
         known = kernels.sums(z.nan_to_num(), 2)
-        expected = [by_torch_max(part, norm, relu) for part in z.nan_to_num().chunk(2)]
+        expected = [by_torch_max(part, norm, activation) for part in z.nan_to_num().chunk(2)]
         expected[1][1, 5] = torch.nan
-        made = compiled.norm_max(Preactivation(z, known, 2), *parts(norm), relu)
+        made = compiled.norm_max(Preactivation(z, known, 2), *parts(norm), activation)
         close(made, torch.cat(expected))
-        alone = compiled.norm_max(Preactivation(z[:3], None), *parts(norm), relu)
+        alone = compiled.norm_max(Preactivation(z[:3], None), *parts(norm), activation)
         close(alone, expected[0])
 
 
-def by_torch_max(z: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
-    return F.adaptive_max_pool2d(by_torch_norm(z, norm, relu), 1).flatten(1)
+def by_torch_max(z: Tensor, norm: nn.BatchNorm2d, activation: str | None) -> Tensor:
+    return F.adaptive_max_pool2d(by_torch_norm(z, norm, activation), 1).flatten(1)
 
 
 @dtypes
-@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @torch.no_grad()
-def test_norm_changes(compiled: Kernels, relu: bool, dtype: torch.dtype) -> None:
+def test_norm_changes(compiled: Kernels, activation: str | None, dtype: torch.dtype) -> None:
     norm, pairs = random_norm(4, dtype), [(0, 2), (1, 3), (2, 0), (1, 1)]
     for height, width in sizes(1):
         z = 2 * torch.randn(6, 4, height, width, dtype=dtype) + 1
         z[:, 3] = z[:, 1]
         norm.weight[3], norm.bias[3] = norm.weight[1], norm.bias[1]
-        known, normed = kernels.sums(z), by_torch_norm(z, norm, relu)
+        known, normed = kernels.sums(z), by_torch_norm(z, norm, activation)
         z[4, 2, -1, 0] = normed[4, 2, -1, 0] = torch.nan
-        made = compiled.norm_changes(Preactivation(z, known), *parts(norm), relu, pairs)
+        made = compiled.norm_changes(Preactivation(z, known), *parts(norm), activation, pairs)
         expected = torch.stack([normed[:, now] - normed[:, was] for was, now in pairs])[:, :, None]
         close(made, expected)
         assert not made[1].any() and not made[3].any(), "equal rows do not differ in the last bit"
 
 
-def by_torch_norm(z: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
+def by_torch_norm(z: Tensor, norm: nn.BatchNorm2d, activation: str | None) -> Tensor:
     scale, shift = norm.weight.double(), norm.bias.double()
     u = F.batch_norm(z.double(), None, None, scale, shift, training=True, eps=norm.eps)
-    return F.relu(u) if relu else u
+    return ACTIVATIONS[activation](u)
 
 
 @dtypes
@@ -324,7 +334,7 @@ def test_a_channel_that_is_the_same_everywhere(compiled: Kernels, dtype: torch.d
     z = last(torch.full((5, 16, 7, 7), 1 / 3, dtype=dtype))
     norm, taps = random_norm(16, dtype), torch.randn(3, 3, 16, 16, dtype=dtype)
     normed = norm.bias.double().relu()[:, None, None].expand(5, 16, 7, 7)
-    made = compiled.norm_conv(Preactivation(z), *parts(norm), True, taps, 1, None)
+    made = compiled.norm_conv(Preactivation(z), *parts(norm), "relu", taps, 1, None)
     atol = 1e-9 if dtype == torch.float64 else 1e-2  # 1/√eps, 316, times the rounding of the mean
     torch.testing.assert_close(
         made.z.double(), F.conv2d(normed, taps.permute(3, 2, 0, 1).double(), padding=1), rtol=0, atol=atol
@@ -339,9 +349,9 @@ def test_nan_goes_through_relu(compiled: Kernels, stride: int, dtype: torch.dtyp
     z = last(torch.randn(2, 16, 7, 8, dtype=dtype))
     known = kernels.sums(z)
     norm, taps = random_norm(16, dtype), torch.randn(3, 3, 16, 16, dtype=dtype) / 10
-    expected = by_torch(z, norm, True, taps, stride)
+    expected = by_torch(z, norm, "relu", taps, stride)
     z[1, 3, 2, 5] = torch.nan
-    made = compiled.norm_conv(Preactivation(z, known), *parts(norm), True, taps, stride, None)
+    made = compiled.norm_conv(Preactivation(z, known), *parts(norm), "relu", taps, stride, None)
     touched = torch.zeros(2, 1, 7, 8, dtype=torch.float64)
     touched[1, 0, 2, 5] = 1
     touched = convolve(touched, torch.ones(3, 3, 1, 1), stride) > 0

@@ -129,15 +129,15 @@ def test_the_network_level_keeps_the_images_alone() -> None:
 @pytest.mark.parametrize(
     ("net", "count", "batch", "cache", "strategy", "order", "level"),
     [
-        ("mnist_net", 4000, 500, "full", "sequential", "output", "weight"),
+        pytest.param("mnist_net", 4000, 500, "full", "sequential", "output", "weight", marks=pytest.mark.exhaustive),
         ("mnist_net", 4000, 500, "full", "sequential", "shuffled", "weight"),
-        ("mnist_net", 4000, 500, "half", "sequential", "output", "weight"),
+        pytest.param("mnist_net", 4000, 500, "half", "sequential", "output", "weight", marks=pytest.mark.exhaustive),
         ("mnist_net", 4000, 500, "input", "sequential", "output", "weight"),
         ("two_conv", 6000, 1000, "full", "sequential", "output", "weight"),
-        ("cifar_net_10", 2500, 500, "full", "sequential", "output", "weight"),
-        ("cifar_net_10", 500, 8, "full", "neuron", "output", "weight"),
+        ("cifar_net_10", 1000, 200, "full", "sequential", "output", "weight"),
+        pytest.param("cifar_net_10", 500, 8, "full", "neuron", "output", "weight", marks=pytest.mark.exhaustive),
         ("cifar_net_10", 500, 8, "full", "layer", "output", "weight"),
-        ("mnist_net", 4000, 500, "full", "sequential", "output", "layer"),
+        pytest.param("mnist_net", 4000, 500, "full", "sequential", "output", "layer", marks=pytest.mark.exhaustive),
         ("mnist_net", 4000, 500, "half", "sequential", "output", "layer"),
     ],
 )
@@ -148,7 +148,7 @@ def test_the_estimate_against_the_peak_of_a_process(
     runs = [subprocess.run(command, cwd=project, capture_output=True, text=True, check=True) for _ in range(3)]
     peaks, [needed, *_] = zip(*(map(int, run.stdout.split()) for run in runs), strict=True)
     taken = statistics.median(peaks)  # one run in five is a third off, by where the heap has its holes
-    assert 0.7 * taken < needed < 1.6 * taken, f"said {needed / 1e6:.0f} MB, took {taken / 1e6:.0f} MB"
+    assert 0.65 * taken < needed < 1.6 * taken, f"said {needed / 1e6:.0f} MB, took {taken / 1e6:.0f} MB"
 
 
 # Every visit of a cycle, of a net whose large temporaries come in many sizes. A tensor of each visit that was kept to

@@ -133,7 +133,7 @@ def test_block_of_the_julia_notebook(pool_last: bool) -> None:
 
 
 def test_block_without_relu() -> None:
-    block = stirred(Block(2, 3, relu=False))
+    block = stirred(Block(2, 3, activation=None))
     conv, norm, _ = parts(block)
     torch.testing.assert_close(block(Flow(X)).x, norm(conv(X)))
 

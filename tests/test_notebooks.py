@@ -54,14 +54,17 @@ def tagged(notebook: NotebookNode, tag: str) -> list[int]:
 def test_runs_and_its_exercises_can_be_solved(path: Path, tmp_path: Path) -> None:
     """Once, through papermill, with the committed parameters.
 
-    No cell fails. Cells tagged nbval-check-output print what was committed, so a check cell waits for its answer;
-    then the exercise is solved as its solution says, and the check agrees.
+    No cell fails. Cells tagged nbval-check-output print what was committed, so a check cell waits for its answer; cells
+    tagged results say what they said. Then the exercise is solved as its solution says, and the check agrees.
     """
     committed = read(path)
     done = execute(with_solutions(committed), tmp_path, {})
     for k in tagged(committed, "nbval-check-output"):
         [again] = [cell for cell in done.cells if cell.id == committed.cells[k].id]
         assert printed(again) == printed(committed.cells[k])
+    for k in tagged(committed, "results"):
+        [again] = [cell for cell in done.cells if cell.id == committed.cells[k].id]
+        assert said(again) == said(committed.cells[k]), "results/ has changed: run python -m rso_lib figures"
     solved = [printed(cell) for cell in done.cells if cell.id.endswith(SOLVED)]
     assert solved == ["Right.\n"] * len(tagged(committed, "check"))
 
@@ -113,6 +116,12 @@ def printed(cell: NotebookNode) -> str:
     shown = [output.text for output in cell.outputs if output.get("name") == "stdout"]
     shown += [text for output in cell.outputs for kind, text in output.get("data", {}).items() if "text" in kind]
     return "".join(shown)
+
+
+def said(cell: NotebookNode) -> list[str]:
+    """What a cell prints, and what its pictures and tables say in words."""
+    shown = [output.get("text", output.get("data", {}).get("text/plain", "")) for output in cell.outputs]
+    return [text for text in shown if text]
 
 
 def solution(notebook: NotebookNode, k: int) -> str:

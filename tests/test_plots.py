@@ -8,7 +8,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import pandas
 import pytest
 import torch
 from IPython.core.formatters import DisplayFormatter
@@ -286,50 +285,3 @@ def test_one_history_as_a_table(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"other\.csv is not a history"):
         redraw.load_runs(tmp_path / "other.csv")
-
-
-def test_redraw_draws_every_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run([0.2, 0.4]).save(tmp_path / "one.csv")
-    redraw.save_runs(tmp_path / "two.csv", {"a": [run([0.2])], "b": [run([0.3])]})
-    (tmp_path / "table.csv").write_text("count\n7\n")
-    monkeypatch.setitem(
-        redraw.PLOTS, "table", lambda table: pictures.plot_images(torch.rand(1, 1, 2, 2), [table["count"][0]])
-    )
-    drawn = redraw.redraw(tmp_path)
-    assert [path.name for path in drawn] == ["one.png", "table.png", "two.png"]
-    described = {}
-    for path in drawn:
-        with Image.open(path) as image:
-            described[path.stem] = image.text["Description"]
-    assert "validation 40.00%" in described["one"]
-    assert "a, test 10.00%; b, test 20.00%" in described["two"]
-    assert described["table"] == "1 images: 7."
-
-
-@pytest.mark.parametrize("met", [120, math.nan])
-def test_grid(tmp_path: Path, met: float) -> None:
-    """Rows are batch sizes and columns are rates, both in the order of their values."""
-    columns = ["batch_size", "rate", "target", "updates_to_val_target", "val_accuracy"]
-    cells = [(1000, 0.5, 0.8, math.nan, 0.25), (128, 2.0, 0.8, met, 0.875), (128, 0.5, 0.8, math.nan, 0.5)]
-    picture = redraw.plot_grid(pandas.DataFrame(cells, columns=columns))
-    [axes] = picture.axes
-    shown = {text.get_position(): text.get_text() for text in axes.texts}
-    assert shown == {(0, 1): "25.00%", (1, 0): "120 steps" if met == 120 else "87.50%", (0, 0): "50.00%"}
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["128", "1,000"]
-    assert "Steps of SGD to 80.00%" in picture.alt and "batch 1,000, rate 0.5: 25.00%" in picture.alt
-    picture.save(tmp_path / "grid.png")
-
-
-def test_the_committed_pictures_come_from_their_tables(project: Path, tmp_path: Path) -> None:
-    tables = sorted((project / "figures").glob("*.csv"))
-    for table in tables:
-        (tmp_path / table.name).write_bytes(table.read_bytes())
-    assert len(redraw.redraw(tmp_path)) == len(tables)
-    for table in tables:
-        picture = table.with_suffix(".png").name
-        with Image.open(tmp_path / picture) as new, Image.open(project / "figures" / picture) as old:
-            assert new.text["Description"] == old.text["Description"]
-            assert new.size == old.size
-            apart = np.abs(np.array(new.convert("L"), float) - np.array(old.convert("L"), float))
-            assert apart.mean() < 3, f"{picture} does not show {table.name}: run python -m rso_lib figures"
-    assert set(redraw.PLOTS) <= {table.stem for table in tables}

@@ -18,7 +18,7 @@ def narrow_depth_10(wide: int) -> Net:
     for block in cifar_net(10).blocks:
         inputs, outputs = channels[block.conv.in_channels], channels[block.conv.out_channels]
         skip = SKIPS[bool(block.opens), bool(block.closes)]
-        blocks.append(Block(inputs, outputs, pool=block.pool, relu=block.relu, skip=skip, closes=closes))
+        blocks.append(Block(inputs, outputs, pool=block.pool, activation=block.activation, skip=skip, closes=closes))
         closes = outputs if block.opens else closes
     return stirred(Net(blocks, Head(wide, 3, pool="max"), seed=0).double())
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas
 import pytest
 import torch
 import torch.nn.functional as F
 
 from rso_lib import Data, History, load, models
 from rso_lib.data import Split
+from rso_lib.history import Report
 from rso_lib.models import Block, Head, Net
 from rso_lib.run import files, sgd
 from rso_lib.run.sgd import SGD
@@ -159,67 +159,58 @@ def test_what_cannot_begin_leaves_nothing_behind(digits: Data, tmp_path: Path) -
         sgd.baseline(tmp_path / "run", "one_conv", digits, SGD(), 1)
     with pytest.raises(ValueError, match="an option of one_conv"):
         sgd.baseline(tmp_path / "run", "one_conv", digits, QUICK, 1, {"depth": 3})
-    cells = {"batch_sizes": [100, 1295], "rates": [0.1], "progress": False}
+    cells: dict[str, Any] = {"batch_sizes": [100, 1295], "rates": [0.1], "progress": False}
     with pytest.raises(ValueError, match="batch_size must be at most"):
-        sgd.grid(tmp_path / "run" / "grid.csv", "one_conv", digits, QUICK, **cells)
+        sgd.grid(tmp_path / "run", "one_conv", digits, QUICK, **cells)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture
-def fits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SGD]]:
-    """The settings of the runs that are really made; the third is interrupted."""
+def test_a_grid_goes_on_where_it_was_stopped(digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third of four runs is interrupted; each of the others is made once."""
     made: list[SGD] = []
-    fit = sgd.fit
+    train = sgd.train
 
-    def counted(net: Net, data: Data, settings: SGD, **kwargs: Any) -> History:
+    def counted(net: Net, data: Data, settings: SGD) -> Iterator[Report]:
         made.append(settings)
         if len(made) == 3:
             raise KeyboardInterrupt
-        return fit(net, data, settings, **kwargs)
+        return train(net, data, settings)
 
-    monkeypatch.setattr(sgd, "fit", counted)
-    yield made
-
-
-def test_a_grid_goes_on_where_it_was_stopped(digits: Data, tmp_path: Path, fits: list[SGD]) -> None:
-    path = tmp_path / "figures" / "grid.csv"
-    arguments = {"batch_sizes": [100, 400], "rates": [0.1, 0.4], "progress": False}
+    monkeypatch.setattr(sgd, "train", counted)
+    arguments: dict[str, Any] = {"batch_sizes": [100, 400], "rates": [0.1, 0.4], "progress": False}
     settings = replace(QUICK, target=0.3)
     with pytest.raises(KeyboardInterrupt):
-        sgd.grid(path, "one_conv", digits, settings, **arguments)
-    assert len(path.read_text().splitlines()) == 3
-    frame = sgd.grid(path, "one_conv", digits, settings, **arguments)
+        sgd.grid(tmp_path / "grid", "one_conv", digits, settings, **arguments)
+    frame = sgd.grid(tmp_path / "grid", "one_conv", digits, settings, **arguments)
     cells = [(100, 0.1), (100, 0.4), (400, 0.1), (400, 0.4)]
-    assert [(cell.batch_size, cell.rate) for cell in fits] == [*cells[:3], *cells[2:]]
+    assert [(cell.batch_size, cell.rate) for cell in made] == [*cells[:3], *cells[2:]]
     assert list(zip(frame["batch_size"], frame["rate"], strict=True)) == cells
-    assert set(frame["net"]) == {"one_conv"} and set(frame["target"]) == {0.3}
+    assert set(frame["target"]) == {0.3}
 
-    history = sgd.fit(models.one_conv((1, 8, 8)), digits, fits[1], progress=False)
+    history = sgd.fit(models.one_conv((1, 8, 8)), digits, made[1], progress=False)
     row = frame.iloc[1]
     assert (row["updates"], row["test_accuracy"]) == (history.last.cycle, history.last.test_accuracy)
     assert row["updates_to_val_target"] == history.last.cycle  # it stopped there
     reached = [r.cycle for r in history.rows if r.test_accuracy >= 0.3]
     assert [u for u in [row["updates_to_test_target"]] if not math.isnan(u)] == reached[:1]
 
-    sgd.grid(path, "one_conv", digits, replace(settings, seed=1), batch_sizes=[400], rates=[0.4], progress=False)
-    assert fits[-1].seed == 1
-    assert len(path.read_text().splitlines()) == 6
 
+def test_two_searches_share_a_folder(digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that another process makes is left to it, and waited for."""
+    cells: dict[str, Any] = {"batch_sizes": [200], "rates": [0.1, 0.2], "progress": False}
+    busy = tmp_path / "batch_200_rate_0.1"
+    busy.mkdir()
+    other, slept = files.alone(busy), []
+    other.__enter__()
 
-def test_two_searches_in_one_table_lose_no_row(digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second one makes its runs while the first one is at its own."""
-    path, fit = tmp_path / "grid.csv", sgd.fit
+    def sleep(seconds: float) -> None:
+        slept.append([path.parent.name for path in tmp_path.glob("*/0.csv")])
+        other.__exit__(None, None, None)
 
-    def with_another(*arguments: Any, **options: Any) -> History:
-        monkeypatch.setattr(sgd, "fit", fit)
-        sgd.grid(path, "one_conv", digits, QUICK, batch_sizes=[400], rates=[0.2, 0.4], progress=False)
-        return fit(*arguments, **options)
-
-    monkeypatch.setattr(sgd, "fit", with_another)
-    frame = sgd.grid(path, "one_conv", digits, QUICK, batch_sizes=[200], rates=[0.1, 0.2], progress=False)
-    assert list(frame.batch_size) == [200, 200]
-    table = pandas.read_csv(path)
-    assert sorted(zip(table.batch_size, table.rate, strict=True)) == [(200, 0.1), (200, 0.2), (400, 0.2), (400, 0.4)]
+    monkeypatch.setattr(sgd.time, "sleep", sleep)
+    frame = sgd.grid(tmp_path, "one_conv", digits, QUICK, **cells)
+    assert slept == [["batch_200_rate_0.2"]]
+    assert list(frame.rate) == [0.1, 0.2]
 
 
 def renamed(data: Data) -> Data:
@@ -233,10 +224,10 @@ def test_other_images_are_no_runs_of_the_same_kind(digits: Data, tmp_path: Path)
     settings = replace(QUICK, epochs=2)
     cells: dict[str, Any] = {"batch_sizes": [100], "rates": [0.1], "progress": False}
     sgd.baseline(tmp_path, "one_conv", digits, settings, 1)
-    sgd.grid(tmp_path / "grid.csv", "one_conv", digits, settings, **cells)
+    sgd.grid(tmp_path / "grid", "one_conv", digits, settings, **cells)
     for act in (
         lambda: sgd.baseline(tmp_path, "one_conv", renamed(digits), settings, 1),
-        lambda: sgd.grid(tmp_path / "grid.csv", "one_conv", renamed(digits), settings, **cells),
+        lambda: sgd.grid(tmp_path / "grid", "one_conv", renamed(digits), settings, **cells),
     ):
         with pytest.raises(ValueError, match=r"labels is '\w+' there, not '\w+'"):
             act()
@@ -246,6 +237,18 @@ def test_other_images_are_no_runs_of_the_same_kind(digits: Data, tmp_path: Path)
     (tmp_path / "settings.json").write_text(json.dumps(about))
     sgd.baseline(tmp_path, "one_conv", digits, settings, 1)
     assert "labels" in json.loads((tmp_path / "settings.json").read_text())["data"]
+
+
+def test_the_folder_notes_who_trained(digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each machine once for the runs that it made; whoever only reads is none."""
+
+    def noted(seeds: int, name: str) -> list[str]:
+        monkeypatch.setattr(sgd, "machine", lambda _: {"device": name})
+        sgd.baseline(tmp_path, "one_conv", digits, replace(QUICK, epochs=1, warmup=0), seeds)
+        return [one["device"] for one in json.loads((tmp_path / "settings.json").read_text())["machines"]]
+
+    assert noted(1, "first") == noted(2, "first") == noted(2, "reader") == ["first"]
+    assert noted(3, "second") == ["first", "second"]
 
 
 def test_a_full_disk_leaves_the_epochs_that_were_saved(
@@ -283,38 +286,26 @@ def test_torn_settings_are_named_and_kept(digits: Data, tmp_path: Path, content:
         sgd.baseline(tmp_path, "one_conv", digits, QUICK, 1)
 
 
-def test_torn_histories_and_tables_are_named_and_kept(digits: Data, tmp_path: Path) -> None:
-    cells: dict[str, Any] = {"batch_sizes": [100], "rates": [0.1], "progress": False}
+def test_torn_histories_are_named_and_kept(digits: Data, tmp_path: Path) -> None:
     sgd.baseline(tmp_path, "one_conv", digits, QUICK, 1)
-    sgd.grid(tmp_path / "grid.csv", "one_conv", digits, QUICK, **cells)
-    for name in ("0.csv", "grid.csv"):
-        whole = (tmp_path / name).read_text()
-        for torn in (whole[:-200], ""):
-            (tmp_path / name).write_text(torn)
-            with pytest.raises(ValueError, match=rf"{name} is (torn|not)"):
-                sgd.grid(tmp_path / "grid.csv", "one_conv", digits, QUICK, **cells)
-                sgd.baseline(tmp_path, "one_conv", digits, QUICK, 1)
-            assert (tmp_path / name).read_text() == torn
-        (tmp_path / name).write_text(whole)
+    history = tmp_path / "0.csv"
+    whole = history.read_text()
+    for torn in (whole[:-200], ""):
+        history.write_text(torn)
+        with pytest.raises(ValueError, match=r"0.csv is (torn|not)"):
+            sgd.baseline(tmp_path, "one_conv", digits, QUICK, 1)
+        assert history.read_text() == torn
 
 
 def test_a_grid_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     what = "--epochs 1 --warmup 0 --target 0.1 --grid-batch-sizes 100,400 --rate 0.2 --val-size 200 --threads 1"
     sgd.main([str(tmp_path), *what.split()])
-    table = pandas.read_csv(tmp_path / "grid.csv")
-    assert list(zip(table.batch_size, table.rate, table.images, strict=True)) == [(100, 0.2, 1237), (400, 0.2, 1237)]
-    assert f"{table.test_accuracy[0]:.6f}" in capsys.readouterr().out
+    ends = [History.load(tmp_path / f"batch_{size}_rate_0.2" / "0.csv").last for size in (100, 400)]
+    said = capsys.readouterr().out
+    assert all(f"{row.test_accuracy:.6f}" in said for row in ends)
     with pytest.raises(SystemExit):
         sgd.main([str(tmp_path), "--grid-rates", "0.1, fast"])
     assert "grid_rates must be numbers separated by commas, not '0.1, fast'" in capsys.readouterr().err
-
-
-def test_a_grid_leaves_a_foreign_table_alone(digits: Data, tmp_path: Path) -> None:
-    path = tmp_path / "grid.csv"
-    path.write_text("batch_size,rate\n100,0.1\n")
-    with pytest.raises(ValueError, match=r"grid.csv is not the table of a grid search"):
-        sgd.grid(path, "one_conv", digits, QUICK, batch_sizes=[100], rates=[0.1], progress=False)
-    assert path.read_text() == "batch_size,rate\n100,0.1\n"
 
 
 def test_the_baseline_is_not_repeated_and_not_confused(digits: Data, tmp_path: Path) -> None:

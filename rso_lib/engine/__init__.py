@@ -26,7 +26,6 @@ from ..models import Head, Net
 from ..rules import Rule, Scores
 from ..settings import RSO
 from . import memory, replay
-from .block import moved
 from .head import HeadScorer
 from .layers import CHUNK, forward, stages
 from .module import JointMove, JointScorer, ModuleScorer
@@ -44,7 +43,6 @@ __all__ = [
     "Visits",
     "evaluator",
     "memory",
-    "moved",
     "owners",
     "plan",
     "scorer_of",

@@ -17,7 +17,7 @@ statistics of `models.calibrate`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TypeVar
 
@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..algorithm import Batches, Loss, losses_of
-from ..models import Flow, Net
+from ..discrete import Grid, candidates, moved
+from ..models import Flow, Net, grids
 from ..rules import Scores
 from ..settings import RSO
 from . import kernels
@@ -141,16 +142,10 @@ def most_at_once(device: torch.device) -> int:
     return AT_ONCE_ON_A_CPU if device.type == "cpu" else AT_ONCE
 
 
-def moved(w: Tensor, deltas: Tensor, multiples: Tensor) -> Tensor:
-    """Return w + m·Δ; where m is 0, w to the last bit."""
-    multiples = multiples.to(w.dtype)
-    return torch.where(multiples == 0, w, w + multiples * deltas)
-
-
-def write(w: Weights, moves: Moves, choices: Tensor) -> None:
+def write(w: Weights, moves: Moves, choices: Tensor, on_grid: Mapping[str, Grid]) -> None:
     """Move weights of a layer by multiples [n] of their Δ, in place."""
     weight = w[moves.tensor].view(-1)
-    weight[moves.at] = moved(weight[moves.at], moves.deltas, choices)
+    weight[moves.at] = moved(weight[moves.at], moves.deltas, choices, on_grid.get(moves.tensor))
 
 
 class BlockScorer:
@@ -165,7 +160,7 @@ class BlockScorer:
 
     def __init__(self, net: Net, position: int, batches: Batches, settings: RSO, loss: Loss):
         self.block, after = net.blocks[position], net.layers[position + 1 :]
-        self.w = weights_of(self.block)
+        self.w, self.grids = weights_of(self.block), grids(self.block)
         self.next, *_ = self.stages = stages(after)
         self.joined = (  # the next block, where it closes the skip that this one opens
             self.next if self.block.opens and isinstance(self.next, BlockStage) and self.next.block.closes else None
@@ -206,12 +201,12 @@ class BlockScorer:
 
     def commit(self, moves: Moves, choices: Tensor) -> None:
         """Move each weight by a multiple [n] of its Δ."""
-        write(self.w, moves, choices)
+        write(self.w, moves, choices, self.grids)
 
     def variants(self, moves: Moves) -> Tensor:
         """Return the candidates of each weight but w itself: [n, K − 1]."""
         w = self.w[moves.tensor].view(-1)[moves.at]
-        return w[:, None] + moves.deltas[:, None] * self.multiples[1:].to(w.dtype)
+        return candidates(w[:, None], moves.deltas[:, None], self.multiples[1:], self.grids.get(moves.tensor))
 
     def forget(self) -> None:
         """Drop what is cached for the batches, but for their input."""
@@ -293,7 +288,7 @@ class BlockScorer:
         z = self.linear(batch, w, rows, like)
         norm = fused_norm(self.block) if isinstance(self.next, BlockStage) and not self.block.opens else None
         if norm and z.moments is not None and (compiled := kernels.for_tensor(z.z)):
-            fused = w["norm.weight"], w["norm.bias"], norm.eps, self.block.relu
+            fused = w["norm.weight"], w["norm.bias"], norm.eps, self.block.activation
             return Flow(compiled.norm_changes(z, *fused, pairs))
         normed = normalise(self.block, w, z)
         x, skip = self.next.enter(self.block.activate(normed)), self.block.passes(normed, None)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..algorithm import Batches, Loss, cross_entropies, losses_of
-from ..models import Net
+from ..discrete import moved
+from ..models import Net, grids
 from ..rules import Scores
 from ..settings import RSO
 from .block import OnDemand, cached_input, write
@@ -49,7 +50,7 @@ class HeadScorer:
     strategy, steps_at_once = "sequential", 1
 
     def __init__(self, net: Net, position: int, batches: Batches, settings: RSO, loss: Loss):
-        self.w = weights_of(net.head)
+        self.w, self.grids = weights_of(net.head), grids(net.head)
         cut = HeadStage(net.head)
         images, before = batches.slices(batches.images), stages(net.blocks, calibrated=True)
         features = lambda x: cut.enter(x).flatten(1)  # noqa: E731
@@ -76,8 +77,7 @@ class HeadScorer:
         self.columns.append(column)
         self.refresh(batch, row, matrix, x)
         weight = matrix[row, column]
-        candidates = weight + self.multiples.to(weight.dtype) * moves.deltas[0]
-        candidates[0] = weight
+        candidates = moved(weight, moves.deltas, self.multiples, self.grids.get(moves.tensor))
         z = torch.addcmul(self.logits[batch][row], (candidates - weight)[:, None], x[column])
         images = self.losses(batch, row, z)
         return Scores(images.mean(1)[None], images[None], self.multiples, moves.deltas)
@@ -92,7 +92,7 @@ class HeadScorer:
 
     def commit(self, moves: Moves, choices: Tensor) -> None:
         """Move the weight by a multiple [1] of its Δ."""
-        write(self.w, moves, choices)
+        write(self.w, moves, choices, self.grids)
 
     def refresh(self, batch: int, row: int, matrix: Tensor, x: Tensor) -> None:
         """Bring the logits of a batch up to date with the matrix, for a visit of a class."""

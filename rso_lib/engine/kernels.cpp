@@ -1,13 +1,14 @@
 // The inner loops of a step on a CPU.
 //
 //   rows_conv     some output channels of a convolution, over all taps or some, from planes (+ base)
-//   norm_changes  batch norm and ReLU of such channels, and the difference of some pairs of them
+//   norm_changes  batch norm and activation of such channels, and the difference of some pairs of them
 //
 // and for images in channels-last layout and batch norm's blocks:
 //
 //   add_channels  base + the convolution of some input channels
-//   norm_conv     batch norm with the statistics that follow from given moments, ReLU, and the next block's convolution
-//   norm_max      the same batch norm and ReLU, and each channel's maximum over the picture
+//   norm_conv     batch norm with the statistics that follow from given moments, activation, and the next block's
+//                 convolution
+//   norm_max      the same batch norm and activation, and each channel's maximum over the picture
 //   moments       the per-channel sum and sum of squares, which batch norm needs
 //
 // the last three for several groups of images, one after the other, each with its own moments.
@@ -245,39 +246,53 @@ void add_channels(const T* base, const T* planes, const T* kernels, T* out, doub
     });
 }
 
-// Batch norm of one channel, with the statistics that follow from its sum and sum of squares, and ReLU.
-template <class T> struct Affine {
-    T a, b, least;
+enum Activation { NONE, RELU, SIGN, STEP };
 
-    Affine(double sum, double squares, double count, T scale, T shift, double eps, bool relu)
-        : least(relu ? T(0) : -std::numeric_limits<T>::infinity()) {
+// An activation: `top` from `rise` on, `bottom` below `fall`, else the value itself. NaN stays NaN.
+template <class T> struct Bounds {
+    static constexpr T INF = std::numeric_limits<T>::infinity();
+    T rise, top, fall, bottom;
+
+    Bounds(Activation f)
+        : rise(f == SIGN || f == STEP ? T(0) : INF), top(f == SIGN || f == STEP ? T(1) : INF),
+          fall(f == NONE ? -INF : T(0)), bottom(f == NONE ? -INF : f == SIGN ? T(-1) : T(0)) {}
+};
+
+// Batch norm of one channel, with the statistics that follow from its sum and sum of squares, and the activation.
+template <class T> struct Affine {
+    T a, b;
+    Bounds<T> to;
+
+    Affine(double sum, double squares, double count, T scale, T shift, double eps, Activation f) : to(f) {
         const double mean = sum / count, variance = std::max(squares / count - mean * mean, 0.0);
         a = scale / std::sqrt(variance + eps);
         b = shift - mean * a;
     }
 
     T operator()(T z) const {
-        const T value = a * z + b;
-        return value < least ? least : value;  // NaN stays NaN
+        const T value = a * z + b, high = value >= to.rise ? to.top : value;
+        return value < to.fall ? to.bottom : high;
     }
 };
 
 // The same for all channels of a pixel.
 template <class T, int C> struct Norm {
-    Vec<T> a[C / LANES<T>], b[C / LANES<T>], least;
+    Vec<T> a[C / LANES<T>], b[C / LANES<T>], rise, top, fall, bottom;
 
-    Norm(const double* moments, double count, const T* scale, const T* shift, double eps, bool relu) {
+    Norm(const double* moments, double count, const T* scale, const T* shift, double eps, Activation f) {
+        const Bounds<T> to(f);
+        rise = Vec<T>{} + to.rise, top = Vec<T>{} + to.top, fall = Vec<T>{} + to.fall, bottom = Vec<T>{} + to.bottom;
         for (int c = 0; c < C; c++) {
-            const Affine<T> norm(moments[c], moments[C + c], count, scale[c], shift[c], eps, relu);
+            const Affine<T> norm(moments[c], moments[C + c], count, scale[c], shift[c], eps, f);
             a[c / LANES<T>][c % LANES<T>] = norm.a;
             b[c / LANES<T>][c % LANES<T>] = norm.b;
-            least = Vec<T>{} + norm.least;
         }
     }
 
     Vec<T> of(int v, const T* z) const {
         const Vec<T> value = a[v] * *(const Vec<T>*)(z + v * LANES<T>) + b[v];
-        return value < least ? least : value;
+        const Vec<T> high = value >= rise ? top : value;
+        return value < fall ? bottom : high;
     }
 
     void operator()(const T* z, int pixels, T* out) const {
@@ -287,13 +302,13 @@ template <class T, int C> struct Norm {
 };
 
 template <class T, int CI, int CO, int S>
-void norm_conv(const T* z, const double* in, double count, const T* scale, const T* shift, double eps, bool relu,
+void norm_conv(const T* z, const double* in, double count, const T* scale, const T* shift, double eps, Activation f,
                const T* kernel, const T* base, T* out, double* moments, int groups, Shape shape, int threads) {
     const int row = shape.width * CI;
     const int64_t inputs = int64_t(shape.height) * row;
     const int64_t outputs = int64_t(shape.images) * (shape.height / S) * (shape.width / S) * CO;
     for (int g = 0; g < groups; g++, z += shape.images * inputs, out += outputs) {
-        const Norm<T, CI> norm(in + g * 2 * CI, count, scale, shift, eps, relu);
+        const Norm<T, CI> norm(in + g * 2 * CI, count, scale, shift, eps, f);
         convolve_all<T, CI, CO, S>(1, shape, z, inputs, kernel, base ? base + g * outputs : nullptr, out,
                                    moments + g * 2 * CO, threads, [=](int n, int, int y, T* to) {
             norm(z + n * inputs + y * row, shape.width, to);
@@ -302,11 +317,11 @@ void norm_conv(const T* z, const double* in, double count, const T* scale, const
 }
 
 template <class T, int C>
-void norm_max(const T* z, const double* in, double count, const T* scale, const T* shift, double eps, bool relu, T* out,
+void norm_max(const T* z, const double* in, double count, const T* scale, const T* shift, double eps, Activation f, T* out,
               int groups, Shape shape, int threads) {
     const int64_t size = int64_t(shape.height) * shape.width * C;
     for (int g = 0; g < groups; g++, z += shape.images * size, out += shape.images * C) {
-        const Norm<T, C> norm(in + g * 2 * C, count, scale, shift, eps, relu);
+        const Norm<T, C> norm(in + g * 2 * C, count, scale, shift, eps, f);
 #pragma omp parallel for num_threads(threads)
         for (int n = 0; n < shape.images; n++)
             for (int v = 0; v < C / LANES<T>; v++) {
@@ -431,12 +446,13 @@ void convolve_rows(const Rows& rows, const T* x, int64_t size, const T* weights,
     });
 }
 
-// z [N, rows, plane] to out [pairs, N, plane]: batch norm and ReLU of the second row of each pair, less that of the first.
+// z [N, rows, plane] to out [pairs, N, plane]: batch norm and activation of the second row of each pair, less those of
+// the first.
 template <class T>
-void norm_changes(const T* z, const double* moments, double count, const T* scale, const T* shift, double eps, bool relu,
+void norm_changes(const T* z, const double* moments, double count, const T* scale, const T* shift, double eps, Activation f,
                   const int64_t* pairs, T* out, int changes, int images, int rows, int plane, int threads) {
     std::vector<Affine<T>> norms;
-    for (int r = 0; r < rows; r++) norms.emplace_back(moments[r], moments[rows + r], count, scale[r], shift[r], eps, relu);
+    for (int r = 0; r < rows; r++) norms.emplace_back(moments[r], moments[rows + r], count, scale[r], shift[r], eps, f);
 #pragma omp parallel for num_threads(threads)
     for (int n = 0; n < images; n++)
         for (int k = 0; k < changes; k++) {
@@ -469,9 +485,9 @@ void norm_changes(const T* z, const double* moments, double count, const T* scal
         return 1; \
     } \
     extern "C" int norm_changes_##NAME(const T* z, const double* moments, double count, const T* scale, const T* shift, \
-                                       double eps, int relu, const int64_t* pairs, T* out, int changes, int images, int rows, \
+                                       double eps, int f, const int64_t* pairs, T* out, int changes, int images, int rows, \
                                        int plane, int threads) { \
-        norm_changes<T>(z, moments, count, scale, shift, eps, relu, pairs, out, changes, images, rows, plane, threads); \
+        norm_changes<T>(z, moments, count, scale, shift, eps, Activation(f), pairs, out, changes, images, rows, plane, threads); \
         return 1; \
     } \
     extern "C" int add_channels_##NAME(const T* base, const T* planes, const T* kernels, T* out, double* moments, \
@@ -482,20 +498,20 @@ void norm_changes(const T* z, const double* moments, double count, const T* scal
         return 0; \
     } \
     extern "C" int norm_conv_##NAME(const T* z, const double* in, double count, const T* scale, const T* shift, \
-                                    double eps, int relu, const T* kernel, const T* base, T* out, double* moments, int groups, \
+                                    double eps, int f, const T* kernel, const T* base, T* out, double* moments, int groups, \
                                     int images, int height, int width, int ci, int co, int stride, int threads) { \
         const Shape shape{images, height, width}; \
-        if (ci == 16 && co == 16) { STRIDES((norm_conv<T, 16, 16, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, groups, shape, threads))) } \
-        if (ci == 16 && co == 32) { STRIDES((norm_conv<T, 16, 32, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, groups, shape, threads))) } \
-        if (ci == 32 && co == 32) { STRIDES((norm_conv<T, 32, 32, S>(z, in, count, scale, shift, eps, relu, kernel, base, out, moments, groups, shape, threads))) } \
+        if (ci == 16 && co == 16) { STRIDES((norm_conv<T, 16, 16, S>(z, in, count, scale, shift, eps, Activation(f), kernel, base, out, moments, groups, shape, threads))) } \
+        if (ci == 16 && co == 32) { STRIDES((norm_conv<T, 16, 32, S>(z, in, count, scale, shift, eps, Activation(f), kernel, base, out, moments, groups, shape, threads))) } \
+        if (ci == 32 && co == 32) { STRIDES((norm_conv<T, 32, 32, S>(z, in, count, scale, shift, eps, Activation(f), kernel, base, out, moments, groups, shape, threads))) } \
         return 0; \
     } \
     extern "C" int norm_max_##NAME(const T* z, const double* in, double count, const T* scale, const T* shift, double eps, \
-                                   int relu, T* out, int groups, int images, int height, int width, int channels, int threads) { \
+                                   int f, T* out, int groups, int images, int height, int width, int channels, int threads) { \
         const Shape shape{images, height, width}; \
         if (height * width == 0) return 0; \
-        if (channels == 16) { norm_max<T, 16>(z, in, count, scale, shift, eps, relu, out, groups, shape, threads); return 1; } \
-        if (channels == 32) { norm_max<T, 32>(z, in, count, scale, shift, eps, relu, out, groups, shape, threads); return 1; } \
+        if (channels == 16) { norm_max<T, 16>(z, in, count, scale, shift, eps, Activation(f), out, groups, shape, threads); return 1; } \
+        if (channels == 32) { norm_max<T, 32>(z, in, count, scale, shift, eps, Activation(f), out, groups, shape, threads); return 1; } \
         return 0; \
     }
 

@@ -23,6 +23,8 @@ from torch import Tensor
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 CHANNELS = (16, 32)
+CODES = {None: 0, "relu": 1, "sign": 2, "step": 3}
+"""The numbers of the activations in kernels.cpp."""
 
 
 class Preactivation:
@@ -90,10 +92,10 @@ class Kernels:
         scale: Tensor,
         shift: Tensor,
         eps: float,
-        relu: bool,
+        activation: str | None,
         pairs: Sequence[tuple[int, int]],
     ) -> Tensor:
-        """Batch norm and ReLU of rows: of the second of each pair, less that of the first. [pairs, N, 1, H, W].
+        """Batch norm and activation of rows: of the second of each pair, less that of the first. [pairs, N, 1, H, W].
 
         z      [N, rows, H, W], contiguous, with its moments; batch norm takes its statistics from these
         scale  of batch norm: [rows], as its shift
@@ -103,7 +105,7 @@ class Kernels:
         out = torch.empty((len(pairs), images, 1, height, width), dtype=z.z.dtype)
         self._call(
             "norm_changes",
-            *(z.z, z.moments, z.count, scale, shift, eps, relu, torch.tensor(pairs), out),
+            *(z.z, z.moments, z.count, scale, shift, eps, CODES[activation], torch.tensor(pairs), out),
             *(len(pairs), images, rows, height * width),
         )
         return out
@@ -132,12 +134,12 @@ class Kernels:
         scale: Tensor,
         shift: Tensor,
         eps: float,
-        relu: bool,
+        activation: str | None,
         taps: Tensor,
         stride: int,
         base: Tensor | None,
     ) -> Preactivation:
-        """Batch norm with the statistics that follow from before.moments, ReLU, 3×3 convolution (+ base).
+        """Batch norm with the statistics that follow from before.moments, activation, 3×3 convolution (+ base).
 
         scale   of batch norm: [CI], as its shift
         taps    [3, 3, CI, CO]
@@ -152,19 +154,21 @@ class Kernels:
         moments = torch.empty(groups, 2, outputs, dtype=torch.float64)
         self._call(
             "norm_conv",
-            *(z, self._moments(before), before.count, scale, shift, eps, relu, taps, base, out, moments),
+            *(z, self._moments(before), before.count, scale, shift, eps, CODES[activation], taps, base, out, moments),
             *(groups, images // groups, height, width, inputs, outputs, stride),
         )
         return Preactivation(out, moments, groups)
 
-    def norm_max(self, before: Preactivation, scale: Tensor, shift: Tensor, eps: float, relu: bool) -> Tensor:
-        """Batch norm and ReLU as in `norm_conv`, and each channel's maximum over the picture: [groups × N, C]."""
+    def norm_max(
+        self, before: Preactivation, scale: Tensor, shift: Tensor, eps: float, activation: str | None
+    ) -> Tensor:
+        """Batch norm and activation as in `norm_conv`, and each channel's maximum over the picture: [groups × N, C]."""
         z, groups = before.z, before.groups
         images, channels, height, width = z.shape
         out = torch.empty((images, channels), dtype=z.dtype)
         self._call(
             "norm_max",
-            *(z, self._moments(before), before.count, scale, shift, eps, relu, out),
+            *(z, self._moments(before), before.count, scale, shift, eps, CODES[activation], out),
             *(groups, images // groups, height, width, channels),
         )
         return out

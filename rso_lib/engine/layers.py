@@ -221,7 +221,7 @@ def advance(cut: BlockStage, following: Stage, z: Preactivation, skip: Tensor | 
     norm, compiled = fused_norm(cut.block), compiled_between(z.z, following)
     if norm and compiled:
         z = calibrated(cut.w, z.z) if "norm.running_mean" in cut.w else z
-        fused = cut.w["norm.weight"], cut.w["norm.bias"], norm.eps, cut.block.relu
+        fused = cut.w["norm.weight"], cut.w["norm.bias"], norm.eps, cut.block.activation
         if isinstance(following, HeadStage):
             return Preactivation(following.responses(compiled.norm_max(z, *fused), z.groups), groups=z.groups), None
         open_skip = cut.block.passes(normalise(cut.block, cut.w, z) if cut.block.opens else z.z, skip)
@@ -247,7 +247,7 @@ def calibrated(w: Weights, z: Tensor) -> Preactivation:
 
 
 def fused_norm(block: Block) -> nn.BatchNorm2d | None:
-    """Return the block's batch norm, if nothing but that and ReLU stands between its linear map and the next."""
+    """Return the block's batch norm, if only that and an activation stand between its linear map and the next."""
     return block.norm if block.pool is None or folds(block) else None
 
 

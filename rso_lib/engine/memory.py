@@ -89,7 +89,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     settings.cache is "input" or settings.strategy "layer", also the next layer's response and the skip that the layer
     opens, and in the sequential strategy what one row of the layer gives, or all rows where settings.order comes back
     to them. Per image of a batch: `NORMED` or `PLAIN` tensors of the largest activation, times the candidates that go
-    through the net together, and one more for an input in half precision.
+    through the net together, and one more for an input in half precision, two where a step is joint.
     Raises ValueError for a net that the engine does not know.
     """
     if reason := unlike(net):
@@ -121,7 +121,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
     if settings.strategy == "sequential" and not jointly and replay.covers(image.device, settings.cache):
         temporaries *= 2  # graphs have memory of their own
     values = settings.batch_size * largest
-    values = half * values + temporaries * together(values, net, data, settings)
+    values = half * (1 + jointly) * values + temporaries * together(values, net, data, settings)
     return len(data.train) * per_image + values * image.element_size()
 
 

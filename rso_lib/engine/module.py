@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithm import Batches, Loss
-from ..models import Net, buffers_kept, mode
+from ..discrete import Grid, moved
+from ..models import Net, buffers_kept, grids, mode
 from ..proposals import noise
 from ..rules import Scores
 from ..settings import RSO
-from .block import OnDemand, cached_input, moved
+from .block import OnDemand, cached_input
 from .kernels import Preactivation
 from .layers import channels_last, outputs, stages
 from .plans import Moves
@@ -51,20 +52,20 @@ class ModuleScorer:
     def __init__(self, net: nn.Module, batches: Batches, settings: RSO, loss: Loss, key: Sequence[int] = (0,)):
         self.net, self.loss, self.key = net, loss, key
         self.x, self.labels = batches.slices(batches.images), batches.slices(batches.labels)
-        self.multiples = settings.multiples(batches.images.device)
+        self.multiples, self.grids = settings.multiples(batches.images.device), grids(net)
 
     def begin(self) -> None:
         """Start a sweep: nothing is cached from step to step."""
 
     def score(self, move: Moves | JointMove) -> Scores:
         """Return the losses of the candidates of one step. The weights stay as they are, also where that fails."""
-        before = [(weight, weight.clone()) for weight, _ in self.direction(move)]
+        before = [(weight, weight.clone()) for weight, *_ in self.direction(move)]
         images = []
         try:
             with self.same_net(move.turn) as rewind:
                 for multiple in self.multiples:
-                    for (weight, delta), (_, old) in zip(self.direction(move), before, strict=True):
-                        weight.copy_(moved(old, delta, multiple))
+                    for (weight, delta, grid), (_, old) in zip(self.direction(move), before, strict=True):
+                        weight.copy_(moved(old, delta, multiple, grid))
                     rewind()
                     images.append(self.losses(move.batch))
         finally:
@@ -82,17 +83,18 @@ class ModuleScorer:
 
     def commit(self, move: Moves | JointMove, choices: Tensor) -> None:
         """Move all weights of the step by the same multiple [1] of their Δ."""
-        for weight, delta in self.direction(move):
-            weight.copy_(moved(weight, delta, choices[0]))
+        for weight, delta, grid in self.direction(move):
+            weight.copy_(moved(weight, delta, choices[0], grid))
 
-    def direction(self, move: Moves | JointMove) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the weights that a step moves, as views, and their Δ."""
+    def direction(self, move: Moves | JointMove) -> Iterator[tuple[Tensor, Tensor, Grid | None]]:
+        """Yield the weights that a step moves, as views, their Δ, and their grid if they lie on one."""
         if isinstance(move, JointMove):
             for name, delta in zip(move.tensors, move.deltas, strict=True):
-                yield self.net.get_parameter(name).detach(), delta
+                yield self.net.get_parameter(name).detach(), delta, self.grids.get(name)
         else:
             [index] = move.indices
-            yield self.parameter(move.tensor).view(-1)[index : index + 1], move.deltas
+            weight = self.parameter(move.tensor).view(-1)[index : index + 1]
+            yield weight, move.deltas, self.grids.get(move.tensor)
 
     def parameter(self, tensor: str) -> Tensor:
         return self.net.get_parameter(tensor).detach()

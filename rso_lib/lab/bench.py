@@ -1,6 +1,7 @@
 """How long a step takes: plain, with the paper's cache, and in the engine, measured in turn in one process.
 
-    python -m rso_lib bench [--net mnist_net] [--batch 1000] [--slices N] [--device cpu] [--json FILE]
+    python -m rso_lib bench [--net mnist_net] [--net-options NAME=VALUE,...] [--batch 1000] [--slices N] [--device cpu]
+                            [--json FILE]
 
 plain    three forward passes of the whole net, channels_last, no gradients
 cached   three forward passes from the searched layer on (section 4.7)
@@ -40,11 +41,12 @@ from ..engine.block import cached_input
 from ..engine.head import HeadScorer
 from ..engine.layers import channels_last, folds, stages
 from ..engine.sequential import SequentialScorer
-from ..models import Flow, Head, Net, calibrate
+from ..models import Flow, Head, Net, calibrate, grids
 from ..proposals import sigma
 from ..rules import argmin
 from ..run import cli as command
 from ..run.files import replacing
+from ..run.nets import NETS, read_options
 from ..settings import PRECISIONS, RSO, arithmetic, check_choice, check_whole
 
 SHAPES = {"one_conv": (1, 28, 28), "two_conv": (1, 28, 28), "mnist_net": (1, 28, 28)}
@@ -53,11 +55,14 @@ IMAGES = {1: 60000, 3: 50000}
 """Training images of MNIST and of CIFAR-10, by channels."""
 
 
-def build(name: str) -> tuple[Net, tuple[int, int, int]]:
-    """A net by its name on the command line, and the shape of its images."""
-    if name in CIFAR:
-        return models.cifar_net(CIFAR[name]), (3, 32, 32)
-    return getattr(models, name)(), SHAPES[name]
+def build(name: str, options: str = "") -> tuple[Net, tuple[int, int, int]]:
+    """A net by its name and options on the command line, and the shape of its images."""
+    net, fixed = ("cifar_net", {"depth": CIFAR[name]}) if name in CIFAR else (name, {})
+    given = read_options(net, options) if options else {}
+    if fixed.keys() & given:
+        raise ValueError(f"net_options must not have depth, which {name} says, but it is {options!r}")
+    shape = SHAPES.get(name, (3, 32, 32))
+    return NETS[net](shape=shape, classes=10, seed=0, **fixed, **given), shape
 
 
 # Operations: a multiplication and an addition are two.
@@ -169,7 +174,8 @@ def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int
     """Time the steps of the layer at a position, the three methods in turn, on all slices or a sample of them."""
     device, layer = batches.images.device, net.layers[position]
     name, largest = max(layer.named_parameters(), key=lambda pair: pair[1].numel())
-    weight, delta = largest.detach(), torch.tensor(0.01 * sigma(largest), device=device)
+    grid = grids(layer).get(name)
+    weight, delta = largest.detach(), torch.tensor(grid.spacing if grid else 0.01 * sigma(largest), device=device)
     slices = len(batches.labels) // batches.size
     tried = min(sample or slices, slices)
     images = len(batches.labels) if tried == slices else tried * batches.size
@@ -315,9 +321,10 @@ def bench(
     images: int | None = None,
     repeats: int = 5,
     sample: int | None = None,
+    net_options: str = "",
 ) -> dict:
     """Measure a net, on all slices or a sample of them; returns what the JSON file holds."""
-    net, shape = build(net_name)
+    net, shape = build(net_name, net_options)
     memory.keep_freed()
     count = images or IMAGES[shape[0]]
     rng = torch.Generator().manual_seed(0)
@@ -330,10 +337,11 @@ def bench(
     positions = tqdm(range(len(net)), unit="layer")
     timings = [measure(net, position, batches, repeats, sample) for position in positions]
     beside = beside_load(net, timings, batches, repeats, sample) if device.type == "cpu" else None
-    counts = operations(build(net_name)[0], shape)
+    counts = operations(build(net_name, net_options)[0], shape)
     steps = [operations_per_step(counts, position, batch) for position in range(len(net))]
     cycle = summary(timings, steps, rate)
-    print(f"{net_name}, batch {batch}, {count:,} images; {machine(device)}; matrix product {rate / 1e9:.0f} GFLOP/s")
+    named = f"{net_name} with {net_options}" if net_options else net_name
+    print(f"{named}, batch {batch}, {count:,} images; {machine(device)}; matrix product {rate / 1e9:.0f} GFLOP/s")
     print("Milliseconds per step; a cycle is extrapolated from the measured steps of every layer.\n")
     print("\n".join(table(timings, steps, rate, cycle)))
     if beside:
@@ -344,6 +352,7 @@ def bench(
     print(f"peak memory {memory.peak(device) / 1e9:.1f} GB")
     return {
         "net": net_name,
+        "net_options": net_options,
         "batch": batch,
         "images": count,
         "slices": min(sample or count // batch, count // batch),
@@ -362,6 +371,8 @@ class Options:
 
     net: str = field(default="mnist_net", metadata={"more": ", ".join([*SHAPES, *CIFAR])})
     """one of these:"""
+    net_options: str = ""
+    """of the net, such as activation=sign,levels=3"""
     batch: int = 1000
     """images in a batch"""
     images: int | None = None
@@ -390,7 +401,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command.ending("bench"):
         device, file = _checked(options)
         with arithmetic(options.precision):
-            result = bench(options.net, options.batch, device, options.images, options.repeats, options.slices)
+            size = options.images, options.repeats, options.slices
+            result = bench(options.net, options.batch, device, *size, options.net_options)
         result["precision"] = options.precision
         if file:
             with replacing(file) as part:
@@ -404,7 +416,8 @@ def _checked(options: Options) -> tuple[torch.device, Path | None]:
     for name in ("batch", "images", "slices", "repeats"):
         if (value := getattr(options, name)) is not None:
             check_whole(name, value, least=1)
-    check_whole("images", options.images or IMAGES[build(options.net)[1][0]], least=options.batch)
+    _, (channels, *_) = build(options.net, options.net_options)
+    check_whole("images", options.images or IMAGES[channels], least=options.batch)
     if options.threads is not None:
         command.set_threads(options.threads)
     try:

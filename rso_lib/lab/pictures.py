@@ -127,7 +127,8 @@ def plot_kept_shares(history: History) -> Picture:
     """
     cycles = history.cycles.frame()
     last = history.last
-    picture = Picture(figsize=(9, 3.6), layout="constrained")
+    names = list(dict.fromkeys(row.layer for row in history.rows if not row.is_cycle))
+    picture = Picture(figsize=(9, max(3.6, 1 + 0.24 * len(names))), layout="constrained")
     left, right = picture.subplots(1, 2)
     bottom = 0 * cycles.steps
     for column, (label, colour) in CANDIDATES.items():
@@ -140,7 +141,7 @@ def plot_kept_shares(history: History) -> Picture:
 
     sweeps = History([row for row in history.rows if not row.is_cycle and row.cycle <= last.cycle]).frame()
     table = sweeps.assign(share=sweeps.kept / sweeps.steps).pivot(index="layer", columns="cycle", values="share")
-    table = table.loc[list(dict.fromkeys(sweeps.layer))]
+    table = table.loc[names]
     shown = right.imshow(100 * table, aspect="auto", vmin=0, extent=(0.5, last.cycle + 0.5, len(table) - 0.5, -0.5))
     right.set(xlabel="cycle", yticks=range(len(table)), yticklabels=table.index)
     right.grid(False)

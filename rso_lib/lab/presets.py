@@ -4,8 +4,7 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from itertools import product
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,15 +13,10 @@ from ..data import Data, home
 from ..run import sgd
 from ..run.folder import build
 from ..run.presets import PRESETS, choose
-from ..settings import RSO, numbers
+from ..settings import RSO
 from ..train import check as check_run
 
 Sizes = dict[str, Any]
-
-
-def _grid(batch_sizes: str, rates: str, epochs: int, target: float) -> Sizes:
-    """Return the sizes of a grid search for SGD's settings."""
-    return {"grid_batch_sizes": batch_sizes, "grid_rates": rates, "grid_epochs": epochs, "grid_target": target}
 
 
 _MNIST = {"first_batch": None, "schedule": "linear", "seeds": 1, "rate": 0.5}
@@ -30,7 +24,6 @@ MNIST = {
     "smoke": {
         **_MNIST,
         **PRESETS["smoke"],
-        **_grid("32, 128", "0.01, 0.05, 0.2", epochs=10, target=0.9),
         "order": "both",
         "seeds": 2,
         "epochs": 20,
@@ -39,18 +32,16 @@ MNIST = {
     "laptop": {
         **_MNIST,
         **PRESETS["laptop"],
-        **_grid("128, 1000, 5000", "0.02, 0.1, 0.5", epochs=8, target=0.98),
         "epochs": 20,
     },
     "paper": {
         **_MNIST,
         **PRESETS["paper"],
-        **_grid("100, 1000, 5000, 20000", "0.01, 0.1, 0.5, 2.0, 5.0", epochs=50, target=0.9912),
         "order": "both",
         "epochs": 50,
     },
 }
-"""`epochs` and `rate` are those of SGD (sections 4.4 and 4.5), `grid_…` those of the search for them."""
+"""`epochs` and `rate` are those of SGD (section 4.5)."""
 
 LEVELS = {
     "smoke": {**PRESETS["smoke"], "batch_size": 256, "seeds": 1, "tries": 30, "epochs": 30},
@@ -79,7 +70,6 @@ _CIFAR = {"weight_decay": 1e-4, "val_size": None, "seeds": 1, "sgd_batch_size": 
 CIFAR = {
     "smoke": {
         **_CIFAR,
-        **_grid("32, 128", "0.02, 0.1", epochs=2, target=0.9),
         "dataset": "digits",
         "depths": "3",
         "cycles": 1,
@@ -88,7 +78,6 @@ CIFAR = {
     },
     "laptop": {
         **_CIFAR,
-        **_grid("128, 1000", "0.02, 0.1, 0.5", epochs=2, target=0.4),
         "dataset": "cifar10",
         "depths": "3, 5, 10",
         "cycles": 2,
@@ -98,7 +87,6 @@ CIFAR = {
     },
     "paper": {
         **_CIFAR,
-        **_grid("100, 1000, 3000, 20000", "0.01, 0.1, 1.0, 4.0, 5.0", epochs=100, target=0.818),
         "dataset": "cifar10",
         "depths": "3, 5, 10",
         "cycles": 500,
@@ -135,10 +123,6 @@ def check_sizes(asked: SimpleNamespace, data: Data) -> None:
     check_run(build(asked.net, data.shape, len(data.classes), seed=0), data, RSO(**known))
     if "rate" in values:
         sgd.SGD(epochs=asked.epochs, rate=asked.rate, warmup=0)
-        trial = sgd.SGD(epochs=asked.grid_epochs, warmup=0, target=asked.grid_target)
-        sizes = numbers("grid_batch_sizes", asked.grid_batch_sizes)
-        for size, rate in product(sizes, numbers("grid_rates", asked.grid_rates, float)):
-            sgd.check(data, replace(trial, batch_size=size, rate=rate))
 
 
 def make_folder(out: str, notebook: str, preset: str) -> Path:

@@ -1,20 +1,23 @@
-"""Draw figures/NAME.png from figures/NAME.csv, for every CSV there: `python -m rso_lib figures`, or `redraw`."""
+"""Draw figures/ and write the pages from results/, without training: `python -m rso_lib figures`, or `redraw`."""
 
 import csv
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import pandas
+import nbformat
+from matplotlib.colors import CenteredNorm
+from matplotlib.ticker import EngFormatter
 
 from ..data import home
 from ..history import COLUMNS, NEEDED, History, read
 from ..run import cli as command
-from .figure import Picture, new_picture, set_whole_ticks, style
-from .pictures import plot_curves
+from ..run.folder import build
+from .figure import BLACK, Picture, new_picture, style
+from .pictures import COSTS, lay_out_weights, plot_kept_shares
+from .results import FIGURES, RESULTS, Result, experiment, fill, page, read_results
 
-FIGURES = home() / "figures"
+NOTEBOOKS = ("05_mnist", "08_cifar10")
+"""Those that show what is in results/."""
 RUN_COLUMNS = ["run", "repeat", *COLUMNS]
 
 
@@ -44,72 +47,139 @@ def load_runs(path: str | Path) -> dict[str, list[History]]:
     return {label: list(histories.values()) for label, histories in runs.items()}
 
 
-@style()
-def plot_processes(table: pandas.DataFrame) -> Picture:
-    """Draw seconds of a cycle against the number of processes, by strategy: the table of `scaling.tabulate_runs`."""
-    picture = new_picture(6, 3.6)
-    axes = picture.subplots()
-    says = []
-    for strategy, rows in table.groupby("strategy", sort=False):
-        axes.plot(rows.processes, rows.seconds, marker="o", label=strategy)
-        pairs = zip(rows.processes, rows.seconds, strict=True)
-        says += [f"{strategy} with {count}: {seconds:.0f} s" for count, seconds in pairs]
-    axes.set(xlabel="processes", ylabel="time of a cycle (seconds)", ylim=(0, None))
-    set_whole_ticks(axes)
-    axes.legend()
-    picture.alt = f"Seconds of a cycle by the number of processes. {'; '.join(says)}."
-    return picture
-
-
-@style()
-def plot_grid(table: pandas.DataFrame) -> Picture:
-    """Draw a grid search for SGD: after how many steps each run met the target, or how near it came.
-
-    table  of `sgd.grid`, with one row for each batch size and rate
-    """
-    sizes, rates = (sorted(set(table[name])) for name in ("batch_size", "rate"))
-    steps = np.full((len(sizes), len(rates)), math.nan)
-    picture = new_picture(1.6 + 1.3 * steps.shape[1], 1.6 + 0.5 * steps.shape[0], left=1.1, right=0.5)
-    axes = picture.subplots()
-    says = []
-    for row in table.to_dict("records"):
-        y, x = sizes.index(row["batch_size"]), rates.index(row["rate"])
-        steps[y, x] = met = row["updates_to_val_target"]
-        text = f"{row['val_accuracy']:.2%}" if math.isnan(met) else f"{int(met):,} steps"
-        axes.text(x, y, text, ha="center", va="center", bbox={"facecolor": "white", "alpha": 0.8, "lw": 0})
-        says.append(f"batch {row['batch_size']:,}, rate {row['rate']:g}: {text}")
-    axes.imshow(np.log(steps), aspect="auto", cmap="cividis_r")
-    axes.grid(False)
-    axes.set(xlabel="learning rate", ylabel="images in a step")
-    axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
-    axes.set_yticks(range(len(sizes)), [f"{size:,}" for size in sizes])
-    target = "a target" if math.isnan(table.target.iloc[0]) else f"{table.target.iloc[0]:.2%}"
-    picture.alt = f"Steps of SGD to {target} on the validation part, or the accuracy at the end. {'; '.join(says)}."
-    return picture
-
-
-PLOTS: dict[str, Callable[[pandas.DataFrame], Picture]] = {
-    "processes": plot_processes,
-    "mnist_sgd_grid": plot_grid,
-    "cifar_sgd_grid": plot_grid,
+PAPER_ENDS = {
+    "mnist": {
+        "paper: 98.0 % after 5 cycles": (5, 98.0),
+        "paper: default order, 99.06 % after 50": (50, 99.06),
+        "paper: inverted order, 99.12 % after 50": (50, 99.12),
+        "paper: SGD, 99.12 % in fewer than 600 steps": (600, 99.12),
+    },
+    "cifar10": {
+        "paper: Depth-3, 56.30 % after 500 cycles": (500, 56.30),
+        "paper: Depth-5, 68.48 %": (500, 68.48),
+        "paper: Depth-10, 81.80 %": (500, 81.80),
+        "paper: SGD, 81.8 % after 1,700 steps": (1700, 81.80),
+    },
 }
-"""How figures/NAME.csv is drawn where it does not hold runs, which `plot_curves` draws."""
+"""What the paper says of its runs: full updates, and test accuracy in % (Table 3, sections 4.3 to 4.5)."""
 
 
-def redraw(folder: str | Path = FIGURES) -> list[Path]:
-    """Draw NAME.png beside every NAME.csv in a folder, and return the paths of the pictures."""
-    drawn = []
-    for path in sorted(Path(folder).glob("*.csv")):
-        plot = PLOTS.get(path.stem)
-        picture = plot(pandas.read_csv(path)) if plot else plot_curves(load_runs(path))
-        drawn.append(path.with_suffix(".png"))
-        picture.save(drawn[-1])
-    return drawn
+@style()
+def plot_progress(results: Sequence[Result], against: str = "cycle") -> Picture:
+    """Draw test accuracy of runs on the same images against "cycle" (Figure 3) or "image_forwards".
+
+    The paper's numbers stand beside them as black marks, each named as the paper's, where the axis is "cycle".
+    Raises ValueError where no run has finished a cycle.
+    """
+    done = [result for result in results if result.rows]
+    if not done:
+        raise ValueError("no run has finished a cycle yet: train for at least one")
+    ends = PAPER_ENDS[experiment(done[0])] if against == "cycle" else {}
+    lines = -(-(len(done) + len(ends)) // 2)
+    picture = new_picture(9, 3.8 + 0.27 * lines, top=0.3 + 0.27 * lines)
+    axes = picture.subplots()
+    for result in done:
+        frame = result.history.cycles.frame()
+        spent = frame[against] if against == "cycle" else frame[against].cumsum()
+        axes.plot(spent, 100 * frame.test_accuracy, marker="o", markersize=4, label=_label(result, done))
+    for mark, (label, (x, y)) in zip("s^vD", ends.items(), strict=False):
+        axes.plot(x, y, mark, color=BLACK, markerfacecolor="none", markersize=9, label=label)
+    low = min(100 * result.rows[-1].test_accuracy for result in done)
+    axes.set(xscale="log", xlabel=COSTS[against], ylabel="test accuracy (%)", ylim=(max(0, low - 12), 100))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    picture.legend(loc="upper center", ncols=2)
+    says = [f"{_label(result, done)}, {result.accuracy:.2f} %" for result in done]
+    picture.alt = f"Test accuracy against {COSTS[against]}. At the end so far: {'; '.join([*says, *ends])}."
+    return picture
+
+
+def _label(result: Result, beside: Sequence[Result]) -> str:
+    """Return a run's method and progress; its folder's name where the method does not tell it from the others."""
+    alone = [other.method for other in beside].count(result.method) == 1
+    return f"{result.method if alone else result.name}, {result.progress}"
+
+
+@style()
+def plot_first_filters(result: Result) -> Picture:
+    """Draw the first convolution of a run of RSO before the first step (above) and as it stands (below)."""
+    assert result.net, "SGD keeps no net"
+    settings, data = result.settings, result.about["data"]
+    fresh = build(settings["net"], data["shape"], data["classes"], settings["seed"], **settings["net_options"])
+    name = "block1.conv.weight"
+    rasters = [lay_out_weights(net, name).values for net in (fresh, result.net)]
+    rows, columns = rasters[0].shape
+    scale = 8 / columns
+    picture = new_picture(9.5, 2 * rows * scale + 1.6, left=0.2, right=1.2, bottom=0.2, top=0.4)
+    picture.subplots_adjust(hspace=0.8)
+    norm = CenteredNorm(0, max(float(raster.nan_to_num().abs().max()) for raster in rasters))
+    panels = picture.subplots(2)
+    last = result.history.rows[-1]
+    now = f"after {result.progress}" if last.is_cycle else f"in cycle {last.cycle}"
+    for axes, raster, when in zip(panels, rasters, ("as it began", now), strict=True):
+        shown = axes.imshow(raster.numpy(), cmap="PuOr", norm=norm, interpolation="nearest")
+        axes.set_title(f"{result.name}, {when}")
+        axes.set_axis_off()
+    picture.colorbar(shown, ax=list(panels), label="weight")
+    began, ended = (net.get_parameter(name).detach() for net in (fresh, result.net))
+    moved = (ended - began).norm() / began.norm()
+    picture.alt = (
+        f"The filters of the first convolution of {result.name}, as it began (above) and {now} (below). The change "
+        f"is {float(moved):.2f} times as large as the filters were."
+    )
+    return picture
+
+
+def redraw(results: str | Path = RESULTS, figures: str | Path = FIGURES) -> list[Path]:
+    """Draw the runs of a folder that are the paper's into a folder of figures, and return the paths of the pictures."""
+    found = [result for result in read_results(results) if result.rows and result.paper]
+    pictures = {}
+    for images in PAPER_ENDS:
+        group = [result for result in found if experiment(result) == images]
+        if any(result.net for result in group):
+            pictures[f"{images}_progress"] = plot_progress(group)
+            pictures[f"{images}_bill"] = plot_progress(group, "image_forwards")
+    for result in found:
+        if result.net:
+            pictures[f"{result.name}_filters"] = plot_first_filters(result)
+            pictures[f"{result.name}_kept"] = plot_kept_shares(result.history)
+    paths = {Path(figures) / f"{name}.png": picture for name, picture in pictures.items()}
+    for path, picture in paths.items():
+        picture.save(path)
+    return list(paths)
+
+
+def write_pages() -> list[Path]:
+    """Write results/README.md, the blocks of README.md, and those parts of the notebooks that show results."""
+    results, readme = read_results(), home() / "README.md"
+    readme.write_text(fill(readme.read_text(), results))
+    (RESULTS / "README.md").write_text(page(results))
+    notebooks = [home() / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
+    for path in notebooks:
+        refresh(path, results)
+    return [readme, RESULTS / "README.md", *notebooks]
+
+
+def refresh(path: Path, results: Sequence[Result]) -> None:
+    """Fill the blocks of a notebook's text, and execute the cells tagged "results", which are its first."""
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    quiet = ["--IPKernelApp.log_level=ERROR"]  # a local kernel warns that it does not encrypt
+    where = {"metadata": {"path": str(path.parent)}}
+    client = NotebookClient(notebook, resources=where, startup_timeout=600, extra_arguments=quiet)
+    with client.setup_kernel():
+        for k, cell in enumerate(notebook.cells):
+            if cell.cell_type == "markdown":
+                cell.source = fill(cell.source, results, "../results/")
+            elif "results" in cell.metadata.get("tags", []):
+                client.execute_cell(cell, k, execution_count=cell.execution_count)
+                cell.metadata.pop("execution", None)
+    nbformat.write(notebook, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw figures/NAME.png from figures/NAME.csv, for every CSV there, without training."""
+    """Draw figures/ and write README.md, results/README.md and notebooks 05 and 08 from results/, without training."""
     command.parse("figures", main, arguments)
     with command.ending("figures"):
-        for path in redraw():
-            print(path)
+        for path in [*redraw(), *write_pages()]:
+            print(path.relative_to(home()))

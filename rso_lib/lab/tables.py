@@ -1,18 +1,14 @@
-"""The paper's tables beside ours, and what runs reached (notebooks 05, 06 and 08)."""
+"""What the paper's tables say, and what runs reached (notebooks 05, 06 and 08)."""
 
-import tomllib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pandas
 import torch
-from matplotlib.colors import CenteredNorm
 from torch import Tensor
 
 from ..history import NAN, History, Report
-from .figure import Picture, new_picture, set_whole_ticks, style
+from .figure import Picture, new_picture, style
 from .pictures import COSTS
-from .redraw import FIGURES
 
 PAPER_1 = {"RSO, default order": 99.06, "RSO, inverted order": 99.12, "SGD": 99.27, "WANN": 91.9}
 """Test accuracy on MNIST in %: Table 1, and section 4.3 for the two orders. WANN: Gaier and Ha, "Weight agnostic neural
@@ -57,48 +53,13 @@ def summarise_accuracy(histories: Sequence[History]) -> dict[str, float]:
     }
 
 
-def compare_with_paper(paper: Mapping[str, float], histories: Histories) -> pandas.DataFrame:
-    """Return a row for each method of `PAPER_1` or `PAPER_3` and of ours, in %; NaN for what was not run.
-
-    Columns: method, runs, updates (of all weights), final, error, at_best_validation, paper.
-    """
-    rows = []
-    for method in dict.fromkeys([*paper, *histories]):
-        mine = histories.get(method, ())
-        found = {"updates": mine[0].last.cycle, **summarise_accuracy(mine)} if mine else {}
-        rows.append({"method": method, "runs": len(mine), **found, "paper": paper.get(method, NAN)})
-    columns = ["method", "runs", "updates", "final", "error", "at_best_validation", "paper"]
-    return pandas.DataFrame(rows, columns=columns)
-
-
-def tabulate_peeking(histories: Histories) -> pandas.DataFrame:
-    """Return three ways to report each method's runs, in %: final, at_best_validation, peeking; and gained by it."""
-    rows = [{"method": method, **summarise_accuracy(mine)} for method, mine in histories.items()]
-    frame = pandas.DataFrame(rows, columns=["method", "final", "at_best_validation", "peeking"])
-    return frame.assign(gained=frame.peeking - frame.final)
-
-
-# Longer runs, whose histories lie in figures/
-
-
-def read_commands(dataset: str) -> dict[str, str]:
-    """Return the commands of the longer runs on "mnist" or "cifar", by the name of the run: figures/runs.toml."""
-    return tomllib.loads((FIGURES / "runs.toml").read_text())[dataset]
-
-
-def load_longer_runs(dataset: str, folder: str | Path = FIGURES) -> dict[str, list[History]]:
-    """Return the longer runs whose history is in the folder, by name; one each, in a list."""
-    paths = {name: Path(folder) / f"{name}.csv" for name in read_commands(dataset)}
-    return {name: [History.load(path)] for name, path in paths.items() if path.exists()}
-
-
-def tabulate_longer_runs(dataset: str, folder: str | Path = FIGURES) -> pandas.DataFrame:
-    """Return what the longer runs reached, in %, and their commands; NaN for a run that has not been made yet."""
-    made, rows = load_longer_runs(dataset, folder), []
-    for name, command in read_commands(dataset).items():
-        found = {"cycles": made[name][0].last.cycle, **summarise_accuracy(made[name])} if name in made else {}
-        rows.append({"run": name, **found, "command": command})
-    return pandas.DataFrame(rows, columns=["run", "cycles", "final", "at_best_validation", "command"])
+def tabulate_accuracy(histories: Histories) -> pandas.DataFrame:
+    """Return a row for each method: runs, updates (of all weights), and what `summarise_accuracy` says, in %."""
+    rows = [
+        {"method": method, "runs": len(mine), "updates": mine[0].last.cycle, **summarise_accuracy(mine)}
+        for method, mine in histories.items()
+    ]
+    return pandas.DataFrame(rows)
 
 
 # Levels (Table 2)
@@ -143,37 +104,4 @@ def plot_levels(table: pandas.DataFrame, paper: bool) -> Picture:
     axes.legend()
     ends = "; ".join(f"{level} {rows.accuracy.iloc[-1]:.2f} %" for level, rows in table.groupby("level", sort=False))
     picture.alt = f"Test accuracy against steps, by level. At the last checkpoint: {ends}."
-    return picture
-
-
-# Sweeps
-
-
-def tabulate_decreases(history: History) -> pandas.DataFrame:
-    """Return how much each sweep lowers the loss: cycle, layer, kept (share of the steps), loss, decrease.
-
-    loss      mean over the steps of the sweep
-    decrease  relative drop of the loss since the previous sweep; the first one of a run has none
-    """
-    frame = History([row for row in history.rows if not row.is_cycle]).frame()
-    loss = frame.train_loss
-    return frame[["cycle", "layer"]].assign(kept=frame.kept / frame.steps, loss=loss, decrease=1 - loss / loss.shift())
-
-
-@style()
-def plot_decreases(history: History) -> Picture:
-    """Draw by what share the loss falls in each sweep, by layer and cycle; purple is a fall, orange a rise."""
-    table = tabulate_decreases(history)
-    grid = 100 * table.pivot(index="layer", columns="cycle", values="decrease")
-    grid = grid.loc[list(dict.fromkeys(table.layer))]
-    picture = new_picture(9, 1.2 + 0.3 * len(grid), left=2.2)
-    axes = picture.subplots()
-    extent = (0.5, grid.shape[1] + 0.5, len(grid) - 0.5, -0.5)
-    shown = axes.imshow(grid, aspect="auto", cmap="PuOr", norm=CenteredNorm(0), extent=extent, interpolation="nearest")
-    axes.set(xlabel="cycle", yticks=range(len(grid)), yticklabels=grid.index)
-    axes.grid(False)
-    set_whole_ticks(axes)
-    picture.colorbar(shown, ax=axes, label="fall of the loss (%)")
-    rows = "; ".join(f"{layer} {value:+.1f} %" for layer, value in grid.mean(axis=1).items())
-    picture.alt = f"The share by which the loss falls in a sweep, by layer and cycle. Means over the cycles: {rows}."
     return picture

@@ -38,11 +38,15 @@ def make(folder: Path) -> None:
         raise _not_writable(folder, error) from error
 
 
+class Busy(RuntimeError):
+    """Another process holds the lock of a folder."""
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Hold the folder's lock. The system releases it when the process ends, however it ends.
 
-    Raises RuntimeError where another process holds it (not noticed on Windows), OSError where it cannot be written.
+    Raises `Busy` where another process holds it (not noticed on Windows), OSError where it cannot be written.
     """
     check_files(folder, "lock")
     try:
@@ -54,22 +58,8 @@ def alone(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RuntimeError(f"another process runs in {folder}; wait for it, or choose another folder") from None
+                raise Busy(f"another process runs in {folder}; wait for it, or choose another folder") from None
         yield
-
-
-@contextmanager
-def in_turn(folder: Path) -> Iterator[None]:
-    """Wait until no other process is here, for the time of a short change (not on Windows)."""
-    if sys.platform == "win32":
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 PART = ".part"

@@ -63,6 +63,6 @@ def _check(values: Mapping[str, Any]) -> None:
             check_dataset(value)
 
 
-WHOLE = {"cycles", "batch_size", "first_batch", "seeds", "epochs", "tries", "grid_epochs", "sgd_batch_size", "val_size"}
-LISTS: dict[str, type] = {"processes": int, "depths": int, "grid_batch_sizes": int, "grid_rates": float}
+WHOLE = {"cycles", "batch_size", "first_batch", "seeds", "epochs", "tries", "sgd_batch_size", "val_size"}
+LISTS: dict[str, type] = {"processes": int, "depths": int}
 CHOICES = {"net": NETS, "order": [*ORDERS, "both"]}

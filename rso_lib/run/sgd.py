@@ -1,12 +1,12 @@
 """The baseline: the same nets, data and reports, trained by backpropagation (sections 4.4 and 4.5)."""
 
-import csv
 import json
 import math
 import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,16 @@ from ..checks import check_fit
 from ..data import Data, check_data, load
 from ..engine.layers import channels_last
 from ..history import NAN, History, Report
+from ..models import grids
 from ..proposals import generator
 from ..settings import arithmetic, check_choice, check_number, check_whole, numbers
 from ..train import scores
 from . import cli as command
 from . import folder as runs
 from . import presets
-from .files import PART, alone, check_files, folder_at, in_turn, make, replacing
+from .files import PART, Busy, alone, check_files, folder_at, make, replacing
+from .provenance import machine
+from .straight import StraightThrough
 
 if TYPE_CHECKING:
     import pandas
@@ -58,6 +61,8 @@ class SGD:
     twice and does not say when), or constant"""
     target: float | None = None
     """accuracy on the validation part at which training stops; without one all epochs are trained"""
+    straight_through: bool = False
+    """passes the gradient through signs, steps and grids as if they were not there (`straight.StraightThrough`)"""
     seed: int = 0
     """of the order of the images"""
 
@@ -75,6 +80,8 @@ class SGD:
         if self.target is not None and not 0 < self.target <= 1:
             raise ValueError(f"target must be None or a fraction such as 0.9912, not {self.target!r}")
         check_choice("schedule", self.schedule, SCHEDULES)
+        if not isinstance(self.straight_through, bool):
+            raise TypeError(f"straight_through must be True or False, not {self.straight_through!r}")
         most = self.epochs if self.schedule == "constant" else self.epochs // 2
         if self.warmup > most:
             raise ValueError(
@@ -98,16 +105,20 @@ def train(net: nn.Module, data: Data, settings: SGD) -> Iterator[Report]:
     epoch, `sigma` is NaN, and nothing is kept, plus or minus. An image counts as three image-forwards, as
     backpropagation costs about two forward passes more.
 
-    Ends early at the target, or, with a warning, where the loss is not finite any more. Errors as in `check`.
+    Ends early at the target, or, with a warning, where the loss is not finite any more. Errors as in `check`, and
+    ValueError for a net whose weights lie on a grid, where `straight_through` is not set.
     """
     check(data, settings)
     check_fit(net, data, settings.batch_size)
+    learner = _learner(net, settings)
     optimiser = torch.optim.SGD(
-        net.parameters(), settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+        learner.parameters(), settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
     began = time.perf_counter()
     for epoch in range(settings.epochs):
-        steps = _epoch(net, optimiser, data, settings, epoch)
+        steps = _epoch(learner, optimiser, data, settings, epoch)
+        if isinstance(learner, StraightThrough):
+            learner.write(net)
         report = replace(_report(net, data, settings, epoch, steps), seconds=time.perf_counter() - began)
         yield report
         if not math.isfinite(report.train_loss):
@@ -118,6 +129,21 @@ def train(net: nn.Module, data: Data, settings: SGD) -> Iterator[Report]:
             )
         if _ended(report, epoch + 1, settings):
             return
+
+
+def _learner(net: nn.Module, settings: SGD) -> nn.Module:
+    """Return what is trained: the net itself, or its twin that has a gradient.
+
+    Raises ValueError for a net on a grid that SGD would take off it, and for a twin of a net that can have none.
+    """
+    if settings.straight_through:
+        return StraightThrough(net, settings.seed)
+    if grids(net):
+        raise ValueError(
+            "the weights of the net lie on a grid, which SGD would leave: set straight_through to True, or build the "
+            "net with levels=0"
+        )
+    return net
 
 
 def check(data: Data, settings: SGD) -> None:
@@ -149,6 +175,8 @@ def baseline(
     settings: SGD,
     seeds: int,
     net_options: Mapping[str, Any] | None = None,
+    *,
+    progress: bool = True,
 ) -> list[History]:
     """Train a net of `models` with the seeds 0, 1 …, `seeds` of them: SEED.csv in a folder, which is made.
 
@@ -162,16 +190,17 @@ def baseline(
     asked = {"dataset": data.name, "data": runs.facts(data), **about_net, **asdict(settings)}
     check(data, settings)
     fresh = [runs.build(net, data.shape, len(data.classes), seed, **options) for seed in range(seeds)]
+    _learner(fresh[0], settings)
     paths = [folder / f"{seed}.csv" for seed in range(seeds)]
     check_files(folder, "settings.json", *(path.name for path in paths))
     _check_settings(folder / "settings.json", asked)
     make(folder)
     with alone(folder):
         _check_settings(folder / "settings.json", asked)
-        with replacing(folder / "settings.json") as part:
-            part.write_text(json.dumps(asked, indent=2) + "\n")
+        here = [] if all(path.exists() for path in paths) else [machine(data.train.images.device)]
+        _note(folder / "settings.json", asked, here)
         asked_for = zip(paths, fresh, range(seeds), strict=True)
-        return [_history(path, one, data, replace(settings, seed=seed)) for path, one, seed in asked_for]
+        return [_history(path, one, data, replace(settings, seed=seed), progress) for path, one, seed in asked_for]
 
 
 def _check_settings(path: Path, asked: Mapping[str, Any]) -> None:
@@ -182,25 +211,34 @@ def _check_settings(path: Path, asked: Mapping[str, Any]) -> None:
         return
     try:
         there = json.loads(path.read_text())
-        known = {**there, "data": {**asked["data"], **there["data"]}}
+        known = {"straight_through": False, **there, "data": {**asked["data"], **there["data"]}}
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} is not the settings of runs of SGD, or torn; choose another folder") from None
-    unlike = runs.differences({**known, "data": None}, {**asked, "data": None})
+    plain = {"data": None, "machines": None}
+    unlike = runs.differences({**known, **plain}, {**asked, **plain})
     if unlike := "\n".join(filter(None, [unlike, runs.differences(known["data"], asked["data"])])):
         raise ValueError(
             f"{path.parent} holds runs with other settings or images; choose another folder, or its own:\n{unlike}"
         )
 
 
-def _history(path: Path, net: nn.Module, data: Data, settings: SGD) -> History:
-    """Of the run whose history is at a path, which is trained if it is not there, and saved after every epoch."""
+def _note(path: Path, asked: Mapping[str, Any], here: Sequence[Mapping[str, Any]]) -> None:
+    """Write the settings, and the machine that trains now, if it is another than the last one."""
+    machines = json.loads(path.read_text()).get("machines", []) if path.exists() else []
+    machines += [one for one in here if one not in machines[-1:]]
+    with replacing(path) as part:
+        part.write_text(json.dumps({**asked, "machines": machines}, indent=2) + "\n")
+
+
+def _history(path: Path, net: nn.Module, data: Data, settings: SGD, progress: bool) -> History:
+    """Read the history at a path, or train and save it after every epoch where it is not there."""
     from tqdm import tqdm
 
     if not path.exists():
         part = path.with_name(path.name + PART)
         reports = train(net.to(data.train.labels.device), data, settings)
         history = History()
-        for report in tqdm(reports, total=settings.epochs, unit="epoch"):
+        for report in tqdm(reports, total=settings.epochs, unit="epoch", disable=not progress):
             history.append(report)
             with replacing(part) as whole:
                 history.save(whole)
@@ -238,7 +276,7 @@ def updates_to(history: History, target: float, part: str = "val") -> int | None
 
 
 def grid(
-    path: str | Path,
+    folder: str | Path,
     net: str,
     data: Data,
     settings: SGD,
@@ -248,37 +286,29 @@ def grid(
     net_options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> "pandas.DataFrame":
-    """The search of section 4.4: a run for every batch size and rate, a frame with a row for each.
+    """Train a net of `models` with every batch size and rate, each with the seed 0 (the search of section 4.4).
 
-    path   a CSV that is written after every run, by any number of processes; runs that it holds are not repeated.
-           Beside it lies a file of the same name with .json, which knows the images
-    net    of `models`, initialised with the seed of the settings
-
-    A row holds net, data, the settings, and what `summary` says. Raises ValueError where the CSV is another table, and
-    as `check` and `runs.build` do, before the first run.
+    Each run has a folder of its own in `folder`, as `baseline` makes it: a search that was stopped goes on, and several
+    processes may share one. Returns a frame with a row for each run, which holds its settings and its `summary`.
+    Raises, before the first run, what `check` and `runs.build` raise; and what `baseline` raises.
     """
     import pandas
-    from tqdm import tqdm
 
-    path = folder_at(Path(path).parent) / Path(path).name
-    options = dict(net_options or {})
-    images = path.with_suffix(".json")
-    check_files(path.parent, path.name, images.name)
-    done = _read(path)
-    cells = [replace(settings, batch_size=size, rate=rate) for size in batch_sizes for rate in rates]
-    about = (net, ",".join(f"{name}={value}" for name, value in options.items()), data.name, len(data.train))
+    folder, options = folder_at(folder), dict(net_options or {})
+    cells = [replace(settings, batch_size=size, rate=rate, seed=0) for size in batch_sizes for rate in rates]
     for cell in cells:
         check(data, cell)
-    runs.build(net, data.shape, len(data.classes), settings.seed, **options)
-    keys = [_words(*about, *asdict(cell).values()) for cell in cells]
-    _note_images(images, data)
-    for key, cell in tqdm(list(zip(keys, cells, strict=True)), unit="run", disable=not progress):
-        if key not in done:
-            fresh = runs.build(net, data.shape, len(data.classes), cell.seed, **options)
-            history = fit(fresh.to(data.train.labels.device), data, cell, progress=False)
-            done = _add(path, key, _words(*summary(history, cell.target).values()))
-    places = list(done)
-    return pandas.read_csv(path).iloc[[places.index(key) for key in keys]].reset_index(drop=True)
+    _learner(runs.build(net, data.shape, len(data.classes), 0, **options), settings)
+    done: dict[SGD, History] = {}
+    while left := [cell for cell in cells if cell not in done]:
+        for cell in left:
+            place = folder / f"batch_{cell.batch_size}_rate_{cell.rate:g}"
+            with suppress(Busy):
+                [done[cell]] = baseline(place, net, data, cell, 1, options, progress=progress)
+        if set(left) - done.keys():
+            time.sleep(1)  # another process makes these
+    rows = [{**asdict(cell), **summary(done[cell], cell.target)} for cell in cells]
+    return pandas.DataFrame(rows)
 
 
 def summary(history: History, target: float | None) -> dict[str, float | None]:
@@ -286,6 +316,9 @@ def summary(history: History, target: float | None) -> dict[str, float | None]:
     last = history.last
     first = [updates_to(history, target, part) if target else None for part in ("val", "test")]
     return dict(zip(CAME_OUT, (last.cycle, last.val_accuracy, last.test_accuracy, *first, last.seconds), strict=True))
+
+
+CAME_OUT = ("updates", "val_accuracy", "test_accuracy", "updates_to_val_target", "updates_to_test_target", "seconds")
 
 
 @arithmetic("float32")
@@ -301,6 +334,8 @@ def _epoch(net: nn.Module, optimiser: torch.optim.Optimizer, data: Data, setting
         optimiser.zero_grad()
         F.cross_entropy(net(channels_last(data.train.images[batch])), data.train.labels[batch]).backward()
         optimiser.step()
+        if isinstance(net, StraightThrough):
+            net.clamp()
     return steps
 
 
@@ -320,60 +355,6 @@ def _report(net: nn.Module, data: Data, settings: SGD, epoch: int, steps: int) -
     )
 
 
-# The table of a grid: what is asked → what came out, in words as they stand in the CSV.
-
-ASKED = ("net", "net_options", "dataset", "images", *(field.name for field in fields(SGD)))
-CAME_OUT = ("updates", "val_accuracy", "test_accuracy", "updates_to_val_target", "updates_to_test_target", "seconds")
-Words = tuple[str, ...]
-
-
-def _words(*values: Any) -> Words:
-    return tuple("" if value is None else str(value) for value in values)
-
-
-def _read(path: Path) -> dict[Words, Words]:
-    if not path.exists():
-        return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        lines = list(map(tuple, csv.reader(file)))
-    if lines[:1] != [(*ASKED, *CAME_OUT)]:
-        raise ValueError(f"{path} is not the table of a grid search: its columns are not {', '.join(ASKED + CAME_OUT)}")
-    if not _whole(path) or any(len(line) != len(ASKED + CAME_OUT) for line in lines):
-        raise ValueError(f"{path} is torn: {_ANEW}")
-    return {line[: len(ASKED)]: line[len(ASKED) :] for line in lines[1:]}
-
-
-def _note_images(path: Path, data: Data) -> None:
-    """Write down the images of a table's rows. Raises ValueError where those of this name were others before."""
-    make(path.parent)
-    with in_turn(path.parent):
-        try:
-            there = json.loads(path.read_text()) if path.exists() else {}
-            name, here = f"{data.name}, {len(data.train)} for training", runs.facts(data)
-            lines = runs.differences(there.get(name, here), here)
-        except (ValueError, AttributeError):
-            raise ValueError(f"{path} is not about the images of a grid search, or torn: move it away") from None
-        if lines:
-            raise ValueError(f"the images are not those of the runs in {path.parent}; choose another folder:\n{lines}")
-        with replacing(path) as part:
-            part.write_text(json.dumps({**there, name: here}, indent=2) + "\n")
-
-
-def _add(path: Path, key: Words, row: Words) -> dict[Words, Words]:
-    """Add a row to the table as it is by now: another process may have added some too."""
-    with in_turn(path.parent):
-        rows = {**_read(path), key: row}
-        _write(path, rows)
-    return rows
-
-
-def _write(path: Path, rows: Mapping[Words, Words]) -> None:
-    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow((*ASKED, *CAME_OUT))
-        table.writerows((*asked, *came_out) for asked, came_out in rows.items())
-
-
 @dataclass
 class Several:
     """How many runs are made."""
@@ -381,7 +362,7 @@ class Several:
     seeds: int = 1
     """trains so many times, with the seeds 0, 1 …"""
     grid_batch_sizes: str | None = None
-    """a search over these, such as 128,1000, in FOLDER/grid.csv"""
+    """a search over these, such as 128,1000, each run in a folder of its own"""
     grid_rates: str | None = None
     """and over these, such as 0.02,0.1"""
 
@@ -389,7 +370,7 @@ class Several:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train by backpropagation: FOLDER/settings.json and FOLDER/SEED.csv, the history, are written.
 
-    With several batch sizes and rates it is a grid search, and FOLDER/grid.csv is written:
+    With several batch sizes and rates it is a grid search, and each run has its folder in FOLDER:
 
     python -m rso_lib sgd FOLDER --target 0.98 --grid-batch-sizes 128,1000 --grid-rates 0.02,0.1,0.5 ...
     """
@@ -419,7 +400,7 @@ def _run(
     if "seeds" in given:
         raise ValueError("seeds is for a run: a grid search makes one of each kind, with the seed 0")
     table = grid(
-        folder / "grid.csv",
+        folder,
         net,
         data,
         settings,

@@ -1,0 +1,285 @@
+"""What the folders in results/ hold, and the pages that say it: results/README.md, README.md and two notebooks.
+
+A page is text with blocks that this file writes, each between a line `<!-- NAME -->` and a line `<!-- end -->`.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ..data import home
+from ..history import History, Report
+from ..models import count_weights
+from ..run import cli, presets, sgd
+from ..run import folder as runs
+from ..settings import RSO
+from .tables import LABELS, PAPER_1, PAPER_3
+
+RESULTS, FIGURES = home() / "results", home() / "figures"
+
+
+class Result(NamedTuple):
+    """A run in a folder, finished or not.
+
+    about  what settings.json holds
+    net    as the search left it; None for SGD, which keeps no net
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    about: Mapping[str, Any]
+    history: History
+    net: nn.Module | None
+
+    @property
+    def name(self) -> str:
+        """Return the name of the folder."""
+        return self.folder.name
+
+    @property
+    def rows(self) -> Sequence[Report]:
+        """Return the rows of whole cycles, or epochs."""
+        return self.history.cycles.rows
+
+    @property
+    def accuracy(self) -> float:
+        """Return the test accuracy in % after the last cycle or epoch that is done. Raises ValueError where none is."""
+        return 100 * self.history.last.test_accuracy
+
+    @property
+    def progress(self) -> str:
+        """Return how far the run is, such as "7 of 50 cycles"."""
+        of, unit = (self.settings["cycles"], "cycles") if self.net else (self.settings["epochs"], "epochs")
+        return f"{len(self.rows)} of {of} {unit}"
+
+    @property
+    def method(self) -> str:
+        """Return the row of the paper's tables that the run belongs to."""
+        depth = self.settings.get("net_options", {}).get("depth")
+        if depth:
+            return f"Depth-{depth}" if self.net else f"SGD, Depth-{depth}"
+        return LABELS[self.settings["order"]] if self.net else "SGD"
+
+    @property
+    def paper(self) -> float | None:
+        """Return what the paper reports for its whole run on these images and this net, in %; None for nothing."""
+        known = {("mnist", "mnist_net"): PAPER_1, ("cifar10", "cifar_net"): PAPER_3}
+        return known.get((experiment(self), self.settings["net"]), {}).get(self.method)
+
+    @property
+    def image_forwards(self) -> int:
+        """Return how many images went through the whole net, as Algorithm 1 or backpropagation counts."""
+        return sum(row.image_forwards for row in self.rows)
+
+
+def experiment(result: Result) -> str:
+    """Return the name of the images; a copy of CIFAR-10 in a folder counts as cifar10."""
+    name = str(result.settings["dataset"])
+    return "cifar10" if "cifar10" in name else name
+
+
+def read_results(folder: str | Path = RESULTS) -> list[Result]:
+    """Return the runs in a folder of run folders, by name. Raises ValueError for one that is torn."""
+    return [read_result(path.parent) for path in sorted(Path(folder).glob("*/settings.json"))]
+
+
+def read_result(folder: Path) -> Result:
+    """Return the run in a folder: of the search, or of SGD with the seed 0, which may be under way still.
+
+    Errors as in `run.folder.load`.
+    """
+    about = json.loads((folder / "settings.json").read_text())
+    if "settings" in about:
+        run = runs.load(folder)
+        return Result(folder, run.settings, about, run.history, run.net)
+    path = next(iter(sorted(folder.glob("0.csv*"))), None)
+    return Result(folder, about, about, History.load(path) if path else History(), None)
+
+
+def command_of(result: Result) -> str:
+    """Return the command that makes the run, or goes on with it: what is not the default, and what is trained."""
+    settings = dict(result.settings)
+    default = {**vars(cli.What()), "net_options": {}, "batch_size": presets.batch_size(settings["dataset"])}
+    if result.net:
+        kind, names, default = "train", [*runs.WHAT, *RSO().to_dict()], {**RSO().to_dict(), **default}
+    else:
+        kind, names = "sgd", [*runs.WHAT, *(field.name for field in fields(sgd.SGD)), "seeds"]
+        default = {**vars(sgd.SGD()), **default, "seeds": 1}
+        seeds = len(list(result.folder.glob("[0-9]*.csv"))) or 1
+        settings = {**default, **settings, "val_size": result.about["data"]["val"], "seeds": seeds}
+    given = [name for name in names if name in ("dataset", "net") or settings[name] != default[name]]
+    words = [f"--{name.replace('_', '-')} {_word(settings[name])}" for name in given]
+    return " ".join([f"python -m rso_lib {kind} results/{result.name}", *words])
+
+
+def _word(value: Any) -> str:
+    """Return a value as the command line reads it."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={one}" for name, one in value.items())
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+# The bill
+
+
+def reach(result: Result, accuracy: float) -> tuple[int, int]:
+    """Return after how many cycles or epochs, and image-forwards, the test accuracy (in %) was first reached.
+
+    Raises ValueError where it never was.
+    """
+    spent = 0
+    for k, row in enumerate(result.rows, 1):
+        spent += row.image_forwards
+        if 100 * row.test_accuracy >= accuracy:
+            return k, spent
+    raise ValueError(f"{result.folder} never reached {accuracy:.2f} %: ask for less")
+
+
+def bill(search: Result, descent: Result) -> str:
+    """Return in a sentence what a run of RSO and one of SGD paid for the accuracy that both have reached."""
+    target = min(max(100 * row.test_accuracy for row in one.rows) for one in (search, descent))
+    (cycles, dear), (epochs, cheap) = reach(search, target), reach(descent, target)
+    return (
+        f"To {target:.2f} % on the test part, RSO sends {dear / 1e6:,.1f} million images through the whole net "
+        f"({cycles} cycles of {search.name}) and SGD {cheap / 1e6:,.1f} million ({epochs} epochs of {descent.name}; "
+        f"forward and backward count as three): RSO pays {dear / cheap:,.0f} times as much."
+    )
+
+
+def bills(results: Sequence[Result]) -> list[str]:
+    """Return the bill of every run of RSO beside a run of SGD with the same net and the same images."""
+    done = [result for result in results if result.rows]
+    alike = ("dataset", "net", "net_options")
+    return [
+        bill(search, descent)
+        for search in done
+        for descent in done
+        if search.net and not descent.net and search.about["data"] == descent.about["data"]
+        if [search.settings.get(name) or {} for name in alike] == [descent.settings.get(name) or {} for name in alike]
+    ]
+
+
+# Pages
+
+
+def tabulate(results: Sequence[Result], link: str = "") -> str:
+    """Return the runs as a table in Markdown; `link` leads from the page to the folder of the folders."""
+    lines = ["| run | what | done | test accuracy | the paper, at its end |", "|---|---|---|---:|---:|"]
+    for one in results:
+        settings = one.settings
+        what = f"{one.method}: `{settings['net']}` on `{settings['dataset']}`, batches of {settings['batch_size']:,}"
+        reached = f"{one.accuracy:.2f} %" if one.rows else "none yet"
+        paper = f"{one.paper:.2f} %" if one.paper else ""
+        lines.append(f"| [{one.name}]({link}{one.name}) | {what} | {one.progress} | {reached} | {paper} |")
+    return "\n".join(lines)
+
+
+def describe(result: Result) -> str:
+    """Return a run's part of the results page."""
+    weights = f"{count_weights(result.net):,} weights, " if result.net else ""
+    data = result.about["data"]
+    hours = f"{result.rows[-1].seconds / 3600:.1f}" if result.rows else "0"
+    lines = [
+        f"## {result.name}\n",
+        f"{result.method}; {weights}{data['train']:,} training images, {data['val']:,} for validation, "
+        f"{data['test']:,} for the test. {result.progress} are done, "
+        f"{result.image_forwards:,} image-forwards, in {hours} hours.\n",
+        *_machines(result.about["machines"]),
+        f"\n```\n{command_of(result)}\n```",
+    ]
+    return "\n".join(lines)
+
+
+def _machines(machines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each machine that a run was on, in their order."""
+    lines = ["| sitting | machine | threads | torch | engine | commit |", "|---|---|---|---|---|---|"]
+    for k, one in enumerate(machines, 1):
+        made = f"{one.get('engine', 'from before they were numbered')} | {one.get('commit') or 'not noted'}"
+        lines.append(f"| {k} | {one['device']} | {one['threads']} | {one['torch']} | {made} |")
+    return lines
+
+
+PAGE = """# Results
+
+Each folder here holds one run: its settings, its history, the machines that it ran on, and, for RSO, the net.
+`python -m rso_lib figures` writes this page from the folders. `load("results/NAME")` of `rso_lib.run.folder` opens
+a run of RSO; the command below it makes the run in an empty folder, or goes on with the one that is there. A run of SGD
+begins anew. Hours are those of machines that had other work, too. Accuracy is on the test part, after the last cycle
+that is done. On another machine rounding may send a run another way, as another seed would.
+"""
+
+
+def page(results: Sequence[Result]) -> str:
+    """Return results/README.md."""
+    return "\n\n".join([PAGE.strip(), tabulate(results), *bills(results), *map(describe, results)]) + "\n"
+
+
+def read_bench(name: str) -> dict[str, Any]:
+    """Return what figures/bench_NAME.json holds."""
+    return dict(json.loads((FIGURES / f"bench_{name}.json").read_text()))
+
+
+def tabulate_bench(name: str) -> str:
+    """Return the milliseconds of a step in every layer as a table in Markdown, and the sentence about a cycle."""
+    bench = read_bench(name)
+    whole = {method: bench["cycle"][f"{method}_ms_per_step"] for method in ("plain", "cached", "engine")}
+    rows = [*bench["layers"], {"layer": "**cycle**", "weights": bench["cycle"]["steps"], **whole}]
+    lines = ["| layer | weights | plain | cached | engine | over plain | over cache |", "|---" + 6 * "|---:" + "|"]
+    for row in rows:
+        plain, cached, engine = (row[method] for method in whole)
+        times = f"{plain:.1f} | {cached:.1f} | {engine:.2f} | {plain / engine:.1f} | {cached / engine:.1f}"
+        lines.append(f"| {row['layer']} | {row['weights']:,} | {times} |")
+    return "\n".join([*lines, "", describe_cycle(name)])
+
+
+def describe_cycle(name: str) -> str:
+    """Return what a cycle costs, from figures/bench_NAME.json."""
+    bench = read_bench(name)
+    cycle = bench["cycle"]
+    seconds, share = cycle["engine_seconds"], cycle["engine_operations"] / cycle["plain_operations"]
+    length = f"{seconds:.3g} seconds" if seconds < 3600 else f"{seconds / 3600:.1f} hours"
+    return (
+        f"A cycle of {bench['net']} with batches of {bench['batch']:,} takes {length}, extrapolated from measured "
+        f"steps of every layer and the set-up of each: {cycle['speedup_over_plain']:.1f} times faster than plain, "
+        f"{cycle['speedup_over_cache']:.1f} times faster than cached. The engine does {100 * share:.0f} % of the plain "
+        f"algorithm's operations, at {100 * cycle['share_of_peak']:.0f} % of the rate of a large matrix product "
+        f"({bench['matrix_gflops']:.0f} GFLOP/s), with {bench['peak_memory_gb']:.1f} GB. ({bench['machine']}, "
+        f"{bench['precision']}.)"
+    )
+
+
+BLOCK = re.compile(r"(<!-- (results|commands|bills|bench|cycle)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def fill(text: str, results: Sequence[Result], link: str = "results/") -> str:
+    """Return a page with its blocks written anew.
+
+    link  leads from the page to the folder of results
+
+    `<!-- results -->`, `commands` and `bills` are about all runs, or those on the images that are named, such as
+    `<!-- bills mnist -->`; `<!-- bench NAME -->` and `cycle` about figures/bench_NAME.json.
+    """
+
+    def block(found: re.Match[str]) -> str:
+        begin, kind, name, end = found.groups()
+        if kind in ("bench", "cycle"):
+            return f"{begin}{(tabulate_bench if kind == 'bench' else describe_cycle)(name)}\n{end}"
+        chosen = [result for result in results if name in (None, experiment(result))]
+        written = {
+            "results": tabulate(chosen, link),
+            "commands": "\n".join(["```", *map(command_of, chosen), "```"]),
+            "bills": "\n\n".join(bills(chosen)),
+        }
+        return f"{begin}{written[kind] if chosen else 'No run is there yet.'}\n{end}"
+
+    return BLOCK.sub(block, text)
+
+
+def outside(text: str) -> str:
+    """Return what of a page is not in its blocks."""
+    return BLOCK.sub("", text)
