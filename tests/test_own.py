@@ -341,6 +341,8 @@ def test_tensors_are_split_and_standardised() -> None:
     assert torch.equal(x, before)
     again, other = (Data.from_tensors(x, y, val=0.1, test=30, seed=seed) for seed in (4, 5))
     assert torch.equal(again.train.labels, data.train.labels) and not torch.equal(other.train.labels, data.train.labels)
+    held = Data.from_tensors(x, y, test=(x, y))
+    assert torch.equal(x, before) and not torch.equal(held.test.images, x)
     raw = Data.from_tensors(x, y, standardise=False)
     assert torch.equal(raw.test.images, x[raw.test.labels]) and [len(p) for p in raw.parts.values()] == [72, 8, 20]
 

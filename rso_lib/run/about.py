@@ -126,7 +126,7 @@ def agreed(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     asked for, or where the images are others.
     """
     about = read_about(folder)
-    if "pixels" in about["data"] and not differences(about["data"], {**about["data"], **asked["data"]}):
+    if not differences(about["data"], {**about["data"], **asked["data"]}):
         about["settings"] = moved_to(about["settings"], asked.get("settings", {}).get("dataset"))
     about["data"] = {**asked["data"], **about["data"]}
     if lines := differences(about["settings"], asked.get("settings", about["settings"])):
