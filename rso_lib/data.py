@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from . import sources
 from .proposals import generator
-from .settings import check_arguments, check_choice, check_whole, function_of, plain
-from .tensors import Pair, check_pair, count_of, items_of, labelled, names_of, pair_of
+from .settings import calling, check_arguments, check_choice, check_whole, function_of, plain
+from .tensors import Pair, called, check_pair, count_of, items_of, labelled, names_of, pair_of
 
 NAMES = ("digits", *sources.TORCHVISION, "folder:PATH", "module:function")
 VALIDATION_IMAGES = 5000
@@ -111,7 +111,10 @@ class Data:
         check_whole("seed", seed, least=0)
         pairs = {"x": pair_of("x", (x, y))}
         pairs |= {part: pair_of(part, own) for part, own in (("val", val), ("test", test)) if isinstance(own, tuple)}
-        names, (x, y) = names_of(classes, [targets for _, targets in pairs.values()]), pairs.pop("x")
+        names = names_of(classes, [targets for _, targets in pairs.values()])
+        for part, (images, targets) in pairs.items():
+            check_pair(called("x", part), called("y", part), images, targets, len(names), labels=False)
+        x, y = pairs.pop("x")
         rows = len(x)
         tested = 0 if "test" in pairs else count_of("test", test, rows)
         if val is None:
@@ -122,9 +125,9 @@ class Data:
         order = torch.randperm(rows, generator=generator(seed)).to(x.device)
         test_rows, val_rows, train_rows = order.split([tested, validated, rows - held])
         cut = {"train": train_rows, "val": val_rows, "test": test_rows}
-        data = _standardised(name, {part: (x[at], y[at]) for part, at in cut.items()} | pairs, names, standardise)
+        data = _raw(name, {part: (x[at], y[at]) for part, at in cut.items()} | pairs, names)
         check_data(data, labels=False)
-        return data
+        return _standardised(data) if standardise else data
 
     @classmethod
     def from_dataset(cls, dataset: Any, *, val: Any = None, test: Any = 0.2, **options: Any) -> "Data":
@@ -191,14 +194,14 @@ def load(
     val, train = order[:val_size], order[val_size:]
     parts = {"train": (images[train], labels[train]), "val": (images[val], labels[val]), "test": test}
     parts = {part: (_unit(pixels), targets.long()) for part, (pixels, targets) in parts.items()}
-    return _standardised(name, parts, classes).to(device)
+    return _standardised(_raw(name, parts, classes)).to(device)
 
 
 def _of_function(name: str, seed: int, val_size: int | None) -> Data:
     """Return the data that a function of the user's makes. Raises ValueError or TypeError where it makes none."""
     function = function_of("name", name, {})
     check_arguments("name", function, "seed", "val_size")
-    data = function(seed, val_size)
+    data = calling(f"{name} ({seed}, {val_size})", function, seed, val_size)
     if not isinstance(data, Data):
         raise TypeError(
             f"{name} returned a {type(data).__name__}; it must return Data, such as Data.from_tensors makes"
@@ -207,16 +210,21 @@ def _of_function(name: str, seed: int, val_size: int | None) -> Data:
     return replace(data, name=name)
 
 
-def _standardised(name: str, parts: Mapping[str, Pair], classes: tuple[str, ...], standardise: bool = True) -> Data:
-    """Return data of three parts, which are written over: each channel is standardised by the training part."""
-    images = parts["train"][0]
+def _raw(name: str, parts: Mapping[str, Pair], classes: tuple[str, ...]) -> Data:
+    """Return data as they are."""
+    train, val, test = (Split(*parts[part]) for part in ("train", "val", "test"))
+    zeros = train.images.new_zeros(train.images.shape[1])
+    return Data(name, train, val, test, classes, mean=zeros, std=zeros + 1)
+
+
+def _standardised(data: Data) -> Data:
+    """Return data, which are written over, with each channel standardised by the training part."""
+    images = data.train.images
     std, mean = torch.std_mean(images, dim=[0, *range(2, images.dim())], correction=0)
-    if not standardise:
-        std, mean = torch.ones_like(std), torch.zeros_like(mean)
     each = (-1, *[1] * (images.dim() - 2))
-    scale = torch.where(std > 0, std, 1.0).view(each)
-    splits = {part: Split(x.sub_(mean.view(each)).div_(scale), y) for part, (x, y) in parts.items()}
-    return Data(name, **splits, classes=classes, mean=mean, std=std)
+    for part in data.parts.values():
+        part.images.sub_(mean.view(each)).div_(torch.where(std > 0, std, 1.0).view(each))
+    return replace(data, mean=mean, std=std)
 
 
 def check_wanted(

@@ -61,8 +61,12 @@ def check_levels(levels: int) -> None:
         raise ValueError("levels must be 0 for floats or at least 2, such as 3 for ternary weights, not 1")
 
 
+def candidates(w: Tensor, deltas: Tensor, multiples: Tensor, grid: Grid | None = None) -> Tensor:
+    """Return w + m·Δ, on a grid the value nearest to that."""
+    there = w + multiples.to(w.dtype) * deltas
+    return there if grid is None else grid.nearest(there)
+
+
 def moved(w: Tensor, deltas: Tensor, multiples: Tensor, grid: Grid | None = None) -> Tensor:
-    """Return w + m·Δ, on a grid the value nearest to that; where m is 0, w to the last bit."""
-    multiples = multiples.to(w.dtype)
-    there = w + multiples * deltas
-    return torch.where(multiples == 0, w, there if grid is None else grid.nearest(there))
+    """Return `candidates`, and w to the last bit where m is 0."""
+    return torch.where(multiples == 0, w, candidates(w, deltas, multiples, grid))

@@ -163,7 +163,7 @@ class RSO:
 def _factor(schedule: Schedule, cycle: int, cycles: int) -> float:
     """Call a schedule of the user's, and return the factor of σ. Raises ValueError or TypeError for nonsense."""
     what = f"schedule {called(schedule)} ({cycle}, {cycles})"
-    factor = plain(_call(what, schedule, cycle, cycles))
+    factor = plain(calling(what, schedule, cycle, cycles))
     if isinstance(factor, bool) or not isinstance(factor, (int, float)):
         raise TypeError(f"{what} returned {factor!r}; it must return a number, the factor of σ in cycle {cycle}")
     if not 0 <= factor <= sys.float_info.max:
@@ -178,7 +178,7 @@ def _changes(distribution: Distribution, shape: tuple[int, ...], rng: torch.Gene
     """
     what = f"distribution {called(distribution)} ({shape}, generator)"
     with noise(torch.device("cpu"), rng.initial_seed()):
-        made = _call(what, distribution, shape, rng)
+        made = calling(what, distribution, shape, rng)
     if not isinstance(made, Tensor):
         raise TypeError(f"{what} returned a {type(made).__name__}; it must return a tensor of that shape")
     if made.shape != torch.Size(shape):
@@ -194,9 +194,10 @@ def _changes(distribution: Distribution, shape: tuple[int, ...], rng: torch.Gene
     return made.detach()
 
 
-def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def calling(what: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Call a function of the user's. Raises ValueError, saying what was called, where it raises anything."""
     try:
-        return function(*arguments)
+        return function(*arguments, **named)
     except Exception as error:  # whatever goes wrong in a function of the user's
         raise ValueError(f"{what} raised {type(error).__name__}: {error}") from error
 

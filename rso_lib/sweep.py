@@ -175,7 +175,7 @@ def _visits(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep) -> Visits:
     rng = generator(settings.seed, cycle, DRAWS, sweep.number)
     indices = ORDERS[settings.order](tuple(weight.shape), rng)
     [scale], [grid] = scales(net, sweep.names, settings, cycle), [grids(net).get(sweep.layer)]
-    deltas = _drawn(settings, (len(indices),), rng, grid) * scale
+    deltas = drawn(settings, (len(indices),), rng, grid) * scale
     name = sweep.layer if unlike(net) else sweep.layer.split(".", 1)[1]
     return Visits(name, weight.shape[:1].numel(), indices, deltas.to(weight), sweep.before)
 
@@ -187,10 +187,10 @@ def scales(net: nn.Module, names: Sequence[str], settings: RSO, cycle: int) -> l
     return [on_grid[name].spacing if name in on_grid else sigma(weight) * factor for name, weight in pairs]
 
 
-def _drawn(settings: RSO, shape: tuple[int, ...], rng: torch.Generator, grid: Grid | None) -> Tensor:
+def drawn(settings: RSO, shape: tuple[int, ...], rng: torch.Generator, grid: Grid | None) -> Tensor:
     """Draw Δ in units of its scale; on a grid only its sign counts, as a weight moves to a neighbouring value."""
-    drawn = settings.draw()(shape, rng)
-    return drawn if grid is None else drawn.sign()
+    made = settings.draw()(shape, rng)
+    return made if grid is None else made.sign()
 
 
 class JointPlan:
@@ -210,7 +210,7 @@ class JointPlan:
         tensors = list(zip(self.weights, self.scales, self.grids, strict=True))
         for t in range(self.made, sweep.steps):
             rng = generator(settings.seed, self.cycle, DRAWS, sweep.number, t)
-            deltas = [(_drawn(settings, tuple(w.shape), rng, grid) * scale).to(w) for w, scale, grid in tensors]
+            deltas = [(drawn(settings, tuple(w.shape), rng, grid) * scale).to(w) for w, scale, grid in tensors]
             for weight in self.weights:
                 weight *= 1 - settings.weight_decay
             turn = sweep.before + t

@@ -30,20 +30,21 @@ def pair_of(part: str, pair: Any) -> Pair:
     x, y = pair
     for name, one in (("x", x), ("y", y)):
         if not isinstance(one, Tensor):
-            raise TypeError(f"{_called(name, part)} must be a tensor, not a {type(one).__name__}: call torch.as_tensor")
+            raise TypeError(f"{called(name, part)} must be a tensor, not a {type(one).__name__}: call torch.as_tensor")
     if x.dtype not in BYTES_OR_FLOATS:
-        raise TypeError(f"{_called('x', part)} must be float32, float64 or uint8, not {x.dtype}: call .float()")
+        raise TypeError(f"{called('x', part)} must be float32, float64 or uint8, not {x.dtype}: call .float()")
     if y.dtype == torch.bool and y.dim() > 1:
         y = y.float()
     elif not (y.is_floating_point() or y.is_complex()):
         y = y.long()
     x, y = x.detach().clone(), y.detach().clone()
     x = x.float() / 255 if x.dtype == torch.uint8 else x
-    check_pair(_called("x", part), _called("y", part), x, y, labels=False)
+    check_pair(called("x", part), called("y", part), x, y, labels=False)
     return x, y
 
 
-def _called(name: str, part: str) -> str:
+def called(name: str, part: str) -> str:
+    """Return what an error calls x or y: of the whole ("x"), or of a part of its own."""
     return name if part == "x" else f"{name} of {part}"
 
 
@@ -134,10 +135,12 @@ def check_pair(x: str, y: str, images: Any, targets: Any, classes: int | None = 
     if targets.dtype not in (torch.int64, *FLOATS):
         raise TypeError(f"{y} must be torch.int64, float32 or float64, not {targets.dtype}: call .long() or .float()")
     if images.dim() < 2 or targets.dim() < 1 or len(images) != len(targets) or (labels and targets.dim() > 1):
-        of_each = "[N]" if labels else "[N, ...]"
+        of_each, remedy = (
+            ("[N]", "; call .squeeze(1) on a column, .argmax(1) on rows of 0 and 1") if labels else ("[N, ...]", "")
+        )
         raise ValueError(
             f"{x} must be images [N, C, H, W] or rows [N, F], and {y} as many labels {of_each}, "
-            f"not of the shapes {tuple(images.shape)} and {tuple(targets.shape)}"
+            f"not of the shapes {tuple(images.shape)} and {tuple(targets.shape)}{remedy}"
         )
     if images.device != targets.device:
         raise ValueError(f"{x} and {y} must be on one device, not on {images.device} and {targets.device}: call .to")

@@ -10,6 +10,7 @@ import torch
 from oracle import NARROW, images, levels_of, plan, stirred
 from pairwise import crossed
 from test_engine import LOOPS, REAL, SETTINGS, compare, engine_steps, loops
+from test_graphs import Recording, recorded
 from torch import Tensor, nn
 
 from rso_lib import models
@@ -17,16 +18,17 @@ from rso_lib.algorithm import algorithm_1, cross_entropy
 from rso_lib.data import Data
 from rso_lib.discrete import Grid, activate, moved
 from rso_lib.engine.block import BlockScorer
+from rso_lib.engine.sequential import SequentialScorer
 from rso_lib.known import unlike
+from rso_lib.lab import precision
 from rso_lib.models import Block, Flow, Head, Net, grids, initialise, size_in_bytes
 from rso_lib.run.nets import read_options
 from rso_lib.settings import RSO
 from rso_lib.train import Step, fit, train
 
-__all__ = ["loops"]  # a fixture
+__all__ = ["loops", "recorded"]  # fixtures
 
 LEVELS = [2, 3, 4]
-NARROW_ONES = ["flat", "folded", "max_pooled", "pool_last", "growing", "unnormed_skips"]
 KINDS = [("sign", 0), ("step", 0), ("relu", 2), ("relu", 3), ("relu", 4), ("sign", 3), ("step", 2)]
 """Activations and levels."""
 
@@ -187,12 +189,16 @@ def test_what_would_leave_the_grid_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "of", "name"),
-    crossed(NARROW_ONES, KINDS, ["inverted", "many_slices", "layer", "network", "neurons_shuffled", "layers"]),
+    crossed(
+        ["flat", "folded", "max_pooled", "pool_last", "growing", "unnormed_skips"],
+        KINDS,
+        ["inverted", "many_slices", "layer", "network", "neurons_shuffled", "layers"],
+    ),
 )
 def test_narrow_nets(kind: str, of: tuple[str, int], name: str) -> None:
     """Some steps of each sweep, around the middle of the tensor where they come one by one."""
     net, shape = discrete(kind, *of)
-    compare_at_every_tensor(net, images(26, shape), settings_of(name), 6)
+    compare_at_every_tensor(net, images(26, shape), settings_of(name), 4)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +232,13 @@ def test_whole_runs(of: tuple[str, int]) -> None:
     net, shape = discrete("flat", *of)
     settings = RSO(cycles=2, batch_size=13, order="shuffled", schedule="constant")
     assert len(compare(net, images(26, shape), settings, ties=True)) == 2 * models.count_weights(net)
+
+
+@pytest.mark.parametrize("of", [("sign", 0), ("step", 3)])
+def test_replayed_steps(of: tuple[str, int], recorded: type[Recording]) -> None:
+    net, shape = discrete("folded", *of)
+    compare(net, images(26, shape), settings_of("many_slices"), ties=True)
+    assert recorded.replays > 20
 
 
 # Every weight on the grid at the end
@@ -271,6 +284,19 @@ def step_before(net: Net, step: Step) -> Tensor:
     """The weight as it was before a step that moved it or not: binary weights change their sign."""
     now = net.get_parameter(step.layer).detach().view(-1)[step.index]
     return -now if step.choice else now
+
+
+def test_the_command_precision_moves_by_levels() -> None:
+    """With σ at a millionth, a weight of a net on a grid moves as far as ever."""
+    net, shape = discrete("flat", "relu", 3)
+    settings = RSO(cycles=1, batch_size=13, schedule=lambda cycle, cycles: 1e-6)
+    data, before = images(26, shape, dtype=torch.float32), SequentialScorer.score
+    losses: list[Tensor] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SequentialScorer, "score", lambda *args: (made := before(*args), losses.append(made.losses))[0])
+        list(precision.compare(net.float(), data, settings, 0, visits=5))
+    moves = torch.cat(losses)
+    assert (moves[:, 1:] - moves[:, :1]).abs().max() > 1e-3
 
 
 # Without the engine

@@ -29,7 +29,7 @@ CYCLE = replace(
 def cycles(*val_accuracies: float) -> History:
     """A history of cycles whose accuracy on the test part is the opposite of that on the validation part."""
     rows = [
-        replace(CYCLE, cycle=k, val_accuracy=accuracy, test_accuracy=1 - accuracy)
+        replace(CYCLE, cycle=k, val_accuracy=accuracy, val_loss=2 * accuracy, test_accuracy=1 - accuracy)
         for k, accuracy in enumerate(val_accuracies, 1)
     ]
     return History([row for cycle in rows for row in (replace(SWEEP, cycle=cycle.cycle), cycle)])

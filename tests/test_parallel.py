@@ -34,6 +34,7 @@ Outcome = tuple[list[Tensor], dict[str, Tensor], list[dict[str, Any]]]
 RUNS: dict[str, tuple[str, RSO]] = {
     "neurons": ("skips", RSO(cycles=2, batch_size=10, strategy="neuron", order="shuffled")),
     "layers, compiled": ("wide", RSO(cycles=1, batch_size=10, strategy="layer")),
+    "layers on a grid": ("grid", RSO(cycles=1, batch_size=10, strategy="layer", rule="parabola")),
     "layers": ("growing", RSO(cycles=2, batch_size=10, strategy="layer", weight_decay=0.01)),
 }
 
@@ -42,6 +43,9 @@ def net_of(kind: str) -> tuple[Net, tuple[int, int, int]]:
     if kind == "wide":  # 16 channels, which the compiled kernels are for
         blocks = [Block(1, 16), Block(16, 16, pool="avg"), Block(16, 16)]
         return Net(blocks, Head(16, 3, pool="max"), seed=0).double(), (1, 4, 4)
+    if kind == "grid":
+        blocks = [Block(1, 4, activation="sign", levels=3), Block(4, 3, levels=4)]
+        return Net(blocks, Head(3, 3, pool="max", levels=2), seed=0).double(), (1, 4, 4)
     return narrow(kind)
 
 

@@ -645,6 +645,32 @@ def test_images_that_changed_under_a_run(interrupted: Path, change: Any, words: 
     assert files(interrupted) == before
 
 
+@pytest.mark.parametrize("by", ["resume", "start"])
+def test_images_that_moved_as_a_whole_are_the_same(interrupted: Path, tmp_path: Path, by: str) -> None:
+    """Settings and checkpoint then name the new folder; a folder of other images stays refused."""
+    there = (tmp_path / "pictures").rename(tmp_path / "elsewhere")
+    moved, settings = f"folder:{there}", replace(SETTINGS, batch_size=8)
+    with pytest.raises(FileNotFoundError, match=r"pictures/train is missing"):
+        runs.resume(interrupted, progress=False)
+    other = shutil.copytree(there, tmp_path / "other")
+    paint(Path(other))
+    refused(interrupted, ValueError, "dataset is", "pixels is", settings=settings, dataset=f"folder:{other}")
+    refused(interrupted, ValueError, "dataset is", "not 'digits'", settings=settings)
+    if by == "resume":
+        run = runs.resume(interrupted, dataset=moved, progress=False)
+    else:
+        run = begin(interrupted, settings, dataset=moved)
+    assert run.finished and run.settings["dataset"] == moved and len(run.data().train) == 17
+    assert runs.resume(interrupted, progress=False).finished
+    assert_same(run, begin(tmp_path / "unbroken", settings, dataset=moved))
+
+
+def test_images_without_a_digest_may_not_move(interrupted: Path, tmp_path: Path) -> None:
+    edit_settings(interrupted, lambda content: content["data"].pop("pixels"))
+    there = (tmp_path / "pictures").rename(tmp_path / "elsewhere")
+    refused(interrupted, ValueError, "dataset is", settings=replace(SETTINGS, batch_size=8), dataset=f"folder:{there}")
+
+
 def test_a_folder_without_digests_goes_on_and_gets_them(interrupted: Path) -> None:
     whole = json.loads((interrupted / "settings.json").read_text())["data"]
     for name in ("labels", "pixels", "class_names"):

@@ -395,7 +395,7 @@ def test_defaults_of_the_command_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("--grid-rates 0.1 --seeds 1", "seeds is for a run"),
         ("--momentun 0.5", "--momentum FLOAT"),
         ("--net one_con", "did you mean 'one_conv'"),
-        ("--dataset MNIST", "dataset must be one of digits, mnist, fashion_mnist, kmnist, cifar10, folder:PATH, not"),
+        ("--dataset MNIST", "cifar10, cifar100, folder:PATH, module:function, not 'MNIST'; did you mean 'mnist'?"),
         ("--net-options depth=3", "an option of one_conv"),
     ],
 )

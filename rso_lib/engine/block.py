@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..algorithm import Batches, Loss, losses_of
-from ..discrete import Grid, moved
+from ..discrete import Grid, candidates, moved
 from ..models import Flow, Net, grids
 from ..rules import Scores
 from ..settings import RSO
@@ -206,7 +206,7 @@ class BlockScorer:
     def variants(self, moves: Moves) -> Tensor:
         """Return the candidates of each weight but w itself: [n, K − 1]."""
         w = self.w[moves.tensor].view(-1)[moves.at]
-        return moved(w[:, None], moves.deltas[:, None], self.multiples[1:], self.grids.get(moves.tensor))
+        return candidates(w[:, None], moves.deltas[:, None], self.multiples[1:], self.grids.get(moves.tensor))
 
     def forget(self) -> None:
         """Drop what is cached for the batches, but for their input."""

@@ -95,7 +95,7 @@ class Kernels:
         activation: str | None,
         pairs: Sequence[tuple[int, int]],
     ) -> Tensor:
-        """Batch norm and ReLU of rows: of the second of each pair, less that of the first. [pairs, N, 1, H, W].
+        """Batch norm and activation of rows: of the second of each pair, less that of the first. [pairs, N, 1, H, W].
 
         z      [N, rows, H, W], contiguous, with its moments; batch norm takes its statistics from these
         scale  of batch norm: [rows], as its shift

@@ -18,7 +18,7 @@ from ..history import History, Report
 from ..models import calibrate, count_weights
 from ..run import folder as runs
 from ..run import sgd
-from ..settings import called, function_of
+from ..settings import function_of
 from ..train import Step, evaluate, sweeps, train
 from . import worker
 from .worker import RUNNING
@@ -81,7 +81,6 @@ class LiveRun:
     ):
         function_of("net", net, runs.NETS)
         self.make_net, self.data, self.settings, self.show, self.scored_by = net, data, settings, show, scored
-        self.metric = called(scored["metric"]) if "metric" in scored else "accuracy"
         self.scored = Split(data.test.images[:SCORED_IMAGES], data.test.labels[:SCORED_IMAGES])
         worker.ask(self.join)
 

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter, ScalarFormatter
 from PIL import Image, ImageDraw
 
+from ..losses import accuracies
+from ..settings import called
 from .figure import style
 from .live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
 from .pictures import lay_out_weights
@@ -31,10 +33,10 @@ Points = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 class Curves:
     """Accuracy (left) and loss (right). Axes are drawn anew only when their limits change: that is 9 times as fast."""
 
-    def __init__(self, accuracy: Mapping[str, str], loss: Mapping[str, str], metric: str = "accuracy"):
-        """metric  the name of what is drawn on the left; what is called otherwise than accuracy may leave 0 to 1"""
+    def __init__(self, accuracy: Mapping[str, str], loss: Mapping[str, str], run: LiveRun):
+        """run  one of those that are drawn, whose metric and loss name the axes"""
         self.drawn: tuple[object, ...] = ()
-        self.metric = metric
+        self.metric, self.unit = metric_of(run), unit_of(run)
         with style():
             self.figure = Figure(figsize=(WIDTH / 100, 2.5), dpi=DPI)
             self.canvas = FigureCanvasAgg(self.figure)
@@ -70,7 +72,7 @@ class Curves:
             if self.metric == "accuracy":
                 left.set_ylabel("test accuracy (%)")
                 left.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
-            right.set(xlim=(0, end), yscale="log" if log else "linear", xlabel=against, ylabel="loss (nats)")
+            right.set(xlim=(0, end), yscale="log" if log else "linear", xlabel=against, ylabel=f"loss{self.unit}")
             for axes in self.axes:
                 axes.xaxis.set_major_formatter(EngFormatter(sep="") if end > 1000 else ScalarFormatter())
             right.set_ylim(low, high)
@@ -101,7 +103,7 @@ def _power(base: float, value: float, rounded: Callable[[float], int]) -> float:
 
 def draw_layer(run: LiveRun) -> tuple[bytes, str]:
     """Draw the weights of the layer that is searched, the one visited last framed: a PNG, and its alt text."""
-    matrix = [name for name, weight in run.net.named_parameters() if weight.dim() > 1][-1]
+    matrix = max(reversed([*run.net.named_parameters()]), key=lambda item: min(item[1].dim(), 2))[0]  # the last one
     name = run.last.layer if run.last and run.last.layer != "network" else matrix
     raster = lay_out_weights(run.net, name)
     values = raster.values.numpy()
@@ -166,11 +168,22 @@ def describe_score(run: LiveRun) -> str:
     return f"After {score.updates:.2f} full updates: {_measured(run)}test loss {score.test_loss:.3f}{batches}."
 
 
+def metric_of(run: LiveRun) -> str:
+    """Return the name of the metric of a run."""
+    metric = run.scored_by.get("metric", accuracies)
+    return "accuracy" if metric is accuracies else called(metric)
+
+
+def unit_of(run: LiveRun) -> str:
+    """Return the unit of the loss of a run, in brackets; that of a loss of the user's is not known."""
+    return "" if "loss" in run.scored_by else " (nats)"
+
+
 def _measured(run: LiveRun) -> str:
     """Return the last mean of the metric in words, with a comma behind it; nothing where it is NaN."""
     value = run.curve[-1].test_accuracy
-    said = f"{value:.1%}" if run.metric == "accuracy" else f"{value:.4g}"
-    return "" if math.isnan(value) else f"test {run.metric} {said}, "
+    said = f"{value:.1%}" if metric_of(run) == "accuracy" else f"{value:.4g}"
+    return "" if math.isnan(value) else f"test {metric_of(run)} {said}, "
 
 
 def describe_state(run: LiveRun) -> str:

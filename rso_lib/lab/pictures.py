@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from torch import Tensor, nn
 
 from ..history import History
-from ..models import Head
+from ..models import Head, Net
 from ..rules import choose
 from ..settings import check_choice
 from .figure import BLACK, CANDIDATES, Picture, new_picture, set_whole_ticks, style
@@ -262,11 +262,9 @@ def lay_out_weights(net: nn.Module, name: str) -> Raster:
 
 
 def _tile_shape(net: nn.Module, weight: Tensor) -> tuple[int, int, int, int]:
-    if weight.dim() == 4:
-        outputs, inputs, height, width = weight.shape
-        return outputs, inputs, height, width
-    if weight.dim() == 1:
-        return len(weight), 1, 1, 1
+    if weight.dim() != 2 or not isinstance(net, Net):
+        outputs, inputs, *sides = (*weight.shape, 1, 1)[: max(weight.dim(), 2)]
+        return outputs, inputs, math.prod(sides[:-1]), math.prod(sides[-1:])
     outputs, features = weight.shape
     *blocks, last = net.children()
     flattened = isinstance(last, Head) and last.pool == "flatten"

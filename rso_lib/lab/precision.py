@@ -19,12 +19,13 @@ from ..engine import Moves
 from ..engine.head import HeadScorer
 from ..engine.sequential import SequentialScorer
 from ..known import unlike
-from ..models import Head, Net, calibrate, searched
-from ..proposals import generator, sigma
+from ..models import Head, Net, calibrate, grids, searched
+from ..proposals import generator
 from ..rules import argmin
 from ..run import cli as command
 from ..run.folder import Run, load
 from ..settings import RSO, arithmetic, check_whole
+from ..sweep import drawn, scales
 
 CPU: dict[str, dict[str, Any]] = {"float32": {}, 'float32, cache="half"': {"cache": "half"}}
 CUDA = CPU | {"tf32": {"precision": "tf32"}}
@@ -56,7 +57,8 @@ def compare(
         for name, weight in searched(module).items():
             first = int(torch.randint(max(weight.numel() - visits, 0) + 1, (), generator=rng))
             indices = range(first, min(first + visits, weight.numel()))
-            deltas = settings.draw()((len(indices),), rng) * sigma(weight) * settings.sigma_factor(cycle)
+            [scale] = scales(net, [f"{layer}.{name}"], settings, cycle)
+            deltas = drawn(settings, (len(indices),), rng, grids(module).get(name)) * scale
             exact.begin()
             tried.begin()
             differ = 0

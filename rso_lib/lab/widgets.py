@@ -163,7 +163,7 @@ class LiveTrainer(Panel):
         self.status, self.tiles, self.winners, self.numbers = Text(), Screen(), widgets.HTML(), Text()
         self.status.add_class("rso-status")
         losses = {"test part": BLUE, "batches": VERMILION}
-        self.curves, self.screen = Curves({self.title: BLUE}, losses, self.run.metric), Screen()
+        self.curves, self.screen = Curves({self.title: BLUE}, losses, self.run), Screen()
         self.drawn: tuple[object, ...] = ()
         self.draw: Callable[[], None] = self.draw_curves
         self.run.show = self.show
@@ -246,7 +246,7 @@ class Race(Panel):
                 f"a race needs up to four trainers with different titles, not {[t.title for t in trainers]}"
             )
         self.trainers = trainers
-        self.curves, self.screen = Curves(colours, colours, trainers[0].run.metric), Screen()
+        self.curves, self.screen = Curves(colours, colours, trainers[0].run), Screen()
         self.against = widgets.Dropdown(options=COSTS, description="against")
         self.log_axis = widgets.Checkbox(False, description="log axis for the loss", indent=False)
         self.draw()

@@ -37,6 +37,8 @@ def check_dataset(name: object) -> None:
     """Raise ValueError where a run's images have a name that `load` does not know."""
     if ":" not in str(name):
         check_choice("dataset", name, images.NAMES)
+    elif not str(name).startswith("folder:"):
+        function_of("dataset", name, {})
 
 
 def settings_of(folder: str | Path) -> Settings:

@@ -206,17 +206,20 @@ def _opened(
 def resume(
     folder: str | Path,
     *,
+    dataset: str | None = None,
     root: str | Path | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Run:
     """Take up the run in a folder with its own settings.
 
-    Arguments and errors as in `start`; ValueError where one of the settings is a function, which only `start` can have.
+    dataset  "folder:PATH" where the folder of its images lies elsewhere now
+
+    Other arguments and errors as in `start`; ValueError where a setting is a function, which only `start` can have.
     """
     folder = folder_at(folder)
     there = settings_of(folder)
-    what = {name: there[name] for name in WHAT}
+    what = {name: there[name] for name in WHAT} | ({"dataset": dataset} if dataset else {})
     return start(folder, **what, settings=rso_of(there), root=root, device=device, progress=progress)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from .. import models
 from ..models import Net
 from ..proposals import noise
-from ..settings import check_choice, function_of
+from ..settings import calling, check_choice, function_of
 
 NETS: dict[str, Callable[..., Net]] = {
     "one_conv": models.one_conv,
@@ -35,11 +35,13 @@ def build(net: str, shape: Sequence[int], classes: int, seed: int, **options: An
         check_choice(f"an option of {net}", name, sorted(kinds))
         if not _is_of(value, kinds[name]):
             raise TypeError(f"{name} of {net} must be {_said(kinds[name])}, not {value!r}")
-    function = function_of("net", net, NETS)
-    given = {"shape": tuple(shape), "classes": classes, "seed": seed}
+    if net in NETS:
+        return NETS[net](shape=tuple(shape), classes=classes, seed=seed, **options)
+    function, given = function_of("net", net, NETS), {"shape": tuple(shape), "classes": classes, "seed": seed}
     taken = inspect.signature(function).parameters
+    given = {name: value for name, value in given.items() if name in taken}
     with noise(torch.device("cpu"), seed):
-        made = function(**{name: value for name, value in given.items() if name in taken}, **options)
+        made = calling(f"net {net}", function, **given, **options)
     if not isinstance(made, nn.Module):
         raise TypeError(f"{net} returned a {type(made).__name__}; it must return a torch.nn.Module")
     return made

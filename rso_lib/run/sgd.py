@@ -105,7 +105,8 @@ def train(net: nn.Module, data: Data, settings: SGD) -> Iterator[Report]:
     epoch, `sigma` is NaN, and nothing is kept, plus or minus. An image counts as three image-forwards, as
     backpropagation costs about two forward passes more.
 
-    Ends early at the target, or, with a warning, where the loss is not finite any more. Errors as in `check`.
+    Ends early at the target, or, with a warning, where the loss is not finite any more. Errors as in `check`, and
+    ValueError for a net whose weights lie on a grid, where `straight_through` is not set.
     """
     check(data, settings)
     check_fit(net, data, settings.batch_size)
@@ -131,11 +132,17 @@ def train(net: nn.Module, data: Data, settings: SGD) -> Iterator[Report]:
 
 
 def _learner(net: nn.Module, settings: SGD) -> nn.Module:
-    """Return what is trained: the net itself, or its twin that has a gradient."""
+    """Return what is trained: the net itself, or its twin that has a gradient.
+
+    Raises ValueError for a net on a grid that SGD would take off it, and for a twin of a net that can have none.
+    """
     if settings.straight_through:
         return StraightThrough(net, settings.seed)
     if grids(net):
-        raise ValueError("the weights of the net lie on a grid, which SGD would leave: set straight_through to True")
+        raise ValueError(
+            "the weights of the net lie on a grid, which SGD would leave: set straight_through to True, or build the "
+            "net with levels=0"
+        )
     return net
 
 
@@ -183,6 +190,7 @@ def baseline(
     asked = {"dataset": data.name, "data": runs.facts(data), **about_net, **asdict(settings)}
     check(data, settings)
     fresh = [runs.build(net, data.shape, len(data.classes), seed, **options) for seed in range(seeds)]
+    _learner(fresh[0], settings)
     paths = [folder / f"{seed}.csv" for seed in range(seeds)]
     check_files(folder, "settings.json", *(path.name for path in paths))
     _check_settings(folder / "settings.json", asked)
@@ -290,7 +298,7 @@ def grid(
     cells = [replace(settings, batch_size=size, rate=rate, seed=0) for size in batch_sizes for rate in rates]
     for cell in cells:
         check(data, cell)
-    runs.build(net, data.shape, len(data.classes), 0, **options)
+    _learner(runs.build(net, data.shape, len(data.classes), 0, **options), settings)
     done: dict[SGD, History] = {}
     while left := [cell for cell in cells if cell not in done]:
         for cell in left:

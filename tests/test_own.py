@@ -1,0 +1,588 @@
+"""What users bring: nets of any kind, losses and metrics, tensors and datasets, and runs of these."""
+
+import copy
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_diabetes, load_digits
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+from rso_lib import RSO, Data, History, Report, evaluate, fit, load, train
+from rso_lib.algorithm import algorithm_1
+from rso_lib.lab.live import FINISHED, LiveRun
+from rso_lib.lab.live_view import Curves, describe_score, describe_state, draw_layer
+from rso_lib.losses import accuracies
+from rso_lib.models import count_weights, initialise, one_conv
+from rso_lib.run import cli
+from rso_lib.run import folder as runs
+from rso_lib.run.nets import build
+from rso_lib.train import Step, scores
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*not a models.Net")
+HERE = "tests.test_own" if __name__.startswith("tests.") else "test_own"
+
+
+# Losses, metrics, nets and data as a user writes them; runs in folders find them as module:function
+
+
+def squares(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).square().mean(1)
+
+
+def minus_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    return -(outputs - targets).abs().mean(1)
+
+
+def several(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(1)
+
+
+def hits(outputs: Tensor, targets: Tensor) -> Tensor:
+    return ((outputs > 0) == (targets > 0.5)).float().mean(1)
+
+
+def mistakes(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Which has no gradient: 1 for each image of which the class is wrong."""
+    return outputs.argmax(1) != targets
+
+
+def table(seed: int = 0, val_size: int | None = None) -> Data:
+    """442 patients, and how their diabetes went on, in hundreds."""
+    x, y = (torch.tensor(column).float() for column in load_diabetes(return_X_y=True))
+    return Data.from_tensors(x, y[:, None] / 100, seed=seed, val=val_size)
+
+
+def mlp(shape: tuple[int, ...], classes: int, width: int = 2) -> nn.Module:
+    return nn.Sequential(nn.Linear(shape[0], width), nn.Tanh(), nn.Linear(width, classes))
+
+
+class Mixed(nn.Module):
+    """Weights of 0, 1, 2 and 3 dimensions for rows of 8 pixels."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.along, self.norm, self.out = nn.Conv1d(8, 2, 3, padding=1), nn.LayerNorm([2, 8]), nn.Linear(16, classes)
+        self.temperature = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.along(x.squeeze(1))).flatten(1)) * self.temperature
+
+
+class Tuned(nn.Module):
+    """A frozen layer, two that share their weights, and dropout."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.frozen, self.first, self.second = nn.Linear(64, 12), nn.Linear(12, 12), nn.Linear(12, 12)
+        self.second.weight = self.first.weight
+        self.drop, self.out = nn.Dropout(0.1), nn.Linear(12, classes)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.frozen(x.flatten(1))
+        x = x + self.second(self.first(x).relu())
+        return self.out(self.drop(x))
+
+
+# Losses and metrics
+
+
+def test_a_regression_is_learnt() -> None:
+    """The test part is explained as well as by linear regression."""
+    data = table()
+    torch.manual_seed(0)
+    net = mlp(data.shape, 1)
+    last = fit(net, data, RSO(cycles=25, batch_size=150), loss=squares, metric=minus_error, progress=False).last
+    x, y = (torch.cat([data.train.images, torch.ones(len(data.train), 1)], 1), data.train.labels)
+    line = torch.linalg.lstsq(x.double(), y.double()).solution
+    test = data.test
+    residuals = test.labels - torch.cat([test.images, torch.ones(len(test), 1)], 1).double() @ line
+    assert last.test_loss < 1.1 * float(residuals.square().mean()) < 0.6 * float(test.labels.var())
+    with torch.no_grad():
+        outputs = net(test.images)
+    assert last.test_loss == pytest.approx(float((outputs - test.labels).square().mean()), rel=1e-6)
+    assert last.test_accuracy == pytest.approx(-float((outputs - test.labels).abs().mean()), rel=1e-6)
+
+
+def labels_of_digits() -> Data:
+    """Of each digit: whether it is even, 5 or more, and 8 or 9."""
+    x, digit = map(torch.tensor, load_digits(return_X_y=True))
+    return Data.from_tensors(x.float(), torch.stack([digit % 2 == 0, digit >= 5, digit >= 8], 1))
+
+
+def test_several_labels_are_learnt() -> None:
+    data = labels_of_digits()
+    assert data.train.labels.dtype == torch.float32 and data.classes == ("0", "1", "2")
+    torch.manual_seed(0)
+    last = fit(nn.Linear(64, 3), data, RSO(cycles=6, batch_size=128), loss=several, metric=hits, progress=False).last
+    often = torch.maximum(data.test.labels.mean(0), 1 - data.test.labels.mean(0)).mean()
+    assert last.test_accuracy > 0.84 > often + 0.2
+
+
+def test_class_weights_move_the_decisions() -> None:
+    """One image in ten is of the rare class, and the two overlap."""
+    rng = torch.Generator().manual_seed(1)
+    y = (torch.arange(600) % 10 == 0).long()
+    data = Data.from_tensors(torch.randn(600, 2, generator=rng) + y[:, None], y)
+    found = []
+    for weights in (torch.ones(2), torch.tensor([1.0, 9.0])):
+        loss = lambda z, y, w=weights: F.cross_entropy(z, y, w, reduction="none")  # noqa: E731
+        torch.manual_seed(0)
+        net = nn.Linear(2, 2)
+        fit(net, data, RSO(cycles=10, batch_size=200), loss=loss, progress=False)
+        rare = data.test.images[data.test.labels == 1]
+        found.append(float((net(rare).argmax(1) == 1).float().mean()))
+    assert found[0] < 0.4 and found[1] > 0.7
+
+
+@pytest.mark.parametrize(("net", "gain"), [("engine", 0.05), ("any", 0.2)])
+def test_a_loss_without_a_gradient_is_searched(net: str, gain: float) -> None:
+    """Where most visits change no prediction of the batch: a tie keeps w."""
+    data = load("digits")
+    torch.manual_seed(0)
+    made = one_conv(data.shape) if net == "engine" else nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    before, _ = evaluate(made, data.test, mistakes)
+    *_, last = train(made, data, RSO(cycles=1, batch_size=400), loss=mistakes)
+    assert last.test_loss == pytest.approx(1 - last.test_accuracy) and last.test_loss < before - gain
+    assert last.steps > last.kept > 0.7 * last.steps
+
+
+def test_the_engine_decides_with_float_targets_as_forward_passes_do() -> None:
+    """On pictures, for a net without batch norm, whose plain algorithm is the engine's to the letter."""
+    rng = torch.Generator().manual_seed(2)
+    x = torch.randn(60, 1, 6, 6, generator=rng, dtype=torch.float64)
+    data = Data.from_tensors(x, torch.stack([x.mean((1, 2, 3)), x.amax((1, 2, 3))], 1))
+    net = one_conv((1, 6, 6), 2).double()
+    made = []
+    for one in (copy.deepcopy(net), nn.Sequential(copy.deepcopy(net))):
+        steps = train(one, data, RSO(cycles=1, batch_size=12), steps=True, loss=squares, metric=minus_error)
+        made.append([float(item.choice) if isinstance(item, Step) else item for item in steps])
+    choices = [[item for item in items if isinstance(item, float)] for items in made]
+    assert choices[0] == choices[1] and set(choices[0]) == {-1.0, 0.0, 1.0}
+    assert made[0][-1].test_loss == pytest.approx(made[1][-1].test_loss, rel=1e-9)
+
+
+def test_accuracy_is_measured_where_there_are_labels_and_an_output_for_each() -> None:
+    outputs = torch.tensor([[0.0, 1.0], [2.0, 1.0]])
+    assert accuracies(outputs, torch.tensor([1, 1])).tolist() == [1.0, 0.0]
+    for z, y in ((outputs, torch.tensor([1, 2])), (outputs, torch.ones(2, 2)), (outputs[:, :1], torch.tensor([0, 1]))):
+        assert accuracies(z, y).isnan().all()
+
+
+def of_batch(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.mse_loss(outputs, targets)
+
+
+WRONG_FUNCTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "mean": ({"loss": of_batch}, r'loss of_batch, given outputs \[2, 1\].* returned \[\] of .*reduction="none"'),
+    "columns": ({"loss": lambda z, y: (z - y).square()}, r"returned \[2, 1\] of torch.float32; it must .* \[2\]"),
+    "number": ({"metric": lambda z, y: 1.0}, "metric <lambda>, .* returned a float; it must return a number for each"),
+    "error": ({"metric": lambda z, y: z @ y}, "metric <lambda>, given .* raised RuntimeError: .*mat1 and mat2"),
+    "labels": ({}, "labels of train must be torch.int64, .*, not torch.float32: .* with a loss for such targets"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_FUNCTIONS)
+def test_a_loss_that_is_none_is_an_error_before_the_first_step(kind: str) -> None:
+    scored, message = WRONG_FUNCTIONS[kind]
+    data = table()
+    with pytest.raises((ValueError, TypeError), match=message):
+        next(train(mlp(data.shape, 1), data, RSO(batch_size=100), **{"loss": squares, **scored} if scored else {}))
+
+
+def test_outputs_and_targets_that_torch_would_mix_are_an_error() -> None:
+    """[N, 1] − [N] is [N, N], whose mean over a dimension is a number for each image, and a wrong one."""
+    data = table()
+    parts = [replace(part, labels=part.labels[:, 0]) for part in data.parts.values()]
+    flat = replace(data, **dict(zip(data.parts, parts, strict=True)))
+    with pytest.raises(ValueError, match=r"loss squares mixes images: .*\[2, 1\] and targets \[2\] .* outputs\[:, 0\]"):
+        next(train(mlp(data.shape, 1), flat, RSO(batch_size=100), loss=squares))
+    mended = lambda outputs, targets: squares(outputs, targets[:, None])  # noqa: E731
+    settings = RSO(cycles=1, batch_size=100)
+    torch.manual_seed(0)
+    net = mlp(data.shape, 1)
+    rows = [list(train(copy.deepcopy(net), d, settings, loss=f))[-1] for d, f in ((data, squares), (flat, mended))]
+    assert rows[0].test_loss == rows[1].test_loss
+
+
+def test_without_a_metric_the_best_cycle_is_that_of_the_lowest_loss() -> None:
+    row = Report(cycle=1, layer="", sigma=1, steps=1, kept=1, plus=0, minus=0, evaluations=3, image_forwards=3)
+    history = History([replace(row, cycle=k, val_loss=loss) for k, loss in enumerate((3.0, 1.0, 2.0), 1)])
+    assert history.validated and history.best.cycle == 2
+
+
+def test_the_bar_shows_the_metric_or_else_the_loss(capfd: Any) -> None:
+    data = table()
+    torch.manual_seed(0)
+    for scored, words in (({}, "val loss="), ({"metric": minus_error}, "val=-")):
+        fit(mlp(data.shape, 1), data, RSO(cycles=1, batch_size=100), loss=squares, **scored)
+        assert words in capfd.readouterr().err
+
+
+def test_early_stopping_is_a_break() -> None:
+    """The loop in the docstring of `train`."""
+    code = re.search(r"Early stopping is a break:\n\n(.*?break)\n", train.__doc__ or "", re.DOTALL)
+    assert code
+    data = table()
+    names = {"History": History, "net": mlp(data.shape, 1), "data": data, "settings": RSO(cycles=500, batch_size=100)}
+    names["train"] = lambda *given: train(*given, loss=squares, metric=minus_error)
+    exec(re.sub("^        ", "", code[1], flags=re.MULTILINE), names)
+    history = names["history"]
+    assert 500 > history.last.cycle == history.best.cycle + 5
+
+
+# Nets
+
+
+def test_a_net_with_dropout_frozen_and_tied_weights_learns_the_same_bits_again() -> None:
+    data, settings, made = load("digits"), RSO(cycles=3, batch_size=250), []
+    torch.manual_seed(0)
+    start = Tuned()
+    directions = torch.linalg.svd(data.train.images.flatten(1), full_matrices=False)[2]
+    start.frozen.weight.copy_(0.3 * directions[:12])  # features that were learnt before
+    for seed in (1, 2):
+        torch.manual_seed(seed)  # nothing of the run may depend on it
+        net = copy.deepcopy(start)
+        sitting = train(net, data, settings)
+        rows = [repr(replace(row, seconds=0)) for row in islice(sitting, 6)]
+        made.append((rows, {name: value.clone() for name, value in net.state_dict().items()}, net, sitting))
+    (rows, state, net, sitting), (again, other, *_) = made
+    assert rows == again and "layer=''" in rows[-1]
+    assert all(torch.equal(value, other[name]) for name, value in state.items())
+    *_, last = sitting
+    assert last.test_accuracy > 0.75
+    assert torch.equal(net.frozen.weight, start.frozen.weight) and net.second.weight is net.first.weight
+    assert last.steps == count_weights(net) == 144 + 2 * 12 + 130
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_of_any_shape_and_type_are_searched(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net, data = Mixed().to(dtype), load("digits").to(dtype)
+    before = {name: weight.clone() for name, weight in net.named_parameters()}
+    rows = list(train(net, data, RSO(cycles=1, batch_size=60, seed=1)))
+    assert rows[-1].steps == count_weights(net) == 2 * 8 * 3 + 2 + 32 + 170 + 1
+    for name, weight in net.named_parameters():
+        assert weight.dtype == dtype and not torch.equal(weight, before[name]), name
+    losses = [row.train_loss for row in rows]
+    assert losses[-1] < losses[0]
+
+
+def test_initialise_knows_the_scales_of_norms_of_any_shape() -> None:
+    net = nn.ModuleDict(
+        {"mixed": Mixed(), "slope": nn.PReLU(), "batch": nn.BatchNorm1d(3), "group": nn.GroupNorm(1, 3)}
+    )
+    nn.init.normal_(net["mixed"].norm.weight)
+    initialise(net, 3)
+    for norm in (net["mixed"].norm, net["batch"], net["group"]):
+        assert (norm.weight == 1).all() and not norm.bias.any()
+    assert net["slope"].weight.item() == 0.25 and net["mixed"].temperature.item() == 1
+    assert net["mixed"].along.weight.std().item() == pytest.approx((2 / 24) ** 0.5, rel=0.3)
+    assert not net["mixed"].along.bias.any()
+
+
+def test_algorithm_1_goes_on_with_the_weights_that_there_are() -> None:
+    x = torch.randn(32, 2)
+    y = (x - x.mean()) / x.std() @ torch.tensor([[1.0], [-2.0]])
+    loss = lambda net, x, y: (net(x) - y).square().mean()  # noqa: E731
+    for initial in (True, False):
+        net = nn.Linear(2, 1)
+        net.weight.data.copy_(torch.tensor([[1.0, -2.0]]))
+        net.bias.data.zero_()
+        algorithm_1(net, loss, x, y, cycles=1, batch_size=32, initialise=initial)
+        there = torch.equal(net.weight.data, torch.tensor([[1.0, -2.0]]))
+        assert there is not initial
+
+
+def test_algorithm_1_moves_a_weight_that_is_alone() -> None:
+    """The deviation of one number is none."""
+    x = torch.randn(32, 1)
+    net, loss = nn.Linear(1, 1), lambda net, x, y: (net(x) - y).square().mean()
+    algorithm_1(net, loss, x, 3 * (x - x.mean()) / x.std(), cycles=60, batch_size=32)
+    assert net.weight.item() == pytest.approx(3, abs=0.2)
+
+
+def test_types_of_data_and_net_that_differ_say_what_to_call() -> None:
+    data = table()
+    with pytest.raises(ValueError, match=r"call .to\(torch.float64\) on the data, or .to\(torch.float32\) on the net"):
+        next(train(mlp(data.shape, 1).double(), data, RSO(batch_size=100), loss=squares))
+    with pytest.raises(ValueError, match=r"is torch.bfloat16: only torch.float32 and torch.float64 are searched"):
+        next(train(mlp(data.shape, 1).bfloat16(), data, RSO(batch_size=100), loss=squares))
+    with pytest.raises(ValueError, match=r"a models.Net takes images \[N, C, H, W\], not rows of the shape \(10,\)"):
+        next(train(one_conv((1, 4, 4), 1), data, RSO(batch_size=100), loss=squares))
+
+
+# Data from tensors and datasets
+
+
+def test_tensors_are_split_and_standardised() -> None:
+    x, y = torch.randn(100, 3, dtype=torch.float64) * torch.tensor([1, 10, 0]) + 5, torch.arange(100)
+    before = x.clone()
+    data = Data.from_tensors(x, y, val=0.1, test=30, seed=4, name="mine")
+    assert (data.name, data.shape, len(data.classes)) == ("mine", (3,), 100)
+    assert [len(part) for part in data.parts.values()] == [60, 10, 30]
+    assert sorted(torch.cat([part.labels for part in data.parts.values()]).tolist()) == list(range(100))
+    train_rows = x[data.train.labels].numpy()
+    np.testing.assert_allclose(data.mean, train_rows.mean(0))
+    np.testing.assert_allclose(data.std, train_rows.std(0), atol=1e-12)
+    for part in data.parts.values():
+        scale = np.where(train_rows.std(0) > 1e-9, train_rows.std(0), 1)
+        np.testing.assert_allclose(part.images, (x[part.labels].numpy() - train_rows.mean(0)) / scale, atol=1e-12)
+    assert torch.equal(x, before)
+    again, other = (Data.from_tensors(x, y, val=0.1, test=30, seed=seed) for seed in (4, 5))
+    assert torch.equal(again.train.labels, data.train.labels) and not torch.equal(other.train.labels, data.train.labels)
+    raw = Data.from_tensors(x, y, standardise=False)
+    assert torch.equal(raw.test.images, x[raw.test.labels]) and [len(p) for p in raw.parts.values()] == [72, 8, 20]
+
+
+def test_parts_of_their_own_and_bytes() -> None:
+    x = torch.arange(20 * 2 * 3 * 3).view(20, 2, 3, 3).remainder(256).byte()
+    own = (x[:5], torch.arange(5))
+    data = Data.from_tensors(x, torch.arange(20) % 4, test=own, val=0, classes=["a", "b", "c", "d", "e"])
+    assert [len(part) for part in data.parts.values()] == [20, 0, 5] and data.shape == (2, 3, 3)
+    pixels = data.test.images.double() * data.std[:, None, None] + data.mean[:, None, None]
+    np.testing.assert_allclose(pixels * 255, x[:5], atol=1e-4)
+    assert data.test.labels.tolist() == [0, 1, 2, 3, 4] and data.classes[4] == "e"
+    moved = data.to(torch.float64)
+    assert moved.train.images.dtype == moved.mean.dtype == torch.float64 and moved.train.labels.dtype == torch.int64
+
+
+class Rows(Dataset[Any]):
+    def __init__(self, rows: list[Any]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, k: int) -> Any:
+        return self.rows[k]
+
+
+def test_a_dataset_is_read_once() -> None:
+    x, y = torch.randn(30, 2, 4, 4), torch.arange(30) % 3
+    data = Data.from_dataset(TensorDataset(x, y), seed=2)
+    expected = Data.from_tensors(x, y, seed=2)
+    for part, other in zip(data.parts.values(), expected.parts.values(), strict=True):
+        assert torch.equal(part.images, other.images) and torch.equal(part.labels, other.labels)
+    rows = Rows([(np.float32([k, 1]), k % 2) for k in range(10)])
+    rows.classes = ["even", "odd"]  # type: ignore[attr-defined]
+    data = Data.from_dataset(rows, test=Rows([([0.0, 2.0], 1)]), val=0)
+    assert data.classes == ("even", "odd") and data.name == "Rows"
+    assert len(data.train) == 10 and data.test.labels.tolist() == [1] and float(data.test.images[0, 1]) == 1.0
+
+
+class Picture:
+    """An image of PIL, which torch would read with its channels as columns."""
+
+
+Picture.__module__ = "PIL.Image"
+ROWS, LABELS = torch.randn(10, 3), torch.arange(10) % 2
+WRONG_DATA: dict[str, tuple[Callable[[], object], str]] = {
+    "array": (lambda: Data.from_tensors(ROWS.numpy(), LABELS), "x must be a tensor, not a ndarray: call torch.as_t"),
+    "list": (lambda: Data.from_tensors(ROWS, [0] * 10), "y must be a tensor, not a list"),
+    "whole": (lambda: Data.from_tensors(ROWS.long(), LABELS), r"x must be float32.*, not torch.int64: call .float\(\)"),
+    "half": (lambda: Data.from_tensors(ROWS.bfloat16(), LABELS), r"x must be float32, .*, not torch.bfloat16"),
+    "half_y": (lambda: Data.from_tensors(ROWS, LABELS.half()), "y must be torch.int64, float32 or float64, not .*16"),
+    "nan": (lambda: Data.from_tensors(ROWS / 0, LABELS), "NaN or infinite values in x"),
+    "nan_y": (lambda: Data.from_tensors(ROWS, torch.full((10,), torch.nan)), "NaN or infinite values in y"),
+    "shorter": (lambda: Data.from_tensors(ROWS, LABELS[:9]), r"y as many labels .* \(10, 3\) and \(9,\)"),
+    "flat": (lambda: Data.from_tensors(ROWS[:, 0], LABELS), r"x must be images .* or rows \[N, F\], .* \(10,\)"),
+    "negative": (lambda: Data.from_tensors(ROWS, LABELS - 1), r"y must be at least 0, not -1; .* call .float\(\)"),
+    "high": (lambda: Data.from_tensors(ROWS, LABELS + 2, classes=3), "y must be 0 to 2, as there are 3 classes, not 3"),
+    "high_test": (
+        lambda: Data.from_tensors(ROWS, LABELS, test=(ROWS, LABELS + 9), classes=["a", "b"]),
+        "y of test must be 0 to 1, as there are 2 classes, not 10",
+    ),
+    "names": (lambda: Data.from_tensors(ROWS, LABELS, classes="ab"), "classes must be a whole number or a list of nam"),
+    "columns": (lambda: Data.from_tensors(ROWS, ROWS, classes=2), "classes must have a name for each of the 3 columns"),
+    "share": (lambda: Data.from_tensors(ROWS, LABELS, val=1.5), "val must be a share of the rows, .*, not 1.5"),
+    "word": (lambda: Data.from_tensors(ROWS, LABELS, test="a"), "test must be a number, not 'a'"),
+    "less": (lambda: Data.from_tensors(ROWS, LABELS, val=-1), "val must be at least 0, not -1"),
+    "all": (lambda: Data.from_tensors(ROWS, LABELS, val=5, test=0.5), "val and test must leave some of the 10 rows"),
+    "pair": (lambda: Data.from_tensors(ROWS, LABELS, val=(ROWS,)), r"val must be a pair \(x, y\)"),
+    "other_test": (
+        lambda: Data.from_tensors(ROWS, LABELS, test=(ROWS[:, :2], LABELS)),
+        "images of the test part are 2, torch.float32, on cpu, but those of the train part are 3",
+    ),
+    "other_targets": (
+        lambda: Data.from_tensors(ROWS, ROWS, test=(ROWS, ROWS[:, :2])),
+        "labels of the test part are 2, torch.float32, on cpu, but those of the train part are 3",
+    ),
+    "no_length": (lambda: Data.from_dataset(iter([])), r"dataset must have a length and items \(x, y\)"),
+    "empty": (lambda: Data.from_dataset(Rows([])), "dataset has no items"),
+    "no_pair": (lambda: Data.from_dataset(Rows([1])), r"item 0 of dataset is no pair \(x, y\) .*TypeError"),
+    "picture": (lambda: Data.from_dataset(Rows([(Picture(), 1)])), r"item 0 of dataset .* of PIL\): .*ToTensor\(\)"),
+    "sizes": (
+        lambda: Data.from_dataset(Rows([(torch.ones(2), 1), (torch.ones(3), 1)])),
+        r"x of item 1 of dataset is \[3\] of torch.float32, but that of item 0 is \[2\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_DATA)
+def test_wrong_data_are_named_with_the_remedy(kind: str) -> None:
+    make, message = WRONG_DATA[kind]
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+# Runs in folders
+
+
+OWN: dict[str, Any] = {
+    "dataset": f"{HERE}:table",
+    "net": f"{HERE}:mlp",
+    "loss": squares,
+    "metric": f"{HERE}:minus_error",
+}
+
+
+def begin(folder: Path, **changed: Any) -> runs.Run:
+    settings = RSO(cycles=4, batch_size=100, seed=3)
+    return runs.start(folder, **{**OWN, "progress": False, "settings": settings, **changed})
+
+
+def test_a_run_of_own_net_data_loss_and_metric_is_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    whole = begin(tmp_path / "whole")
+    assert whole.settings["loss"] == f"{HERE}:squares" and whole.scored["metric"] is minus_error
+    of_train = runs.train
+
+    def stopped(*given: Any, **options: Any) -> Any:
+        for k, item in enumerate(of_train(*given, **options)):
+            if k == 60:
+                raise KeyboardInterrupt
+            yield item
+
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="the same command goes on"):
+        patch.setattr(runs, "train", stopped)
+        begin(tmp_path / "cut")
+    words = ["--dataset", OWN["dataset"], "--net", OWN["net"], "--loss", f"{HERE}:squares"]
+    cli.main([str(tmp_path / "cut"), *words])
+    again = runs.load(tmp_path / "cut")
+    for name, value in whole.net.state_dict().items():
+        assert torch.equal(again.net.state_dict()[name], value)
+    assert [repr(replace(r, seconds=0)) for r in again.history.rows] == [
+        repr(replace(r, seconds=0)) for r in whole.history.rows
+    ]
+    said = capsys.readouterr().out
+    assert f"test minus_error, final            {whole.history.last.test_accuracy:.4f}\n" in said
+    data = again.data()
+    found = scores(again.net, data, **again.scored)
+    assert {name: getattr(whole.history.last, name) for name in found} == found
+    with pytest.raises(ValueError, match=r"metric is '.*:minus_error' there, not 'accuracy'"):
+        begin(tmp_path / "cut", metric="accuracy")
+    with pytest.raises(ValueError, match=r"loss must be a function with a name of its own"):
+        begin(tmp_path / "cut", loss=lambda z, y: squares(z, y))
+
+
+WRONG_NAMES = {
+    "net": ({"net": f"{HERE}:mpl"}, "net .*:mpl cannot be imported .*AttributeError"),
+    "module": ({"loss": "no_such_module:loss"}, "loss no_such_module:loss cannot be imported .*No module named"),
+    "loss": ({"loss": "squared"}, "loss must be one of cross_entropy, module:function or a callable, not 'squared'"),
+    "no_function": ({"metric": f"{HERE}:HERE"}, "metric .*:HERE is a str; it must be a function"),
+    "no_net": ({"net": f"{HERE}:table"}, "test_own:table returned a Data; it must return a torch.nn.Module"),
+    "no_data": ({"dataset": f"{HERE}:mlp"}, "dataset|test_own:mlp \\(0, None\\) raised TypeError: .*int"),
+    "option": ({"net_options": {"wide": 3}}, "an option of .*:mlp must be one of width, not 'wide'"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_NAMES)
+def test_names_of_functions_that_there_are_not(tmp_path: Path, kind: str) -> None:
+    changed, message = WRONG_NAMES[kind]
+    with pytest.raises((ValueError, TypeError), match=message):
+        begin(tmp_path / "run", **changed)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_named_net_follows_from_the_seed_of_its_run() -> None:
+    torch.manual_seed(1)
+    first = build(f"{HERE}:mlp", (10,), 1, 5, width=3)
+    torch.manual_seed(2)
+    again, other = build(f"{HERE}:mlp", (10,), 1, 5, width=3), build(f"{HERE}:mlp", (10,), 1, 6, width=3)
+    assert torch.equal(first[0].weight, again[0].weight) and not torch.equal(first[0].weight, other[0].weight)
+
+
+def test_a_net_with_frozen_and_tied_weights_in_a_folder(tmp_path: Path) -> None:
+    settings = RSO(cycles=1, batch_size=100)
+    changed = {"dataset": "digits", "net": f"{HERE}:Tuned", "loss": "cross_entropy", "metric": "accuracy"}
+    run = begin(tmp_path, settings=settings, **changed)
+    assert run.net.second.weight is run.net.first.weight and not run.net.frozen.weight.requires_grad
+    assert run.finished and runs.resume(tmp_path).finished
+
+
+def test_the_weights_of_the_best_cycle_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by a run that is taken up behind its best cycle; a run from before says that it has not kept them."""
+    run = begin(tmp_path / "run", settings=RSO(cycles=6, batch_size=50, schedule="constant"))
+    best = run.history.best
+    assert best.cycle < 6
+    data = run.data()
+    for which, row in ((True, best), (False, run.history.last)):
+        net = runs.load(tmp_path / "run", best=which).net
+        found = scores(net, data, **run.scored)
+        assert found == {name: getattr(row, name) for name in found}
+    content = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    for older in ({"best": None}, {"best": {**content["best"], "cycle": 1 + best.cycle}}):
+        torch.save({**content, **older}, tmp_path / "run" / "checkpoint.pt")
+        with pytest.raises(ValueError, match=f"has not the weights of cycle {best.cycle}, which was made before"):
+            runs.load(tmp_path / "run", best=True)
+    without = begin(tmp_path / "without", val_size=0)
+    assert without.best is None
+    with pytest.raises(ValueError, match="there is no validation part to choose on"):
+        runs.load(tmp_path / "without", best=True)
+
+
+# A live run, and README
+
+
+def test_a_live_run_of_own_net_data_loss_and_metric() -> None:
+    data, curves = table(), {}
+    for metric, words in ((minus_error, "test minus_error -"), (accuracies, "full updates: test loss")):
+        settings = RSO(cycles=2, batch_size=100)
+        run = LiveRun(f"{HERE}:mlp", data, settings, loss=squares, metric=metric)
+        run.start()
+        assert run.wait(lambda run: run.state == FINISHED)
+        torch_net = build(f"{HERE}:mlp", data.shape, 1, 0)
+        expected = fit(torch_net, data, settings, loss=squares, metric=metric, progress=False)
+        assert run.history.last.test_loss == expected.last.test_loss == pytest.approx(run.curve[-1].test_loss)
+        assert words in describe_score(run) and "nan" not in describe_score(run) + describe_state(run)
+        assert draw_layer(run)[0].startswith(b"\x89PNG")
+        curves[metric] = Curves({"a": "black"}, {"a": "black"}, run)
+        run.end()
+    points = {"a": ([0.0, 1.0], [-3.0, -0.5])}
+    drawn = curves[minus_error]
+    assert drawn.png(points, {"a": ([0.0, 1.0], [2.0, 1.0])}, "full updates", False).startswith(b"\x89PNG")
+    left, right = drawn.axes
+    assert left.get_ylim() == (-4, 1) and left.get_ylabel() == "test minus_error" and right.get_ylabel() == "loss"
+
+
+def test_a_live_run_of_a_mixed_net_shows_all_its_weights() -> None:
+    run = LiveRun(f"{HERE}:Mixed", load("digits"), RSO(cycles=1, batch_size=20))
+    for _ in range(3):
+        run.step()
+    assert run.wait(lambda run: run.steps == 3)
+    for name in ("temperature", "along.weight", "norm.weight", "out.bias"):
+        run.last = run.last._replace(layer=name, index=0)
+        assert draw_layer(run)[0].startswith(b"\x89PNG")
+    run.end()
+
+
+def test_readmes_own_net_data_and_loss_run(project: Path, capsys: Any) -> None:
+    """And come to what it says, to the rounding of other machines."""
+    section = (project / "README.md").read_text().partition("## Your own net, data and loss")[2].partition("\n## ")[0]
+    code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    with warnings.catch_warnings(action="ignore"):
+        exec(code[0], {})
+    printed, said = float(capsys.readouterr().out), float(re.search(r"prints (-?[\d.]+)", section)[1])
+    assert printed == pytest.approx(said, abs=0.03)
