@@ -116,7 +116,8 @@ def read_result(folder: Path) -> Result:
 def command_of(result: Result) -> str:
     """Return the command that makes the run, or goes on with it: what is not the default, and what is trained."""
     settings = dict(result.settings)
-    default = {**vars(cli.What()), "net_options": {}, "batch_size": presets.batch_size(settings["dataset"])}
+    default = {**vars(cli.What()), **vars(cli.Score()), "net_options": {}}
+    default["batch_size"] = presets.batch_size(settings["dataset"])
     if result.net:
         kind, names, default = "train", [*runs.WHAT, *RSO().to_dict()], {**RSO().to_dict(), **default}
     else:
@@ -124,7 +125,7 @@ def command_of(result: Result) -> str:
         default = {**vars(sgd.SGD()), **default, "seeds": 1}
         seeds = len(list(result.folder.glob("[0-9]*.csv"))) or 1
         settings = {**default, **settings, "val_size": result.about["data"]["val"], "seeds": seeds}
-    given = [name for name in names if name in ("dataset", "net") or settings[name] != default[name]]
+    given = [name for name in names if name in ("dataset", "net") or settings.get(name, default[name]) != default[name]]
     words = [f"--{name.replace('_', '-')} {_word(settings[name])}" for name in given]
     return " ".join([f"python -m rso_lib {kind} results/{result.name}", *words])
 
