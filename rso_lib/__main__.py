@@ -7,7 +7,7 @@ from importlib import import_module
 
 COMMANDS = {
     "train": ("run.cli", "begin a run in a folder, or go on with it"),
-    "sgd": ("run.sgd", "the same nets by backpropagation, once or as a grid search"),
+    "sgd": ("run.baseline", "the same nets by backpropagation, once or as a grid search"),
     "bench": ("lab.bench", "how long a step takes"),
     "precision": ("lab.precision", "how many decisions of a run rounding changes"),
     "figures": ("lab.redraw", "draw pictures and write pages from results/"),

@@ -122,7 +122,7 @@ def test_another_command_is_an_error_that_says_the_new_form(
 
 
 def test_the_lab_is_loaded_by_its_own_commands_only(project: Path) -> None:
-    code = "import sys, rso_lib.__main__, rso_lib.run.cli, rso_lib.run.sgd; print(*sys.modules)"
+    code = "import sys, rso_lib.__main__, rso_lib.run.cli, rso_lib.run.baseline; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
     assert "rso_lib.lab" not in done.stdout
 

@@ -15,7 +15,7 @@ from rso_lib.engine import ENGINE
 from rso_lib.history import History, Report
 from rso_lib.lab import redraw, results, tables
 from rso_lib.lab.results import Result
-from rso_lib.run import cli, sgd
+from rso_lib.run import baseline, cli, sgd
 from rso_lib.run import folder as runs
 
 REMEDY = "run python -m rso_lib figures"
@@ -114,9 +114,9 @@ def understood(command: str, monkeypatch: pytest.MonkeyPatch) -> Result:
             rso = given.pop("settings").to_dict()
             settings = {**{name: given[name] for name in runs.WHAT}, **rso}
             return Result(Path(folder), settings, {}, History(), models.one_conv((1, 8, 8)))
-        patch.setattr(sgd, "load", lambda *_, **asked: (given.update(asked), None)[1])
-        patch.setattr(sgd, "_run", lambda _, net, options, data, asked, more: given.update(net=net, asked=asked))
-        sgd.main([folder, *words])
+        patch.setattr(baseline, "load", lambda *_, **asked: (given.update(asked), None)[1])
+        patch.setattr(baseline, "_run", lambda _, net, options, data, asked, more: given.update(net=net, asked=asked))
+        baseline.main([folder, *words])
     about = {**vars(given["asked"]), "net": given["net"], "dataset": words[words.index("--dataset") + 1]}
     return Result(Path(folder), about, {"data": {"val": given["val_size"]}}, History(), None)
 

@@ -15,7 +15,7 @@ from rso_lib import Data, History, load, models
 from rso_lib.data import Split
 from rso_lib.history import Report
 from rso_lib.models import Block, Head, Net
-from rso_lib.run import files, sgd
+from rso_lib.run import baseline, files, sgd
 from rso_lib.run.sgd import SGD
 
 QUICK = SGD(epochs=4, batch_size=100, rate=0.1, warmup=1)
@@ -105,13 +105,13 @@ def test_every_epoch_uses_every_image_once(digits: Data, monkeypatch: pytest.Mon
 
 def test_it_stops_at_the_target(digits: Data) -> None:
     full = sgd.fit(small(), digits, replace(QUICK, epochs=8, schedule="constant"), progress=False)
-    assert sgd.updates_to(full, 1.01) is None
+    assert baseline.updates_to(full, 1.01) is None
     accuracies = [row.val_accuracy for row in full.rows]
     target = accuracies[3]
     first = next(k for k, accuracy in enumerate(accuracies) if accuracy >= target)
     stopped = sgd.fit(small(), digits, replace(QUICK, epochs=8, schedule="constant", target=target), progress=False)
     assert facts(stopped) == facts(History(full.rows[: first + 1]))
-    assert sgd.updates_to(full, target) == stopped.last.cycle == 12 * (first + 1)
+    assert baseline.updates_to(full, target) == stopped.last.cycle == 12 * (first + 1)
 
 
 def test_it_ends_where_the_loss_is_not_finite(digits: Data) -> None:
@@ -156,12 +156,12 @@ def test_what_does_not_fit_the_data_is_an_error(digits: Data) -> None:
 def test_what_cannot_begin_leaves_nothing_behind(digits: Data, tmp_path: Path) -> None:
     """Of a grid no cell is trained where one of them cannot be."""
     with pytest.raises(ValueError, match="batch_size must be at most"):
-        sgd.baseline(tmp_path / "run", "one_conv", digits, SGD(), 1)
+        baseline.train_seeds(tmp_path / "run", "one_conv", digits, SGD(), 1)
     with pytest.raises(ValueError, match="an option of one_conv"):
-        sgd.baseline(tmp_path / "run", "one_conv", digits, QUICK, 1, {"depth": 3})
+        baseline.train_seeds(tmp_path / "run", "one_conv", digits, QUICK, 1, {"depth": 3})
     cells: dict[str, Any] = {"batch_sizes": [100, 1295], "rates": [0.1], "progress": False}
     with pytest.raises(ValueError, match="batch_size must be at most"):
-        sgd.grid(tmp_path / "run", "one_conv", digits, QUICK, **cells)
+        baseline.grid(tmp_path / "run", "one_conv", digits, QUICK, **cells)
     assert not (tmp_path / "run").exists()
 
 
@@ -180,8 +180,8 @@ def test_a_grid_goes_on_where_it_was_stopped(digits: Data, tmp_path: Path, monke
     arguments: dict[str, Any] = {"batch_sizes": [100, 400], "rates": [0.1, 0.4], "progress": False}
     settings = replace(QUICK, target=0.3)
     with pytest.raises(KeyboardInterrupt):
-        sgd.grid(tmp_path / "grid", "one_conv", digits, settings, **arguments)
-    frame = sgd.grid(tmp_path / "grid", "one_conv", digits, settings, **arguments)
+        baseline.grid(tmp_path / "grid", "one_conv", digits, settings, **arguments)
+    frame = baseline.grid(tmp_path / "grid", "one_conv", digits, settings, **arguments)
     cells = [(100, 0.1), (100, 0.4), (400, 0.1), (400, 0.4)]
     assert [(cell.batch_size, cell.rate) for cell in made] == [*cells[:3], *cells[2:]]
     assert list(zip(frame["batch_size"], frame["rate"], strict=True)) == cells
@@ -207,8 +207,8 @@ def test_two_searches_share_a_folder(digits: Data, tmp_path: Path, monkeypatch: 
         slept.append([path.parent.name for path in tmp_path.glob("*/0.csv")])
         other.__exit__(None, None, None)
 
-    monkeypatch.setattr(sgd.time, "sleep", sleep)
-    frame = sgd.grid(tmp_path, "one_conv", digits, QUICK, **cells)
+    monkeypatch.setattr(baseline.time, "sleep", sleep)
+    frame = baseline.grid(tmp_path, "one_conv", digits, QUICK, **cells)
     assert slept == [["batch_200_rate_0.2"]]
     assert list(frame.rate) == [0.1, 0.2]
 
@@ -223,11 +223,11 @@ def renamed(data: Data) -> Data:
 def test_other_images_are_no_runs_of_the_same_kind(digits: Data, tmp_path: Path) -> None:
     settings = replace(QUICK, epochs=2)
     cells: dict[str, Any] = {"batch_sizes": [100], "rates": [0.1], "progress": False}
-    sgd.baseline(tmp_path, "one_conv", digits, settings, 1)
-    sgd.grid(tmp_path / "grid", "one_conv", digits, settings, **cells)
+    baseline.train_seeds(tmp_path, "one_conv", digits, settings, 1)
+    baseline.grid(tmp_path / "grid", "one_conv", digits, settings, **cells)
     for act in (
-        lambda: sgd.baseline(tmp_path, "one_conv", renamed(digits), settings, 1),
-        lambda: sgd.grid(tmp_path / "grid", "one_conv", renamed(digits), settings, **cells),
+        lambda: baseline.train_seeds(tmp_path, "one_conv", renamed(digits), settings, 1),
+        lambda: baseline.grid(tmp_path / "grid", "one_conv", renamed(digits), settings, **cells),
     ):
         with pytest.raises(ValueError, match=r"labels is '\w+' there, not '\w+'"):
             act()
@@ -235,7 +235,7 @@ def test_other_images_are_no_runs_of_the_same_kind(digits: Data, tmp_path: Path)
     for name in ("labels", "pixels", "class_names"):  # a folder from before these were noted
         del about["data"][name]
     (tmp_path / "settings.json").write_text(json.dumps(about))
-    sgd.baseline(tmp_path, "one_conv", digits, settings, 1)
+    baseline.train_seeds(tmp_path, "one_conv", digits, settings, 1)
     assert "labels" in json.loads((tmp_path / "settings.json").read_text())["data"]
 
 
@@ -243,8 +243,8 @@ def test_the_folder_notes_who_trained(digits: Data, tmp_path: Path, monkeypatch:
     """Each machine once for the runs that it made; whoever only reads is none."""
 
     def noted(seeds: int, name: str) -> list[str]:
-        monkeypatch.setattr(sgd, "machine", lambda _: {"device": name})
-        sgd.baseline(tmp_path, "one_conv", digits, replace(QUICK, epochs=1, warmup=0), seeds)
+        monkeypatch.setattr(baseline, "machine", lambda _: {"device": name})
+        baseline.train_seeds(tmp_path, "one_conv", digits, replace(QUICK, epochs=1, warmup=0), seeds)
         return [one["device"] for one in json.loads((tmp_path / "settings.json").read_text())["machines"]]
 
     assert noted(1, "first") == noted(2, "first") == noted(2, "reader") == ["first"]
@@ -263,14 +263,14 @@ def test_a_full_disk_leaves_the_epochs_that_were_saved(
 
     monkeypatch.setattr(History, "save", full)
     with pytest.raises(OSError, match=r"0.csv.part cannot be written \(No space left on device\); what was saved"):
-        sgd.baseline(tmp_path, "one_conv", digits, QUICK, 1)
+        baseline.train_seeds(tmp_path, "one_conv", digits, QUICK, 1)
     assert len(History.load(tmp_path / "0.csv.part").rows) == 2
 
 
 def test_one_process_trains_in_a_folder(digits: Data, tmp_path: Path) -> None:
     tmp_path.joinpath("run").mkdir()
     with files.alone(tmp_path / "run"), pytest.raises(RuntimeError, match="another process runs in"):
-        sgd.baseline(tmp_path / "run", "one_conv", digits, QUICK, 1)
+        baseline.train_seeds(tmp_path / "run", "one_conv", digits, QUICK, 1)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"data": 5}', '{"epochs": 3}'])
@@ -278,44 +278,44 @@ def test_torn_settings_are_named_and_kept(digits: Data, tmp_path: Path, content:
     about = tmp_path / "settings.json"
     about.write_text(content)
     with pytest.raises(ValueError, match=r"settings.json is not the settings of runs of SGD, or torn"):
-        sgd.baseline(tmp_path, "one_conv", digits, QUICK, 1)
+        baseline.train_seeds(tmp_path, "one_conv", digits, QUICK, 1)
     assert about.read_text() == content
     about.unlink()
     (tmp_path / "0.csv").write_text("")
     with pytest.raises(ValueError, match=r"0.csv belongs to no run"):
-        sgd.baseline(tmp_path, "one_conv", digits, QUICK, 1)
+        baseline.train_seeds(tmp_path, "one_conv", digits, QUICK, 1)
 
 
 def test_torn_histories_are_named_and_kept(digits: Data, tmp_path: Path) -> None:
-    sgd.baseline(tmp_path, "one_conv", digits, QUICK, 1)
+    baseline.train_seeds(tmp_path, "one_conv", digits, QUICK, 1)
     history = tmp_path / "0.csv"
     whole = history.read_text()
     for torn in (whole[:-200], ""):
         history.write_text(torn)
         with pytest.raises(ValueError, match=r"0.csv is (torn|not)"):
-            sgd.baseline(tmp_path, "one_conv", digits, QUICK, 1)
+            baseline.train_seeds(tmp_path, "one_conv", digits, QUICK, 1)
         assert history.read_text() == torn
 
 
 def test_a_grid_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     what = "--epochs 1 --warmup 0 --target 0.1 --grid-batch-sizes 100,400 --rate 0.2 --val-size 200 --threads 1"
-    sgd.main([str(tmp_path), *what.split()])
+    baseline.main([str(tmp_path), *what.split()])
     ends = [History.load(tmp_path / f"batch_{size}_rate_0.2" / "0.csv").last for size in (100, 400)]
     said = capsys.readouterr().out
     assert all(f"{row.test_accuracy:.6f}" in said for row in ends)
     with pytest.raises(SystemExit):
-        sgd.main([str(tmp_path), "--grid-rates", "0.1, fast"])
+        baseline.main([str(tmp_path), "--grid-rates", "0.1, fast"])
     assert "grid_rates must be numbers separated by commas, not '0.1, fast'" in capsys.readouterr().err
 
 
 def test_the_baseline_is_not_repeated_and_not_confused(digits: Data, tmp_path: Path) -> None:
     settings = SGD(epochs=1, batch_size=64, rate=0.05, warmup=0)
-    [first, second] = sgd.baseline(tmp_path, "one_conv", digits, settings, 2)
+    [first, second] = baseline.train_seeds(tmp_path, "one_conv", digits, settings, 2)
     assert first.last.test_accuracy != second.last.test_accuracy
-    [again] = sgd.baseline(tmp_path, "one_conv", digits, settings, 1)
+    [again] = baseline.train_seeds(tmp_path, "one_conv", digits, settings, 1)
     assert again.last.seconds == first.last.seconds
     with pytest.raises(ValueError, match=r"holds runs with other settings or images; .*\n  epochs is 1 there, not 2$"):
-        sgd.baseline(tmp_path, "one_conv", digits, replace(settings, epochs=2), 1)
+        baseline.train_seeds(tmp_path, "one_conv", digits, replace(settings, epochs=2), 1)
     assert json.loads((tmp_path / "settings.json").read_text())["epochs"] == 1
 
 
@@ -332,21 +332,21 @@ def test_a_baseline_that_is_stopped_leaves_its_epochs_and_begins_anew(
     with monkeypatch.context() as broken:
         broken.setattr(sgd, "_epoch", only_the_first)
         with pytest.raises(KeyboardInterrupt):
-            sgd.baseline(tmp_path, "one_conv", digits, settings, 1)
+            baseline.train_seeds(tmp_path, "one_conv", digits, settings, 1)
     assert len(History.load(tmp_path / "0.csv.part").rows) == 1
-    [history] = sgd.baseline(tmp_path, "one_conv", digits, settings, 1)
+    [history] = baseline.train_seeds(tmp_path, "one_conv", digits, settings, 1)
     assert len(history.rows) == 3
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     what = "--net cifar_net --net-options depth=3 --epochs 1 --batch-size 100 --rate 0.1 --warmup 0 --threads 1"
-    sgd.main([str(tmp_path / "run"), *what.split()])
+    baseline.main([str(tmp_path / "run"), *what.split()])
     history = History.load(tmp_path / "run" / "0.csv")
     assert f"test accuracy {history.last.test_accuracy:.4f} after 12 updates" in capsys.readouterr().out
     stored = json.loads((tmp_path / "run" / "settings.json").read_text())
     assert (stored["net"], stored["net_options"], stored["weight_decay"]) == ("cifar_net", {"depth": 3}, 1e-4)
     with pytest.raises(SystemExit) as ended:
-        sgd.main([str(tmp_path / "other"), "--rate", "-1"])
+        baseline.main([str(tmp_path / "other"), "--rate", "-1"])
     assert ended.value.code == 2
     assert "rate must be above 0" in capsys.readouterr().err
 
@@ -359,10 +359,10 @@ def test_an_interrupt_ends_with_a_sentence(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    for name in ("load", "_epoch"):
+    for module, name in ((baseline, "load"), (sgd, "_epoch")):
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
-            patch.setattr(sgd, name, interrupted)
-            sgd.main([str(tmp_path), "--epochs=2", "--warmup=0"])
+            patch.setattr(module, name, interrupted)
+            baseline.main([str(tmp_path), "--epochs=2", "--warmup=0"])
         assert ended.value.code == 130
         assert "sgd: stopped before the end" in capsys.readouterr().err
 
@@ -378,8 +378,10 @@ def test_a_warm_up_ends_before_the_rate_is_stepped_down() -> None:
 def test_defaults_of_the_command_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On digits, which have fewer images than the paper's batch."""
     asked = []
-    monkeypatch.setattr(sgd, "baseline", lambda folder, net, data, settings, *_: asked.append((data, settings)) or [])
-    sgd.main([str(tmp_path)])
+    monkeypatch.setattr(
+        baseline, "train_seeds", lambda folder, net, data, settings, *_: asked.append((data, settings)) or []
+    )
+    baseline.main([str(tmp_path)])
     [(data, settings)] = asked
     sgd.check(data, settings)
     assert (data.name, settings) == ("digits", SGD(batch_size=128))
@@ -401,7 +403,7 @@ def test_defaults_of_the_command_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, says: str) -> None:
     with pytest.raises(SystemExit) as ended:
-        sgd.main([str(tmp_path / "run"), *words.split()])
+        baseline.main([str(tmp_path / "run"), *words.split()])
     assert ended.value.code == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -409,6 +411,6 @@ def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_dashes_and_underscores_are_the_same(tmp_path: Path) -> None:
     words = "--batch_size=100 --val_size 200 --weight_decay 0.01 --epochs 1 --warmup 0"
-    sgd.main([str(tmp_path), *words.split()])
+    baseline.main([str(tmp_path), *words.split()])
     stored = json.loads((tmp_path / "settings.json").read_text())
     assert (stored["batch_size"], stored["weight_decay"], stored["data"]["val"]) == (100, 0.01, 200)
