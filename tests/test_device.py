@@ -174,4 +174,4 @@ def test_a_replayed_step_launches_a_handful(monkeypatch: pytest.MonkeyPatch) -> 
             with Launches() as launches:
                 make(Moves("conv.weight", t % 2, t, [t], [t], at[t : t + 1], delta))
         counts[graphed] = launches.count
-    assert counts == {"0": 81, "1": 6}  # the README says so
+    assert counts == {"0": 81, "1": 6}  # docs/speed.md says so

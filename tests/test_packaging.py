@@ -153,7 +153,8 @@ def test_imports_are_found() -> None:
 
 
 def test_the_commands_of_the_readme_exist(project: Path) -> None:
-    commands = set(re.findall(r"\bmake (?:[A-Z]+=\S+ )*([a-z-]+)", (project / "README.md").read_text()))
+    pages = (project / "README.md").read_text() + (project / "docs" / "using.md").read_text()
+    commands = set(re.findall(r"\bmake (?:[A-Z]+=\S+ )*([a-z-]+)", pages))
     assert {"demo", "test", "test-all", "lab"} <= commands <= make_targets(project)
 
 

@@ -30,7 +30,7 @@ def made() -> list[Result]:
 
 def pages(project: Path) -> dict[str, str]:
     """The text of each page that shows results."""
-    texts = {"README.md": (project / "README.md").read_text()}
+    texts = {page: (project / page).read_text() for page in redraw.PAGES}
     for name in redraw.NOTEBOOKS:
         notebook = nbformat.read(project / "notebooks" / f"{name}.ipynb", as_version=4)
         texts[name] = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")

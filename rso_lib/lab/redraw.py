@@ -18,6 +18,8 @@ from .results import FIGURES, RESULTS, Result, experiment, fill, page, read_resu
 
 NOTEBOOKS = ("05_mnist", "08_cifar10", "09_where_the_gradient_is_zero")
 """Those that show what is in results/."""
+PAGES = ("README.md", "docs/speed.md")
+"""And the other pages that do."""
 RUN_COLUMNS = ["run", "repeat", *COLUMNS]
 
 
@@ -154,14 +156,15 @@ def redraw(results: str | Path = RESULTS, figures: str | Path = FIGURES) -> list
 
 
 def write_pages() -> list[Path]:
-    """Write results/README.md, the blocks of README.md, and those parts of the notebooks that show results."""
-    results, readme = read_results(), home() / "README.md"
-    readme.write_text(fill(readme.read_text(), results))
+    """Write results/README.md, the blocks of the pages, and those parts of the notebooks that show results."""
+    results, pages = read_results(), [home() / page for page in PAGES]
+    for path in pages:
+        path.write_text(fill(path.read_text(), results))
     (RESULTS / "README.md").write_text(page(results))
     notebooks = [home() / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
     for path in notebooks:
         refresh(path, results)
-    return [readme, RESULTS / "README.md", *notebooks]
+    return [*pages, RESULTS / "README.md", *notebooks]
 
 
 def refresh(path: Path, results: Sequence[Result]) -> None:

@@ -1,4 +1,4 @@
-"""What the folders in results/ hold, and the pages that say it: results/README.md, README.md and two notebooks.
+"""What the folders in results/ hold, and the pages that say it: results/README.md, redraw.PAGES, redraw.NOTEBOOKS.
 
 A page is text with blocks that this file writes, each between a line `<!-- NAME -->` and a line `<!-- end -->`.
 """
