@@ -9,13 +9,14 @@ import pytest
 import torch
 from oracle import NARROW, images, levels_of, plan, stirred
 from pairwise import crossed
+from steps import one_step, scorer
 from test_engine import LOOPS, REAL, SETTINGS, compare, engine_steps, loops
 from test_graphs import Recording, recorded
 from torch import Tensor, nn
 
 from rso_lib import models
-from rso_lib.algorithm import algorithm_1, cross_entropy
-from rso_lib.data import Data
+from rso_lib.algorithm import Batches, algorithm_1, cross_entropy
+from rso_lib.data import Data, load
 from rso_lib.discrete import Grid, activate, moved
 from rso_lib.engine.block import BlockScorer
 from rso_lib.engine.sequential import SequentialScorer
@@ -239,6 +240,22 @@ def test_replayed_steps(of: tuple[str, int], recorded: type[Recording]) -> None:
     net, shape = discrete("folded", *of)
     compare(net, images(26, shape), settings_of("many_slices"), ties=True)
     assert recorded.replays > 20
+
+
+@pytest.mark.parametrize("of", [("sign", 0), ("sign", 3), ("step", 2)])
+def test_wrong_signs_do_not_pile_up_in_float32(of: tuple[str, int]) -> None:
+    """What is kept for a slice is changed in place at 300 steps, and is still what a fresh search finds."""
+    digits, net = load("digits"), models.mnist_net((1, 8, 8), activation=of[0], levels=of[1]).eval()
+    models.calibrate(net, digits.train.images)
+    searched = scorer(net, 2, Batches(digits.train.images[:180], digits.train.labels[:180], 60))
+    deltas = torch.randn(300, generator=torch.Generator().manual_seed(0)) / 4
+    with torch.no_grad():
+        for t in range(300):
+            one_step(searched, "conv.weight", t, deltas[t], t)
+        kept = [one_step(searched, "conv.weight", 299, torch.zeros(()), s) for s in range(3)]
+        searched.begin()
+        fresh = [one_step(searched, "conv.weight", 299, torch.zeros(()), s) for s in range(3)]
+    torch.testing.assert_close(torch.stack(kept), torch.stack(fresh), rtol=1e-5, atol=1e-6)
 
 
 # Every weight on the grid at the end

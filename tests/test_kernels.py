@@ -343,15 +343,16 @@ def test_a_channel_that_is_the_same_everywhere(compiled: Kernels, dtype: torch.d
 
 @dtypes
 @strides
+@pytest.mark.parametrize("activation", ["relu", "sign", "step"])
 @torch.no_grad()
-def test_nan_goes_through_relu(compiled: Kernels, stride: int, dtype: torch.dtype) -> None:
+def test_nan_goes_through_activations(compiled: Kernels, activation: str, stride: int, dtype: torch.dtype) -> None:
     """One pixel that is not a number reaches the outputs that read it, and no others."""
     z = last(torch.randn(2, 16, 7, 8, dtype=dtype))
     known = kernels.sums(z)
     norm, taps = random_norm(16, dtype), torch.randn(3, 3, 16, 16, dtype=dtype) / 10
-    expected = by_torch(z, norm, "relu", taps, stride)
+    expected = by_torch(z, norm, activation, taps, stride)
     z[1, 3, 2, 5] = torch.nan
-    made = compiled.norm_conv(Preactivation(z, known), *parts(norm), "relu", taps, stride, None)
+    made = compiled.norm_conv(Preactivation(z, known), *parts(norm), activation, taps, stride, None)
     touched = torch.zeros(2, 1, 7, 8, dtype=torch.float64)
     touched[1, 0, 2, 5] = 1
     touched = convolve(touched, torch.ones(3, 3, 1, 1), stride) > 0
@@ -368,7 +369,7 @@ def test_images_too_small_for_the_kernel(compiled: Kernels, dtype: torch.dtype) 
     nothing = torch.empty(3, 16, 0, 0, dtype=dtype)
     taps = torch.randn(3, 3, 16, 16, dtype=dtype)
     assert (
-        compiled.norm_conv(Preactivation(one), *parts(random_norm(16, dtype)), True, taps, 2, None).z.shape
+        compiled.norm_conv(Preactivation(one), *parts(random_norm(16, dtype)), "relu", taps, 2, None).z.shape
         == nothing.shape
     )
     assert (
