@@ -109,7 +109,7 @@ def _check_outputs(
             if not torch.allclose(both[:1], alone, equal_nan=True):
                 raise ValueError(
                     f"{what} {called(function)} mixes images: of outputs {list(outputs.shape)} and targets "
-                    f"{list(targets.shape)} torch makes {[2, 2]}; take outputs[:, 0], or give targets the shape [N, 1]"
+                    f"{list(targets.shape)} torch makes [2, 2]; take outputs[:, 0], or give targets the shape [N, 1]"
                 )
 
 

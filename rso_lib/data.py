@@ -110,7 +110,9 @@ class Data:
         """
         check_whole("seed", seed, least=0)
         pairs = {"x": pair_of("x", (x, y))}
-        pairs |= {part: pair_of(part, own) for part, own in (("val", val), ("test", test)) if isinstance(own, tuple)}
+        pairs |= {
+            part: pair_of(part, own) for part, own in (("val", val), ("test", test)) if isinstance(own, (tuple, list))
+        }
         names = names_of(classes, [targets for _, targets in pairs.values()])
         for part, (images, targets) in pairs.items():
             check_pair(called("x", part), called("y", part), images, targets, len(names), labels=False)
