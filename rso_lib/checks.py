@@ -13,7 +13,8 @@ from .data import Data, Split, check_data
 from .engine import evaluator, memory
 from .known import check_weights, unlike
 from .losses import Metric, accuracies, checked
-from .models import Net, buffers_kept, grids, least_size, mode
+from .models import Net, grids, least_size
+from .passes import buffers_kept, mode
 from .proposals import noise
 from .settings import RSO, arithmetic, called
 from .sweep import ALONE, Alone, Step

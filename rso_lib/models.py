@@ -6,8 +6,7 @@ by itself (pooling, batch norm, an activation). That alternation is all that the
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,13 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .discrete import ACTIVATIONS, Grid, activate, check_levels
-from .proposals import generator, noise, sigma
-from .settings import arithmetic, check_choice, check_whole
+from .proposals import generator, sigma
+from .settings import check_choice, check_whole
 
-CALIBRATION_IMAGES = 2000
-POOLS = ("avg", "max")
+POOLS, HEAD_POOLS = ("avg", "max"), ("max", "mean", "flatten")
 SKIPS = ("open", "close", "both")
-HEAD_POOLS = ("max", "mean", "flatten")
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 """Modules whose weight is a scale, and begins at 1."""
 
@@ -208,52 +205,6 @@ def initialise(net: nn.Module, seed: int) -> None:
             weight.copy_(torch.randn(weight.shape, generator=rng) * sigma(weight))
 
 
-@torch.no_grad()
-@arithmetic("float32")
-def calibrate(net: nn.Module, images: Tensor) -> None:
-    """Set the statistics that batch norm uses in eval mode: those of the first 2,000 training images."""
-    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
-    momenta = [norm.momentum for norm in norms]
-    try:
-        for norm in norms:
-            norm.momentum = 1.0
-        with mode(net, training=True), noise(images.device, 0):
-            net(images[:CALIBRATION_IMAGES].clone())  # a net may write into what it is given
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-
-
-@contextmanager
-def mode(net: nn.Module, training: bool) -> Iterator[None]:
-    """Put a net in train or eval mode, and give each of its modules its own mode back at the end."""
-    before = [(module, module.training) for module in net.modules()]
-    try:
-        net.train(training)
-        yield
-    finally:
-        for module, its in before:
-            module.training = its
-
-
-@contextmanager
-def buffers_kept(net: nn.Module) -> Iterator[None]:
-    """Give a net its buffers back at the end, such as the running statistics that a pass in train mode changes."""
-    before = [(module._buffers, name, b, b.clone()) for module, name, b in _buffers(net)]
-    try:
-        yield
-    finally:
-        for buffers, name, buffer, value in before:
-            buffers[name] = buffer.copy_(value)
-
-
-def _buffers(net: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    for module in net.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                yield module, name, buffer
-
-
 def searched(net: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are searched, by name: those that are not frozen (`requires_grad`) and have an element.
 
@@ -283,8 +234,7 @@ def size_in_bytes(net: nn.Module) -> int:
 
     Batch norm is counted as its scale and shift, which can take in its statistics.
     """
-    on_grid = grids(net)
-    bits = {name: (grid.levels - 1).bit_length() for name, grid in on_grid.items()}
+    bits = {name: (grid.levels - 1).bit_length() for name, grid in grids(net).items()}
     return math.ceil(sum(weight.numel() * bits.get(name, 32) for name, weight in net.named_parameters()) / 8)
 
 

@@ -19,7 +19,8 @@ from .engine import CHUNK, Scorer, evaluator, memory
 from .history import NAN, History, Report
 from .known import unlike
 from .losses import Metric, accuracies, checked
-from .models import Net, calibrate, count_weights, mode, searched
+from .models import Net, count_weights, searched
+from .passes import calibrate, mode
 from .proposals import generator, noise
 from .settings import RSO, arithmetic
 from .sweep import ALONE, NOISE, SHUFFLE, Alone, Position, Step, Sweep, SweepResult, scales, steps_of

@@ -21,7 +21,7 @@ from typing import Any
 from browser import FOLDER, LAB, LIVE, Panel, Visit, chromium, copy_notebooks, find_chromium, serve
 from playwright.sync_api import Browser
 
-from rso_lib.lab.bench import cpu_name
+from rso_lib.lab.bench_report import cpu_name
 
 FIGURES = FOLDER.parent / "figures"
 SLIDER, PAUSE, LEARN = "key on a slider → new picture (ms)", "click on Pause → all wait (ms)", "Start → 90 % (s)"

@@ -20,7 +20,8 @@ from rso_lib.engine import Moves, memory
 from rso_lib.engine import replay as graphs
 from rso_lib.engine.sequential import SequentialScorer
 from rso_lib.lab import bench
-from rso_lib.lab.bench import Timing, operations, operations_per_step, plain_step, summary
+from rso_lib.lab.bench import plain_step
+from rso_lib.lab.bench_report import Timing, operations, operations_per_step, summary
 from rso_lib.rules import Scores
 
 METHODS = ("plain", "cached", "engine")

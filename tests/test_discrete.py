@@ -23,6 +23,7 @@ from rso_lib.engine.sequential import SequentialScorer
 from rso_lib.known import unlike
 from rso_lib.lab import precision
 from rso_lib.models import Block, Flow, Head, Net, grids, initialise, size_in_bytes
+from rso_lib.passes import calibrate
 from rso_lib.run.nets import read_options
 from rso_lib.settings import RSO
 from rso_lib.train import Step, fit, train
@@ -246,7 +247,7 @@ def test_replayed_steps(of: tuple[str, int], recorded: type[Recording]) -> None:
 def test_wrong_signs_do_not_pile_up_in_float32(of: tuple[str, int]) -> None:
     """What is kept for a slice is changed in place at 300 steps, and is still what a fresh search finds."""
     digits, net = load("digits"), models.mnist_net((1, 8, 8), activation=of[0], levels=of[1]).eval()
-    models.calibrate(net, digits.train.images)
+    calibrate(net, digits.train.images)
     searched = scorer(net, 2, Batches(digits.train.images[:180], digits.train.labels[:180], 60))
     deltas = torch.randn(300, generator=torch.Generator().manual_seed(0)) / 4
     with torch.no_grad():

@@ -24,6 +24,7 @@ from rso_lib.engine.block import BlockScorer
 from rso_lib.engine.layers import HeadStage, bridge
 from rso_lib.history import History, Report
 from rso_lib.models import Block, Flow, Head, Net
+from rso_lib.passes import calibrate
 from rso_lib.proposals import sigma
 from rso_lib.settings import RSO
 from rso_lib.train import Position, Step, train
@@ -431,7 +432,7 @@ def test_float32_decides_as_float64_but_for_near_ties(kind: str, cache: str, err
 def test_rounding_does_not_pile_up_over_a_sweep() -> None:
     """What is kept for a slice is changed in place at each of 2,304 steps, and is still what a fresh search finds."""
     digits, net = load("digits"), models.mnist_net((1, 8, 8)).eval()
-    models.calibrate(net, digits.train.images)
+    calibrate(net, digits.train.images)
     searched = scorer(net, 2, Batches(digits.train.images[:180], digits.train.labels[:180], 60))
     size = net[2].conv.weight.numel()
     deltas = torch.randn(size, generator=torch.Generator().manual_seed(0)) * sigma(net[2].conv.weight)

@@ -26,7 +26,7 @@ from rso_lib.algorithm import Batches
 from rso_lib.engine import kernels
 from rso_lib.engine.block import offsets, planes
 from rso_lib.engine.kernels import Kernels, Preactivation
-from rso_lib.models import calibrate
+from rso_lib.passes import calibrate
 
 COMPILERS = ("c++", "g++", "clang++")
 WIDTHS = (1, 2, 3, 7, 15, 28)

@@ -21,7 +21,8 @@ from rso_lib.data import Data, Split
 from rso_lib.engine import memory
 from rso_lib.known import unlike
 from rso_lib.lab import bench, noise
-from rso_lib.models import Block, Flow, Head, Net, calibrate, count_weights, initialise, one_conv
+from rso_lib.models import Block, Flow, Head, Net, count_weights, initialise, one_conv
+from rso_lib.passes import calibrate
 from rso_lib.proposals import generator, sigma
 from rso_lib.run import sgd
 from rso_lib.settings import RSO

@@ -13,6 +13,7 @@ from rso_lib.engine.head import HeadScorer
 from rso_lib.engine.sequential import SequentialScorer
 from rso_lib.lab import precision
 from rso_lib.lab.precision import CPU, CUDA, Decisions, compare
+from rso_lib.passes import calibrate
 from rso_lib.run import folder as runs
 from rso_lib.run import sgd
 from rso_lib.settings import RSO, arithmetic
@@ -65,7 +66,7 @@ def test_scores_and_the_baseline_are_in_float32(what: str, monkeypatch: pytest.M
             evaluate(net, data.test)
     elif what == "calibrate":
         with arithmetic("tf32"):
-            models.calibrate(net, data.train.images)
+            calibrate(net, data.train.images)
     else:
         sgd.fit(net, data, sgd.SGD(epochs=1, batch_size=400, warmup=0), progress=False)
     assert {*within} == {("ieee", "ieee")}

@@ -21,7 +21,8 @@ from PIL import Image
 from rso_lib import RSO, History, evaluate, load, models
 from rso_lib.engine import memory
 from rso_lib.history import Report
-from rso_lib.models import Block, Head, Net, calibrate
+from rso_lib.models import Block, Head, Net
+from rso_lib.passes import calibrate
 from rso_lib.run import checkpoint, provenance
 from rso_lib.run import folder as runs
 from rso_lib.run.files import alone

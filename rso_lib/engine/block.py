@@ -13,7 +13,7 @@ changed input channel. On each batch a scorer
    candidates go through it as one.
 
 The block's input is computed once for every batch that is visited (the paper's cache, section 4.7), with the batch-norm
-statistics of `models.calibrate`.
+statistics of `passes.calibrate`.
 """
 
 import math

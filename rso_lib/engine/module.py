@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..algorithm import Batches, Loss
 from ..discrete import Grid, moved
-from ..models import Net, buffers_kept, grids, mode
+from ..models import Net, grids
+from ..passes import buffers_kept, mode
 from ..proposals import noise
 from ..rules import Scores
 from ..settings import RSO

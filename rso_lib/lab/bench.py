@@ -18,7 +18,6 @@ allocator settings (`memory.keep_freed`). --precision tf32 lets a CUDA device ro
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -36,18 +35,20 @@ from tqdm import tqdm
 
 from .. import models
 from ..algorithm import Batches, cross_entropies, cross_entropy
-from ..engine import Moves, Stepper, kernels, memory, replay, stepper
+from ..engine import Moves, Stepper, memory, replay, stepper
 from ..engine.block import cached_input
 from ..engine.head import HeadScorer
-from ..engine.layers import channels_last, folds, stages
+from ..engine.layers import channels_last, stages
 from ..engine.sequential import SequentialScorer
-from ..models import Flow, Head, Net, calibrate, grids
+from ..models import Flow, Head, Net, grids
+from ..passes import calibrate
 from ..proposals import sigma
 from ..rules import argmin
 from ..run import cli as command
 from ..run.files import replacing
 from ..run.nets import NETS, read_options
 from ..settings import PRECISIONS, RSO, arithmetic, check_choice, check_whole
+from .bench_report import Timing, machine, operations, operations_per_step, summary, table
 
 SHAPES = {"one_conv": (1, 28, 28), "two_conv": (1, 28, 28), "mnist_net": (1, 28, 28)}
 CIFAR = {f"cifar_net_{depth}": depth for depth in (3, 5, 10)}
@@ -66,49 +67,6 @@ def build(name: str, options: str = "") -> tuple[Net, tuple[int, int, int]]:
 
 
 # Operations: a multiplication and an addition are two.
-
-
-@dataclass
-class Operations:
-    """Of one image's way through a layer: as a plain forward, with the pooling folded, and for one input channel."""
-
-    plain: int
-    folded: int
-    channel: int
-
-
-def operations(net: Net, shape: tuple[int, int, int]) -> list[Operations]:
-    """Of every layer's linear maps, for images of a shape (C, H, W)."""
-    flow, counts = Flow(torch.zeros(1, *shape)), []
-    for block in net.blocks:
-        channels, height, width = flow.x.shape[1:]
-        pairs = channels * block.conv.out_channels
-        plain = 2 * 9 * height * width * pairs
-        folded = 2 * 16 * (height // 2) * (width // 2) * pairs if folds(block) else plain
-        shortcut = 2 * height * width * block.get_parameter("shortcut.0.weight").numel() if block.shortcut else 0
-        counts.append(Operations(plain + shortcut, folded + shortcut, folded // channels))
-        flow = block(flow)
-    plain = 2 * net.head.linear.weight.numel()
-    return [*counts, Operations(plain, plain, plain // flow.x.shape[1])]
-
-
-def operations_per_step(counts: list[Operations], position: int, batch: int) -> dict[str, int]:
-    """Of a step in the layer at a position, by method.
-
-    The engine's count is what remains with every saving: three times the next layer for one channel and
-    the layers after it in full. What its bookkeeping adds is not counted. A convolution and the pooling behind it
-    count as one 4×4 convolution with stride 2; the compiled kernels take 2×2 means first and need 9/16 of that.
-    """
-    after = counts[position + 1 :]
-    remain = after[0].channel + sum(count.folded for count in after[1:]) if after else counts[-1].channel
-    return {
-        "plain": 3 * batch * sum(count.plain for count in counts),
-        "cached": 3 * batch * sum(count.plain for count in counts[position:]),
-        "engine": 3 * batch * remain,
-    }
-
-
-# Time
 
 
 def clock(work: Callable[[], object], device: torch.device) -> float:
@@ -145,29 +103,6 @@ def plain_step(weight: Tensor, index: int, delta: Tensor, loss: Callable[[], Ten
         best = values.take(torch.stack(losses).argmin())
     finally:
         flat[index] = best
-
-
-@dataclass
-class Timing:
-    """Milliseconds in one layer: of a step by method; in the engine also of the cache and a slice's first visit.
-
-    firsts  the first visits that `engine` does not have its share of: none where whole sweeps are timed
-    """
-
-    layer: str
-    weights: int
-    plain: float
-    cached: float
-    engine: float
-    first: float
-    build: float
-    firsts: int
-
-    def cycle(self, method: str) -> float:
-        """Milliseconds of a whole sweep."""
-        if method == "engine":
-            return self.build + self.firsts * self.first + (self.weights - self.firsts) * self.engine
-        return self.weights * getattr(self, method) + (self.build if method == "cached" else 0)
 
 
 def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int | None = None) -> Timing:
@@ -260,57 +195,6 @@ def run(net: Net, position: int, flow: Flow) -> Tensor:
     for block in net.blocks[position:]:
         flow = block(flow)
     return net.head(flow)
-
-
-# The report
-
-
-def summary(timings: list[Timing], steps: list[dict[str, int]], rate: float) -> dict[str, float]:
-    """A cycle's figures from those of its layers; `rate` is the measured matrix rate."""
-    weights = sum(timing.weights for timing in timings)
-    ms = {method: sum(timing.cycle(method) for timing in timings) for method in ("plain", "cached", "engine")}
-    count = {m: sum(t.weights * ops[m] for t, ops in zip(timings, steps, strict=True)) for m in ms}
-    return {
-        "steps": weights,
-        **{f"{method}_ms_per_step": ms[method] / weights for method in ms},
-        "engine_steps_per_second": 1e3 * weights / ms["engine"],
-        "engine_seconds": ms["engine"] / 1e3,
-        "speedup_over_plain": ms["plain"] / ms["engine"],
-        "speedup_over_cache": ms["cached"] / ms["engine"],
-        **{f"{method}_operations": count[method] for method in ms},
-        "image_forwards_saved": 1 - count["engine"] / count["plain"],
-        "share_of_peak": count["engine"] / (ms["engine"] / 1e3) / rate,
-    }
-
-
-def machine(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{torch.get_num_threads()} threads, {cpu_name()}, torch {torch.__version__}"
-
-
-def cpu_name() -> str:
-    """The processor's name where the system tells, with the widest vector instructions torch uses."""
-    [name, *_] = kernels.cpu_info("model name") or [platform.processor()]
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-def table(timings: list[Timing], steps: list[dict[str, int]], rate: float, cycle: dict[str, float]) -> Iterator[str]:
-    """The report's lines, as a Markdown table; milliseconds per step."""
-    yield "| layer | weights | plain | cached | engine | over plain | over cache | share of peak |"
-    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
-    for timing, ops in zip(timings, steps, strict=True):
-        share = ops["engine"] / timing.engine * 1e3 / rate
-        yield (
-            f"| {timing.layer} | {timing.weights:,} | {timing.plain:.2f} | {timing.cached:.2f} | {timing.engine:.2f} "
-            f"| {timing.plain / timing.engine:.1f} | {timing.cached / timing.engine:.1f} | {share:.0%} |"
-        )
-    yield (
-        f"| **cycle** | {cycle['steps']:,} | {cycle['plain_ms_per_step']:.2f} | {cycle['cached_ms_per_step']:.2f} "
-        f"| {cycle['engine_ms_per_step']:.2f} | {cycle['speedup_over_plain']:.1f} "
-        f"| {cycle['speedup_over_cache']:.1f} | {cycle['share_of_peak']:.0%} |"
-    )
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ from torch import nn
 
 from ..data import Data, Split
 from ..history import History, Report
-from ..models import calibrate, count_weights
+from ..models import count_weights
+from ..passes import calibrate
 from ..run import folder as runs
 from ..run import sgd
 from ..settings import function_of

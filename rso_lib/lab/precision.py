@@ -19,7 +19,8 @@ from ..engine import Moves
 from ..engine.head import HeadScorer
 from ..engine.sequential import SequentialScorer
 from ..known import unlike
-from ..models import Head, Net, calibrate, grids, searched
+from ..models import Head, Net, grids, searched
+from ..passes import calibrate
 from ..proposals import generator
 from ..rules import argmin
 from ..run import cli as command

@@ -1,0 +1,58 @@
+"""What a pass through a net changes beside its output: modes, buffers, the statistics of batch norm."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .proposals import noise
+from .settings import arithmetic
+
+CALIBRATION_IMAGES = 2000
+
+
+@torch.no_grad()
+@arithmetic("float32")
+def calibrate(net: nn.Module, images: Tensor) -> None:
+    """Set the statistics that batch norm uses in eval mode: those of the first 2,000 training images."""
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 1.0
+        with mode(net, training=True), noise(images.device, 0):
+            net(images[:CALIBRATION_IMAGES].clone())  # a net may write into what it is given
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+@contextmanager
+def mode(net: nn.Module, training: bool) -> Iterator[None]:
+    """Put a net in train or eval mode, and give each of its modules its own mode back at the end."""
+    before = [(module, module.training) for module in net.modules()]
+    try:
+        net.train(training)
+        yield
+    finally:
+        for module, its in before:
+            module.training = its
+
+
+@contextmanager
+def buffers_kept(net: nn.Module) -> Iterator[None]:
+    """Give a net its buffers back at the end, such as the running statistics that a pass in train mode changes."""
+    before = [(module._buffers, name, b, b.clone()) for module, name, b in _buffers(net)]
+    try:
+        yield
+    finally:
+        for buffers, name, buffer, value in before:
+            buffers[name] = buffer.copy_(value)
+
+
+def _buffers(net: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    for module in net.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                yield module, name, buffer
