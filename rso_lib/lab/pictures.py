@@ -11,14 +11,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter
 from torch import Tensor, nn
 
 from ..history import History
 from ..models import Head, Net
 from ..rules import choose
 from ..settings import check_choice
-from .figure import BLACK, CANDIDATES, Picture, new_picture, set_whole_ticks, style
+from .figure import BLACK, CANDIDATES, Picture, new_picture, set_log_ticks, set_whole_ticks, style
 
 COSTS = {
     "cycle": "updates of all weights",
@@ -66,15 +66,12 @@ def plot_curves(
                 _plot_band(axes, histories, against, f"{part}_{score}", name)
     of = f"{PARTS[parts[0]]} " if len(parts) == 1 else ""
     for score, axes in panels.items():
-        axes.set(xlabel=COSTS[against], ylabel=of + SCORES[score], xscale="log" if log else "linear")
-        low, high = axes.get_xlim()
-        marks = (1, 2, 5) if log and high < 300 * low else (1,)  # more would overlap
+        axes.set(xlabel=COSTS[against], ylabel=of + SCORES[score])
         if log:
-            axes.xaxis.set_major_locator(LogLocator(subs=marks))
+            set_log_ticks(axes)
         else:
             set_whole_ticks(axes)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     panels["accuracy"].yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}")
     picture.legend(*panels["loss"].get_legend_handles_labels(), loc="upper center", ncols=columns, title=title or None)
     ends = [_describe_end(label, histories, part) for label, histories in named.items() for part in parts]

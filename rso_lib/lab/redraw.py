@@ -6,13 +6,12 @@ from pathlib import Path
 
 import nbformat
 from matplotlib.colors import CenteredNorm
-from matplotlib.ticker import EngFormatter
 
 from ..data import home
 from ..history import COLUMNS, NEEDED, History, read
 from ..run import cli as command
 from ..run.folder import build
-from .figure import BLACK, Picture, new_picture, style
+from .figure import BLACK, Picture, new_picture, set_log_ticks, style
 from .pictures import COSTS, lay_out_weights, plot_kept_shares
 from .results import FIGURES, RESULTS, Result, experiment, fill, page, read_results
 
@@ -87,8 +86,8 @@ def plot_progress(results: Sequence[Result], against: str = "cycle") -> Picture:
     for mark, (label, (x, y)) in zip("s^vD", ends.items(), strict=False):
         axes.plot(x, y, mark, color=BLACK, markerfacecolor="none", markersize=9, label=label)
     low = min(100 * result.rows[-1].test_accuracy for result in done)
-    axes.set(xscale="log", xlabel=COSTS[against], ylabel="test accuracy (%)", ylim=(max(0, low - 12), 100))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set(xlabel=COSTS[against], ylabel="test accuracy (%)", ylim=(max(0, low - 12), 100))
+    set_log_ticks(axes)
     picture.legend(loc="upper center", ncols=2)
     says = [f"{_label(result, done)}, {result.accuracy:.2f} %" for result in done]
     picture.alt = f"Test accuracy against {COSTS[against]}. At the end so far: {'; '.join([*says, *ends])}."
