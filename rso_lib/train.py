@@ -156,19 +156,22 @@ def _copies(net: nn.Module) -> list[Tensor]:
 def with_bar(
     items: Iterator[Report | Step], net: nn.Module, settings: RSO, history: History, progress: bool = True
 ) -> Iterator[Report]:
-    """The reports of a run, each added to its history, under a bar with the time left."""
+    """Yield the reports of a run, each added to its history, under a bar with the time left.
+
+    The bar is drawn anew after 2 % of the time that has passed, so that a notebook keeps few outputs of a long run.
+    """
     from tqdm import tqdm
 
     steps = lambda: sum(row.steps for row in history.rows if not row.is_cycle)  # noqa: E731
     total = settings.cycles * count_weights(net)
-    watched = sys.stderr.isatty() or "ipykernel" in sys.modules  # a log file wants fewer lines
+    least = 0.5 if sys.stderr.isatty() or "ipykernel" in sys.modules else 30.0  # seconds; a log file wants fewer lines
     # smoothing=0: layers differ in the time of a step, so only the mean over the sitting tells the time left
     with tqdm(
         total=total,
         initial=steps(),
         unit="step",
         smoothing=0,
-        mininterval=0.5 if watched else 30.0,
+        mininterval=least,
         disable=not progress,
     ) as bar:
         for item in items:
@@ -176,10 +179,11 @@ def with_bar(
                 bar.update()
                 continue
             history.append(item)
+            bar.mininterval = max(least, bar.format_dict["elapsed"] / 50)
             bar.update(steps() - bar.n)  # those of all processes
             bar.set_description(f"cycle {item.cycle}/{settings.cycles} {item.layer}", refresh=False)
             if item.is_cycle:
-                bar.set_postfix({part: f"{score:.4f}" for part, score in shown(item).items()})
+                bar.set_postfix({part: f"{score:.4f}" for part, score in shown(item).items()}, False)
             yield item
 
 

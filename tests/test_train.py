@@ -3,8 +3,10 @@
 import copy
 import itertools
 import math
+import sys
 import warnings
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -405,6 +407,18 @@ def test_a_net_of_blocks_warns_of_nothing() -> None:
 
 
 # fit, and what it cannot do
+
+
+def test_a_long_run_writes_few_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a notebook, by a clock on which each look takes two minutes."""
+    net, data = toy()
+    now = itertools.count(step=120.0)
+    monkeypatch.setattr("tqdm.std.time", lambda: next(now))
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    fit(net, data, RSO(cycles=10, batch_size=8))
+    hours = next(now) / 3600
+    assert hours > 10
+    assert capsys.readouterr().err.count("\r") < 400
 
 
 def test_fit_is_train_with_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
