@@ -13,7 +13,6 @@ from rso_lib.models import (
     Flow,
     Head,
     Net,
-    calibrate,
     cifar_net,
     count_weights,
     initialise,
@@ -21,6 +20,7 @@ from rso_lib.models import (
     one_conv,
     two_conv,
 )
+from rso_lib.passes import calibrate
 
 # Weights
 
