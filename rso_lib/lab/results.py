@@ -158,8 +158,9 @@ def bill(search: Result, descent: Result) -> str:
     target = min(max(100 * row.test_accuracy for row in one.rows) for one in (search, descent))
     (cycles, dear), (epochs, cheap) = reach(search, target), reach(descent, target)
     return (
-        f"To {target:.2f} % on the test part, RSO sends {dear / 1e6:,.1f} million images through the whole net "
-        f"({cycles} cycles of {search.name}) and SGD {cheap / 1e6:,.1f} million ({epochs} epochs of {descent.name}; "
+        f"To {target:.2f} % on the test part, the most that both have reached, RSO sends {dear / 1e6:,.1f} million "
+        f"images through the whole net ({cycles} cycles of {search.name}) and SGD {cheap / 1e6:,.1f} million "
+        f"({epochs} epoch{'s' * (epochs > 1)} of {descent.name}; "
         f"forward and backward count as three): RSO pays {dear / cheap:,.0f} times as much."
     )
 

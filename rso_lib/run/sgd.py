@@ -53,7 +53,7 @@ class SGD:
     target: float | None = None
     """accuracy on the validation part at which training stops; without one all epochs are trained"""
     straight_through: bool = False
-    """passes the gradient through signs, steps and grids as if they were not there (`straight.StraightThrough`)"""
+    """the straight-through estimator: for the gradient, signs, steps and grids are the identity within their range"""
     seed: int = 0
     """of the order of the images"""
 
