@@ -16,6 +16,10 @@ from playwright.sync_api import Browser
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no chromium: install it, or let CHROMIUM name one")
 
 
+FIRST = "block1.conv."
+"""The first tensor of most nets, in the direction forward."""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as browser:
@@ -47,7 +51,7 @@ def test_notebook(path: Path, lab: str, browser: Browser) -> None:
         for panel in still:
             explore(panel)
         for panel in live:
-            drive(panel, **{"first": "first."} if path.stem.startswith("09") else {})
+            drive(panel, "first." if path.stem.startswith("09") else FIRST)
             assert panel.cropped() == []
         assert visit.errors == visit.outside == []
 
@@ -62,7 +66,7 @@ def explore(panel: Panel) -> None:
         panel.measured("change", lambda menu=menu: menu.select_option(index=1))
 
 
-def drive(panel: Panel, first: str = "block1.conv.") -> None:
+def drive(panel: Panel, first: str = FIRST) -> None:
     """Steer a live run: what every control does is seen. In the direction forward it begins at the tensor `first`."""
     panel.press("Step", until="Paused")
     for slider in panel.root.get_by_role("slider").all():

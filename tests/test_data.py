@@ -304,16 +304,22 @@ def publish(monkeypatch: pytest.MonkeyPatch, dataset: type, archives: dict[str, 
         monkeypatch.setattr(dataset, "resources", sums)
 
 
+def put_by_hand(root: Path, name: str, archives: dict[str, bytes]) -> Path:
+    """Write archives where torchvision looks for those of a set, and return that folder."""
+    raw = root / name / "raw"
+    raw.mkdir(parents=True)
+    for file, content in archives.items():
+        (raw / file).write_bytes(content)
+    return raw
+
+
 def test_archives_put_there_by_hand_are_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_sets: None
 ) -> None:
     arrays = small_mnist(np.random.default_rng(1))
     archives = {f"{file}.gz": gzip.compress(idx(array), mtime=0) for file, array in arrays.items()}
     publish(monkeypatch, datasets.KMNIST, archives)
-    raw = tmp_path / "KMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name, content in archives.items():
-        (raw / name).write_bytes(content)
+    raw = put_by_hand(tmp_path, "KMNIST", archives)
     data = load("kmnist", tmp_path)
     np.testing.assert_array_equal(data.test.labels, arrays[IDX[3]])
     assert {file.name for file in raw.iterdir()} == {*IDX, *archives}
@@ -331,9 +337,7 @@ def test_emnist_from_an_archive_put_there_by_hand_is_upright(
             part, what = ("train" if "train" in file else "test"), file.partition("-")[2]
             packed.writestr(f"gzip/emnist-balanced-{part}-{what}.gz", gzip.compress(idx(array)))
     publish(monkeypatch, datasets.EMNIST, {"gzip.zip": archive.getvalue()})
-    raw = tmp_path / "EMNIST" / "raw"
-    raw.mkdir(parents=True)
-    (raw / "gzip.zip").write_bytes(archive.getvalue())
+    put_by_hand(tmp_path, "EMNIST", {"gzip.zip": archive.getvalue()})
     data = load("emnist", tmp_path, val_size=0)
     assert data.classes[:11] == (*"0123456789", "A") and len(data.classes) == 47
     np.testing.assert_allclose(pixels(data)[50:, 0] * 255, arrays[IDX[2]].transpose(0, 2, 1), atol=1e-3)
@@ -355,10 +359,7 @@ def test_qmnist_from_archives_put_there_by_hand_has_the_digits_as_labels(
         archives[f"qmnist-{part}-{QMNIST_FILES[0]}.gz"] = gzip.compress(idx(images), mtime=0)
         archives[f"qmnist-{part}-{QMNIST_FILES[1]}.gz"] = gzip.compress(content, mtime=0)
     publish(monkeypatch, datasets.QMNIST, archives)
-    raw = tmp_path / "QMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name, content in archives.items():
-        (raw / name).write_bytes(content)
+    put_by_hand(tmp_path, "QMNIST", archives)
     data = load("qmnist", tmp_path)
     np.testing.assert_array_equal(data.test.labels, words[IDX[3]][:, 0])
     np.testing.assert_allclose(pixels(data)[50:, 0] * 255, arrays[IDX[2]], atol=1e-3)

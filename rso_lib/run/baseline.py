@@ -69,7 +69,7 @@ def _check_settings(path: Path, asked: Mapping[str, Any]) -> None:
         return
     try:
         there = json.loads(path.read_text())
-        known = {"straight_through": False, **there, "data": {**asked["data"], **there["data"]}}
+        known = {**vars(SGD()), **there, "data": {**asked["data"], **there["data"]}}
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} is not the settings of runs of SGD, or torn; choose another folder") from None
     plain = {"data": None, "machines": None}

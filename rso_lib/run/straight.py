@@ -6,7 +6,6 @@ are rounded to the grid in every forward pass, and kept within its ends.
 """
 
 import copy
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -42,8 +41,8 @@ class StraightThrough(nn.Module):
 
     def rounded(self) -> dict[str, Tensor]:
         """Return the parameters by name, those of grids rounded."""
-        there = dict(self.twin.named_parameters())
-        return {name: through(w, self.grids[name].nearest) if name in self.grids else w for name, w in there.items()}
+        floats = dict(self.twin.named_parameters())
+        return floats | {name: through(floats[name], grid.nearest(floats[name])) for name, grid in self.grids.items()}
 
     @torch.no_grad()
     def clamp(self) -> None:
@@ -58,16 +57,16 @@ class StraightThrough(nn.Module):
         net.load_state_dict({**self.twin.state_dict(), **self.rounded()})
 
 
-def through(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return a function of x, to the last bit, whose gradient is that of x."""
-    return function(x).detach() + (x - x.detach())
+def through(x: Tensor, value: Tensor) -> Tensor:
+    """Return a value, to the last bit, whose gradient is that of x."""
+    return value.detach() + (x - x.detach())
 
 
 def _activate(block: Block, z: Tensor) -> Tensor:
     """Activate as the block does; backward, sign and step are a line between -1 and 1."""
     if block.activation in ("sign", "step"):
         line = z.clamp(-1, 1) if block.activation == "sign" else (z.clamp(-1, 1) + 1) / 2
-        z = through(line, lambda _: activate(z, block.activation))
+        z = through(line, activate(z, block.activation))
     else:
         z = activate(z, block.activation)
     return pool2(z, block.pool) if block.pool_last else z
