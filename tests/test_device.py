@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from rso_lib import models
 from rso_lib.algorithm import Batches
-from rso_lib.engine import Moves, block, stepper
+from rso_lib.engine import Moves, block, inputs, kernels, stepper
 from rso_lib.engine import replay as graphs
 from rso_lib.engine.head import HeadScorer
 from rso_lib.engine.replay import Decided, Replay, Work
@@ -51,7 +51,11 @@ class Copies(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(block, "offsets", block.offsets.__wrapped__)  # what is cached for all scorers holds values
+    for module in (block, inputs):
+        monkeypatch.setattr(
+            module, "offsets", inputs.offsets.__wrapped__
+        )  # what is cached for all scorers holds values
+    monkeypatch.setattr(kernels, "load_cuda", lambda: None)  # Triton wants tensors that hold values
     with FakeTensorMode(), torch.no_grad():
         yield
 

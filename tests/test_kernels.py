@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from rso_lib import models
 from rso_lib.algorithm import Batches
 from rso_lib.engine import kernels
-from rso_lib.engine.block import offsets, planes
+from rso_lib.engine.inputs import offsets, planes
 from rso_lib.engine.kernels import Kernels, Preactivation
 from rso_lib.passes import calibrate
 

@@ -106,7 +106,7 @@ def imported_by(file: Path, project: Path) -> list[str]:
 
 def test_every_import_is_declared(project: Path, requirements: dict[str, Requirement]) -> None:
     modules = {"sklearn": "scikit-learn", "PIL": "pillow", "IPython": "ipython", "yaml": "pyyaml"}
-    transitive = {"packaging", "nbformat", "nbclient", "cycler"}  # of pytest, papermill (both), matplotlib
+    transitive = {"packaging", "nbformat", "nbclient", "cycler", "triton"}  # of pytest, papermill, matplotlib, torch
     tests = sorted(project.glob("tests/*.py"))
     sources = [*project.glob("rso_lib/**/*.py"), *tests]
     imported = {name.split(".")[0] for source in sources for name in imported_by(source, project)}

@@ -27,20 +27,20 @@ from ..rules import Rule, Scores
 from ..settings import RSO
 from . import memory, replay
 from .head import HeadScorer
-from .layers import CHUNK, forward, stages
+from .layers import chunk, forward, stages
 from .module import JointMove, JointScorer, ModuleScorer
 from .plans import Moves, Visits, owners, plan
 from .sequential import SequentialScorer
 from .snapshot import SnapshotScorer
 
 __all__ = [
-    "CHUNK",
     "ENGINE",
     "JointMove",
     "Moves",
     "Scorer",
     "Stepper",
     "Visits",
+    "chunk",
     "evaluator",
     "memory",
     "owners",

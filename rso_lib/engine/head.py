@@ -10,7 +10,8 @@ from ..discrete import moved
 from ..models import Net, grids
 from ..rules import Scores
 from ..settings import RSO
-from .block import OnDemand, cached_input, write
+from .block import write
+from .inputs import OnDemand, cached_input
 from .layers import HeadStage, stages, weights_of
 from .plans import Moves
 

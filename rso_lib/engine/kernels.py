@@ -1,11 +1,12 @@
 """The CPU's inner loops (kernels.cpp), compiled on first use where there is a C++ compiler with OpenMP.
 
 Without one (Apple's has no OpenMP), or with the environment variable RSO_KERNELS=0, `load` gives None and the engine
-uses torch throughout: the same steps, two to three times slower.
+uses torch throughout: the same steps, two to three times slower. `for_tensor` finds those of a GPU too (kernels_cuda).
 """
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -16,9 +17,13 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .kernels_cuda import CudaKernels
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
@@ -60,7 +65,7 @@ class Kernels:
         weights: Tensor,
         shifts: Tensor,
         size: tuple[int, int],
-        like: Sequence[tuple[int, int]] = (),
+        like: Sequence[tuple[int, int | Tensor]] = (),
         base: Tensor | None = None,
         of: Sequence[int] = (),
     ) -> Preactivation:
@@ -77,7 +82,7 @@ class Kernels:
         moved, images, (rows, taps) = len(like), len(x), weights.shape
         out = torch.empty((images, rows, *size), dtype=x.dtype)
         moments = torch.empty(1, 2, rows, dtype=torch.float64)
-        likes = torch.tensor(like, dtype=torch.int64)
+        likes = torch.tensor([(row, int(tap)) for row, tap in like], dtype=torch.int64)
         self._call(
             "rows_conv",
             *(x, shifts, weights, likes, base, torch.tensor(of, dtype=torch.int64), out, moments),
@@ -190,12 +195,14 @@ def sums(z: Tensor, groups: int = 1) -> Tensor:
     return torch.stack([sum(part.sum(1) for part in parts), sum(part.square().sum(1) for part in parts)], 1)
 
 
-def for_tensor(x: Tensor) -> Kernels | None:
+def for_tensor(x: Tensor) -> "Kernels | CudaKernels | None":
     """The compiled kernels, if there are any for the device and type of x."""
+    if x.device.type == "cuda" and x.dtype == torch.float32:
+        return load_cuda()
     return load() if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) else None
 
 
-def covering(z: Tensor, outputs: int) -> Kernels | None:
+def covering(z: Tensor, outputs: int) -> "Kernels | CudaKernels | None":
     """The same, if their sizes cover a convolution of z to so many channels."""
     covered = z.shape[1] in CHANNELS and outputs in CHANNELS and z.shape[1] <= outputs
     return for_tensor(z) if covered else None
@@ -213,6 +220,21 @@ def load() -> Kernels | None:
         reason = " ".join([str(error), *said.decode(errors="replace").splitlines()[:1]])
         warnings.warn(f"no compiled kernels, the search runs in plain torch: {reason}", stacklevel=2)
         return None
+
+
+def on_cuda(found: "Kernels | CudaKernels | None") -> "CudaKernels | None":
+    """Return the kernels that were found, if they are those of a GPU."""
+    return None if isinstance(found, Kernels) else found
+
+
+@cache
+def load_cuda() -> "CudaKernels | None":
+    """The kernels of a GPU, or None where Triton is missing (PyTorch for Windows comes without it)."""
+    if os.environ.get("RSO_KERNELS") == "0" or importlib.util.find_spec("triton") is None:
+        return None
+    from .kernels_cuda import CudaKernels
+
+    return CudaKernels()
 
 
 def _compiled() -> Path:
