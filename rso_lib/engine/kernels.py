@@ -53,10 +53,10 @@ class Kernels:
         self.library = library
 
     def sums(self, z: Tensor, groups: int = 1) -> Tensor:
-        """`sums` of z [groups × N, C, H, W], channels last."""
+        """Return the sums and sums of squares [groups, 2, C], float64, of z [groups × N, C, H, W], channels last."""
         images, channels, height, width = z.shape
         out = torch.empty(groups, 2, channels, dtype=torch.float64)
-        self._call("moments", z, out, groups, images // groups, height, width, channels)
+        self._call("moments", last(z), out, groups, images // groups, height, width, channels)
         return out
 
     def rows_conv(
@@ -130,7 +130,7 @@ class Kernels:
         out = torch.empty_like(base) if out is None else out
         moments = torch.empty(1, 2, outputs, dtype=torch.float64)
         sizes = channels, images, height, width, outputs, stride
-        self._call("add_channels", base, planes, taps, out, moments, *sizes)
+        self._call("add_channels", last(base), planes, taps, last(out), moments, *sizes)
         return Preactivation(out, moments)
 
     def norm_conv(
@@ -159,7 +159,8 @@ class Kernels:
         moments = torch.empty(groups, 2, outputs, dtype=torch.float64)
         self._call(
             "norm_conv",
-            *(z, self._moments(before), before.count, scale, shift, eps, CODES[activation], taps, base, out, moments),
+            *(last(z), self._moments(before), before.count, scale, shift, eps, CODES[activation]),
+            *(taps, None if base is None else last(base), out, moments),
             *(groups, images // groups, height, width, inputs, outputs, stride),
         )
         return Preactivation(out, moments, groups)
@@ -173,7 +174,7 @@ class Kernels:
         out = torch.empty((images, channels), dtype=z.dtype)
         self._call(
             "norm_max",
-            *(z, self._moments(before), before.count, scale, shift, eps, CODES[activation], out),
+            *(last(z), self._moments(before), before.count, scale, shift, eps, CODES[activation], out),
             *(groups, images // groups, height, width, channels),
         )
         return out
@@ -182,10 +183,27 @@ class Kernels:
         return self.sums(z.z, z.groups) if z.moments is None else z.moments
 
     def _call(self, name: str, *arguments: Tensor | float | int | None) -> None:
-        dtype = next(a.dtype for a in arguments if isinstance(a, Tensor))
+        """Call a function of the library with tensors of one type, but for indices and moments [groups, 2, C].
+
+        Raises ValueError for a tensor of another type, on another device, or with gaps.
+        """
+        tensors = [a for a in arguments if isinstance(a, Tensor)]
+        dtype = tensors[0].dtype
+        for x in tensors:
+            typed = x.dtype in (dtype, torch.int64) or (x.dtype == torch.float64 and x.dim() == 3)
+            dense = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+            if not (typed and dense and x.device.type == "cpu"):
+                raise ValueError(f"{name} takes no tensor {list(x.shape)}, {x.dtype}, {x.device}, strides {x.stride()}")
         function = getattr(self.library, f"{name}_{str(dtype).removeprefix('torch.')}")
         if not function(*map(_as_c, arguments), torch.get_num_threads()):
             raise ValueError(f"{name} is not compiled for these sizes: {arguments[-6:]}")
+
+
+def last(z: Tensor) -> Tensor:
+    """Return a tensor [N, C, H, W]. Raises ValueError unless its layout is channels last."""
+    if z.numel() and not z.is_contiguous(memory_format=torch.channels_last):
+        raise ValueError(f"a tensor {list(z.shape)} must be channels last, and its strides are {z.stride()}")
+    return z
 
 
 def sums(z: Tensor, groups: int = 1) -> Tensor:

@@ -5,7 +5,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +19,6 @@ from ..proposals import generator
 from ..settings import arithmetic, check_choice, check_number, check_whole
 from ..train import scores
 from .straight import StraightThrough
-
-if TYPE_CHECKING:
-    pass
 
 SCHEDULES = ("step", "constant")
 SHUFFLE = 1
