@@ -1,7 +1,9 @@
 """What users bring: nets of any kind, losses and metrics, tensors and datasets, and runs of these."""
 
 import copy
+import json
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -588,3 +590,23 @@ def test_readmes_own_net_data_and_loss_run(project: Path, capsys: Any) -> None:
         exec(code[0], {})
     printed, said = float(capsys.readouterr().out), float(re.search(r"prints (-?[\d.]+)", section)[1])
     assert printed == pytest.approx(said, abs=0.03)
+
+
+def test_a_change_of_the_users_code_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose loss was mended between two sittings is no run of one loss."""
+    monkeypatch.syspath_prepend(tmp_path)
+    module, folder = tmp_path / "loss_of_mine.py", tmp_path / "run"
+    body = "def squares(outputs, targets):\n    return (outputs - targets).square().mean(1)\n"
+    stop = "    CALLS.append(0)\n    if len(CALLS) == 30:\n        raise KeyboardInterrupt\n"
+    module.write_text("CALLS = []\n" + body.replace("\n", f"\n{stop}", 1))
+    begun = {"loss": "loss_of_mine:squares", "settings": RSO(cycles=1, batch_size=150)}
+    with pytest.warns(UserWarning, match="stopped"):
+        begin(folder, **begun)
+    module.write_text(body)
+    sys.modules.pop("loss_of_mine")
+    with pytest.warns(UserWarning, match="the file of this run's loss has changed since its last sitting"):
+        assert runs.resume(folder, progress=False).finished
+    digests = [
+        machine["own_code"]["loss"] for machine in json.loads((folder / "settings.json").read_text())["machines"]
+    ]
+    assert len({*digests}) == 2
