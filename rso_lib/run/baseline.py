@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from ..algorithm import Loss
@@ -43,7 +44,7 @@ def train_seeds(
 ) -> list[History]:
     """Train a net of `models` with the seeds 0, 1 …, `seeds` of them: SEED.csv in a folder, which is made.
 
-    A run that is there is not repeated; one that was stopped leaves SEED.csv.part and begins anew.
+    A run that is there is not repeated; one that was stopped leaves SEED.csv.part and SEED.pt, and goes on from there.
     Raises ValueError where the folder holds runs with other settings or on other images, RuntimeError where another
     process trains in it, and as `sgd.check` and `runs.build` do, which leaves no folder.
     """
@@ -97,19 +98,36 @@ def _note(path: Path, asked: Mapping[str, Any], here: Sequence[Mapping[str, Any]
 
 
 def _history(path: Path, net: nn.Module, data: Data, settings: SGD, scored: Scored, progress: bool) -> History:
-    """Read the history at a path, or train and save it after every epoch where it is not there."""
+    """Read the history at a path, or train the rest of it, and save history and checkpoint after every epoch."""
     from tqdm import tqdm
 
     if not path.exists():
-        part = path.with_name(path.name + PART)
-        reports = sgd.train(net.to(data.train.labels.device), data, settings, **scored)
-        history = History()
-        for report in tqdm(reports, total=settings.epochs, unit="epoch", disable=not progress):
+        part, checkpoint = path.with_name(path.name + PART), path.with_suffix(".pt")
+        run = sgd.Descent(net.to(data.train.labels.device), data, settings, **scored)
+        history = _begun(run, part, checkpoint)
+        for report in tqdm(run, initial=run.done, total=settings.epochs, unit="epoch", disable=not progress):
             history.append(report)
             with replacing(part) as whole:
                 history.save(whole)
+            with replacing(checkpoint) as whole:
+                torch.save(run.state(), whole)
         os.replace(part, path)
+        checkpoint.unlink(missing_ok=True)
     return _read_history(path, settings)
+
+
+def _begun(run: sgd.Descent, part: Path, checkpoint: Path) -> History:
+    """Return the history of a run that was stopped, which goes on behind it; an empty one where there is none.
+
+    Raises ValueError where the checkpoint is torn.
+    """
+    if not checkpoint.exists():
+        return History()
+    try:
+        run.restore(torch.load(checkpoint, map_location=run.data.train.labels.device, weights_only=True))
+        return History(History.load(part).rows[: run.done])
+    except Exception as error:  # whatever the readers trip over in a damaged file
+        raise ValueError(f"{checkpoint} is torn or no checkpoint ({error}): {_ANEW}") from error
 
 
 def _read_history(path: Path, settings: SGD) -> History:

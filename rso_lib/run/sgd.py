@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,27 +104,54 @@ def train(
     set.
     """
     check(data, settings, loss)
-    check_fit(net, data, settings.batch_size, loss, metric)
-    learner = learner_of(net, settings)
-    optimiser = torch.optim.SGD(
-        learner.parameters(), settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
-    began = time.perf_counter()
-    for epoch in range(settings.epochs):
-        steps = _epoch(learner, optimiser, data, settings, epoch, loss)
-        if isinstance(learner, StraightThrough):
-            learner.write(net)
-        report = _report(data, settings, epoch, steps, scores(net, data, loss, metric))
-        report = replace(report, seconds=time.perf_counter() - began)
-        yield report
-        if not math.isfinite(report.train_loss):
-            warnings.warn(
-                f"SGD diverged in epoch {epoch + 1} of {settings.epochs}: the loss is {report.train_loss}, and the run "
-                f"ends here; set rate lower than {settings.rate:g}, or warmup higher than {settings.warmup}",
-                stacklevel=2,
-            )
-        if ended(report, epoch + 1, settings):
-            return
+    yield from Descent(net, data, settings, loss, metric)
+
+
+class Descent:
+    """A run of SGD, as its reports: the epochs that are not done yet. `state` is what they need beside the arguments.
+
+    done     epochs
+    seconds  that these took
+    """
+
+    def __init__(self, net: nn.Module, data: Data, settings: SGD, loss: Loss, metric: Metric):
+        check_fit(net, data, settings.batch_size, loss, metric)
+        self.net, self.data, self.settings, self.loss, self.metric = net, data, settings, loss, metric
+        self.learner = learner_of(net, settings)
+        self.optimiser = torch.optim.SGD(
+            self.learner.parameters(), settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        self.done, self.seconds = 0, 0.0
+
+    def state(self) -> dict[str, Any]:
+        """Return what the epochs that are left depend on."""
+        learner, optimiser = self.learner.state_dict(), self.optimiser.state_dict()
+        return {"done": self.done, "seconds": self.seconds, "learner": learner, "optimiser": optimiser}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.learner.load_state_dict(state["learner"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.done, self.seconds = state["done"], state["seconds"]
+
+    def __iter__(self) -> Iterator[Report]:
+        settings = self.settings
+        for epoch in range(self.done, settings.epochs):
+            began = time.perf_counter()
+            steps = _epoch(self.learner, self.optimiser, self.data, settings, epoch, self.loss)
+            if isinstance(self.learner, StraightThrough):
+                self.learner.write(self.net)
+            report = _report(self.data, settings, epoch, steps, scores(self.net, self.data, self.loss, self.metric))
+            self.done, self.seconds = epoch + 1, self.seconds + time.perf_counter() - began
+            yield replace(report, seconds=self.seconds)
+            if not math.isfinite(report.train_loss):
+                warnings.warn(
+                    f"SGD diverged in epoch {epoch + 1} of {settings.epochs}: the loss is {report.train_loss}, and the "
+                    f"run ends here; set rate lower than {settings.rate:g}, or warmup higher than {settings.warmup}",
+                    stacklevel=2,
+                )
+            if ended(report, epoch + 1, settings):
+                return
 
 
 def learner_of(net: nn.Module, settings: SGD) -> nn.Module:
