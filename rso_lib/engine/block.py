@@ -49,11 +49,12 @@ from .layers import (
 )
 from .plans import Moves
 
-AT_ONCE, AT_ONCE_ON_A_CPU = 2**28, 2**22
+AT_ONCE, AT_ONCE_ON_A_CPU = 2**26, 2**22
 """Values of an activation, at the most, of all candidates that go through the net as one batch."""
 
-MANY, MANY_ON_A_CPU = 2, 16
-"""Where fewer candidates than these fit, they go one by one: on a CPU the copies cost more than is saved (measured)."""
+MANY = 16
+"""Where fewer candidates than these fit, a CPU takes them one by one: what is saved is less than the copies cost
+(measured)."""
 
 
 def copied(w: Weights) -> Weights:
@@ -107,8 +108,12 @@ class BlockScorer:
     def candidates_at_once(self, device: torch.device) -> int:
         """Return how many candidates go through the net as one batch: many where they are small, as calls cost more."""
         channels = [self.block.conv.out_channels, *(len(cut.w["conv.weight"]) for cut in self.stages[:-1])]
-        count = most_at_once(device) // (len(self.labels[0]) * max(channels) * math.prod(self.size))
-        return count if count >= (MANY_ON_A_CPU if device.type == "cpu" else MANY) else 1
+        values = len(self.labels[0]) * max(channels) * math.prod(self.size)
+        if device.type == "cpu":
+            count = AT_ONCE_ON_A_CPU // values
+            return count if count >= MANY else 1
+        pooled = self.next.stride**2 if isinstance(self.next, BlockStage) else 1
+        return max(1, AT_ONCE * pooled // values)
 
     @property
     def steps_at_once(self) -> int:
