@@ -52,6 +52,9 @@ from .plans import Moves
 AT_ONCE, AT_ONCE_ON_A_CPU = 2**26, 2**22
 """Values of an activation, at the most, of all candidates that go through the net as one batch."""
 
+MOST = 10_000
+"""Candidates that go through the net as one batch on a GPU, where a launch has 65,535 rows of programs at the most."""
+
 MANY = 16
 """Where fewer candidates than these fit, a CPU takes them one by one: what is saved is less than the copies cost
 (measured)."""
@@ -113,7 +116,7 @@ class BlockScorer:
             count = AT_ONCE_ON_A_CPU // values
             return count if count >= MANY else 1
         pooled = self.next.stride**2 if isinstance(self.next, BlockStage) else 1
-        return max(1, AT_ONCE * pooled // values)
+        return min(max(1, AT_ONCE * pooled // values), MOST)
 
     @property
     def steps_at_once(self) -> int:
