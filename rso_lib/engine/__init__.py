@@ -57,7 +57,7 @@ A run's folder notes it, and a run that is taken up by another engine says so.
 
 
 class Scorer(Protocol):
-    """What knows a net and caches what it gave on each batch; it has no opinion.
+    """A scorer knows the net, and caches its activations on each batch; it does not choose.
 
     strategy       which of the plans it can follow
     steps_at_once  how many steps it scores together, at the most

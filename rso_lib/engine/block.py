@@ -120,7 +120,7 @@ class BlockScorer:
 
     @property
     def steps_at_once(self) -> int:
-        """How many steps are scored together, at the most: as many as share a round."""
+        """The most steps that are scored together: as many as share a round."""
         return max(1, self.at_once // len(self.multiples))
 
     def begin(self) -> None:

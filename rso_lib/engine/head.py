@@ -17,7 +17,7 @@ from .plans import Moves
 
 
 class OtherLogits(NamedTuple):
-    """What the cross entropy of a batch needs besides the logits of one class, valid until another class changes.
+    """The part of a batch's cross entropy that one class's logits leave alone: valid until another class changes.
 
     row        the class
     log_sum    log Σ exp over the other classes: [N]

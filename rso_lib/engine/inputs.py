@@ -1,4 +1,4 @@
-"""What a searched layer reads, cached for every batch."""
+"""The input of a searched layer, cached for every batch."""
 
 from collections.abc import Callable, Sequence
 from functools import cache

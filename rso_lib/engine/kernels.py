@@ -214,21 +214,21 @@ def sums(z: Tensor, groups: int = 1) -> Tensor:
 
 
 def for_tensor(x: Tensor) -> "Kernels | CudaKernels | None":
-    """The compiled kernels, if there are any for the device and type of x."""
+    """Return the compiled kernels for the device and type of x; None where there are none."""
     if x.device.type == "cuda" and x.dtype == torch.float32:
         return load_cuda()
     return load() if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) else None
 
 
 def covering(z: Tensor, outputs: int) -> "Kernels | CudaKernels | None":
-    """The same, if their sizes cover a convolution of z to so many channels."""
+    """Return the compiled kernels for z, if they cover a convolution of z to so many channels."""
     covered = z.shape[1] in CHANNELS and outputs in CHANNELS and z.shape[1] <= outputs
     return for_tensor(z) if covered else None
 
 
 @cache
 def load() -> Kernels | None:
-    """The compiled kernels, or None where they cannot be had."""
+    """Compile or find the kernels of the CPU; None where that fails."""
     if os.environ.get("RSO_KERNELS") == "0":
         return None
     try:
@@ -292,12 +292,12 @@ def _name(key: str, content: bytes) -> str:
 
 
 def _processor() -> str:
-    """What the compiled code depends on: a home folder may be shared by several machines."""
+    """Return what the compiled code depends on: several machines may share a home folder."""
     return f"{platform.system()}{platform.machine()}{platform.processor()}{cpu_info('flags', 'Features')[:1]}"
 
 
 def cpu_info(*keys: str) -> list[str]:
-    """What Linux says of each processor under some keys; nothing elsewhere."""
+    """Return what Linux says of each processor under some keys; nothing on other systems."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return [line.partition(":")[2].strip() for line in lines if line.startswith(keys)]

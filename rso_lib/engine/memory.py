@@ -1,4 +1,4 @@
-"""What a run needs, what the machine has, and how freed memory is kept."""
+"""The memory that a run needs and that the machine has, and how freed memory is kept."""
 
 import contextlib
 import copy

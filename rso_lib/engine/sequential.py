@@ -168,7 +168,7 @@ class Known(NamedTuple):
 
 
 class KnownChannels:
-    """What the convolution gave on each batch: for the channel that was visited last, or for all of them.
+    """Outputs of the convolution on each batch: of the channel that was visited last, or of all of them.
 
     All are kept from the first time on that the order of the visits comes back to a channel.
     """

@@ -1,4 +1,4 @@
-"""What a run is: settings.json, which says what is run on which images and machines, and what may be taken up again."""
+"""settings.json: the settings, images and machines of a run, and which run may be taken up again."""
 
 import json
 import warnings
@@ -58,7 +58,7 @@ def rso_of(settings: Settings) -> RSO:
 
 
 class Scored(TypedDict):
-    """What a net is trained by, and what is reported beside it."""
+    """Loss and metric of a run."""
 
     loss: Loss
     metric: Metric
@@ -155,7 +155,7 @@ def _decoder(lines: str) -> str:
 
 
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """What two sets of settings do not have in common, a line for each."""
+    """Return the differences of two sets of settings, a line for each."""
     names = [name for name in {**there, **asked} if there.get(name) != asked.get(name)]
     return "\n".join(f"  {name} is {there.get(name)!r} there, not {asked.get(name)!r}" for name in names)
 

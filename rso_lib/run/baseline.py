@@ -194,7 +194,7 @@ def grid(
 
 
 def summary(history: History, target: float | None) -> dict[str, float | None]:
-    """What a run reached at its end, and after how many full updates the accuracies first reached the target."""
+    """Return the scores at the end of a run, and the full updates until the accuracies first reached the target."""
     last = history.last
     first = [updates_to(history, target, part) if target else None for part in ("val", "test")]
     return dict(zip(CAME_OUT, (last.cycle, last.val_accuracy, last.test_accuracy, *first, last.seconds), strict=True))
@@ -205,7 +205,7 @@ CAME_OUT = ("updates", "val_accuracy", "test_accuracy", "updates_to_val_target",
 
 @dataclass
 class Several:
-    """How many runs are made."""
+    """Options: the number of runs."""
 
     seeds: int = 1
     """trains so many times, with the seeds 0, 1 …"""

@@ -1,4 +1,4 @@
-"""What a run was made of: its images, the code that decided, and the machine."""
+"""The provenance of a run: images, code and machine."""
 
 import hashlib
 import inspect

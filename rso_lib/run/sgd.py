@@ -200,7 +200,7 @@ def fit(
 
 
 def ended(row: Report, epochs: int, settings: SGD) -> bool:
-    """Whether a run ends with a row: all epochs are done, the target is reached, or the loss is not finite."""
+    """Say whether a run ends with a report: all epochs are done, the target is reached, or the loss is not finite."""
     reached = row.val_accuracy >= (settings.target or math.inf)
     return epochs == settings.epochs or reached or not math.isfinite(row.train_loss)
 
