@@ -454,40 +454,12 @@ def test_the_engine_decides_the_same_without_them(
 
 
 @torch.no_grad()
-def test_of_a_row_that_is_known_the_taps_that_differ_are_read(loaded: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two slices; after the first visits a step reads the tap of the one before, if that changed, and its own.
+@pytest.mark.parametrize("order", ["output", "input"])
+def test_only_the_taps_that_differ_are_read(order: str, loaded: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two slices: after the first visit of each, a step reads its own tap, and those that the two steps before changed.
 
     What is known has its own memory from the first visit on: anew at each, it took a run's heap apart, up to 24 GB.
     """
-    net, train = stirred(models.mnist_net((1, 20, 12), 3)).eval(), images(20, (1, 20, 12)).train
-    calibrate(net, train.images)
-    read: list[int] = []
-    rows_conv = Kernels.rows_conv
-
-    def counted(self: Kernels, x: Tensor, weights: Tensor, *more: Any) -> Preactivation:
-        read.append(weights.shape[1])
-        return rows_conv(self, x, weights, *more)
-
-    monkeypatch.setattr(Kernels, "rows_conv", counted)
-    search = scorer(net, 1, Batches(train.images, train.labels, 10))
-    weight = net.get_parameter("block2.conv.weight").detach().view(-1)
-    before = weight.clone()
-    rooms = []
-    for k in range(8):
-        one_step(search, "conv.weight", k, torch.tensor(0.3, dtype=torch.float64), k)
-        rooms.append(search.known.outputs[k % 2].z.data_ptr())
-    assert rooms == [*rooms[:2]] * 4 and rooms[0] != rooms[1]
-    moved = [int(now != was) for now, was in zip(weight[:8], before[:8], strict=True)]
-    assert 0 < sum(moved) < 8, "some of these weights are kept, and some are not"
-    assert read == [144, 144, 144, 144, *(moved[k - 2] + moved[k - 1] + 1 for k in range(2, 8))]
-
-
-@torch.no_grad()
-def test_where_an_order_comes_back_to_rows_the_taps_that_differ_are_read(
-    loaded: Kernels, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two slices; three weights of each row in turn. All rows of a slice are kept from the first return to one on, so
-    that a step reads the taps that the two steps before have changed, and its own."""
     net, train = stirred(models.mnist_net((1, 20, 12), 3)).eval(), images(20, (1, 20, 12)).train
     calibrate(net, train.images)
     read: list[tuple[int, int]] = []
@@ -500,18 +472,19 @@ def test_where_an_order_comes_back_to_rows_the_taps_that_differ_are_read(
     monkeypatch.setattr(Kernels, "rows_conv", counted)
     search = scorer(net, 1, Batches(train.images, train.labels, 10))
     weight = net.get_parameter("block2.conv.weight").detach().flatten(1)
-    visits = [(row, j) for j in range(0, 9, 3) for row in range(4) for j in range(j, j + 3)]
-    before = weight.clone()
+    before, rooms = weight.clone(), []
+    visits = [(0, j) for j in range(12)] if order == "output" else [(row, j) for j in range(8) for row in range(3)]
     for k, (row, j) in enumerate(visits):
-        if k == 14:  # all is known anew at the return to row 0, on both slices
-            read.clear()
-        one_step(search, "conv.weight", 144 * row + j, torch.tensor(0.3, dtype=torch.float64), k)
-    assert len(read) == len(visits) - 14
-    for k, made in enumerate(read, 14):
-        recent = [visits[k - 2], visits[k - 1], visits[k]]
-        rows = {row for row, _ in recent}
-        taps = {j for row, j in recent[:2] if weight[row, j] != before[row, j]} | {visits[k][1]}
-        assert made == (2 * len(rows) + 2, len(taps))
+        one_step(search, "conv.weight", 144 * row + j, torch.tensor(3.0, dtype=torch.float64), k)
+        rooms.append(search.known[k % 2].z.data_ptr())
+    assert rooms == [*rooms[:2]] * (len(visits) // 2) and rooms[0] != rooms[1]
+    moved = {visit for visit in visits if weight[visit] != before[visit]}
+    assert 0 < len(moved) < len(visits), "some of these weights are kept, and some are not"
+    assert read[:4] == [(16, 144), (3, 1), (16, 144), (3, 1)]  # all channels of a slice, then the candidates of one
+    for k, made in enumerate(read[4:], 2):
+        recent = visits[k - 2 : k + 1]
+        taps = {j for row, j in recent[:2] if (row, j) in moved} | {recent[2][1]}
+        assert made == (2 * len({row for row, _ in recent}) + 2, len(taps))
 
 
 # Where they cannot be had

@@ -30,8 +30,6 @@ class SequentialScorer(BlockScorer):
     on_forget: Callable[[], None] | None = None
 
     def begin(self) -> None:
-        self.known = KnownChannels()
-        self.keeps_known = isinstance(kernels.for_tensor(self.w["conv.weight"]), kernels.Kernels)
         self.cut = BlockStage(self.block, self.w)
         self.versions = [0] * self.block.conv.out_channels
         self.forget()
@@ -40,7 +38,7 @@ class SequentialScorer(BlockScorer):
         super().forget()
         self.base: dict[int, Weights] = {}
         self.seen: dict[int, list[int]] = {}
-        self.known.forget()
+        self.known: dict[int, Known] = {}
         if self.on_forget:
             self.on_forget()
 
@@ -54,7 +52,7 @@ class SequentialScorer(BlockScorer):
         place in its channel, then the stale channels, the visited one last.
         """
         batch, (row, j) = moves.batch, divmod(moves.indices[0], self.w[moves.tensor][0].numel())
-        if self.cache == "input" or (self.keeps_known and self.known.returns_to(row)):
+        if self.cache == "input":
             self.forget()
         stale = self.stale(batch, row)
         self.seen[batch] = [*self.versions]
@@ -70,7 +68,7 @@ class SequentialScorer(BlockScorer):
             return []
         changed = [k for k, (now, seen) in enumerate(zip(self.versions, self.seen[batch], strict=True)) if now > seen]
         rows = [*(k for k in changed if k != row), row]
-        share = 3 / 4 if self.known.all_of(batch) else 1 / 4  # measured: of what `respond` costs
+        share = 3 / 4 if batch in self.known else 1 / 4  # measured: of what `respond` costs
         return rows if len(rows) <= max(1, int(len(self.versions) * share)) else []
 
     def score_at(self, moves: Moves, stale: int, places: Sequence[Index]) -> Scores:
@@ -104,26 +102,24 @@ class SequentialScorer(BlockScorer):
     def convolved(
         self, batch: int, kernel: Tensor, rows: Sequence[Index] | None, like: Sequence[tuple[int, Index]]
     ) -> Preactivation:
-        compiled, weights = kernels.for_tensor(kernel), kernel.flatten(1)
+        """Convolve as all blocks do. Compiled loops take what is known of a channel, and add what has changed since."""
+        compiled, weights, known = kernels.for_tensor(kernel), kernel.flatten(1), self.known.get(batch)
         if not isinstance(compiled, kernels.Kernels):
             return super().convolved(batch, kernel, rows, like)
-        if rows is None:
+        if known is None:
             made = super().convolved(batch, kernel, rows, like)
-            self.known.keep_all(batch, weights, made.z)
+            self.known[batch] = Known(weights.clone(), made.z.clone())
             return made
-        now, j = like[0]
-        known = self.known.find(batch, rows)
-        if known:
-            x, differences = self.inputs[batch].x.to(kernel.dtype), weights - known.weights
-            differ = differences.any(0)
-            differ[j] = True
-            where = offsets(self.fan_in, *self.plane, self.folded)[differ]
-            likes = [(now, int(differ[:j].sum()))] * len(like)
-            made = compiled.rows_conv(x, differences[:, differ], where, self.size, likes, known.z, known.places)
-        else:
-            made = super().convolved(batch, kernel, rows, like)
-        new = slice((now + 1) // 2, now + 1)  # the channels are [old state | new state | variants]
-        self.known.keep(batch, rows[new], weights[new], made.z[:, new])
+        places = [*range(len(weights))] if rows is None else [*map(int, rows)]
+        now, j = like[0] if like else (len(weights) - 1, 0)
+        differences = weights - known.weights[places]
+        differ = differences.any(0)
+        differ[j] = True
+        x, where = self.inputs[batch].x.to(kernel.dtype), offsets(self.fan_in, *self.plane, self.folded)[differ]
+        likes = [(now, int(differ[:j].sum()))] * len(like)
+        made = compiled.rows_conv(x, differences[:, differ], where, self.size, likes, known.z, places)
+        for k in range(now + 1 if rows is None else len(rows) - len(like)):  # not the variants
+            known.weights[places[k]], known.z[:, places[k]] = weights[k], made.z[:, k]
         return made
 
     def remember(self, batch: int) -> None:
@@ -156,74 +152,10 @@ def picked_rows(rows: Sequence[Index]) -> list[slice | Tensor]:
 
 
 class Known(NamedTuple):
-    """Outputs z [N, channels, H, W] of a convolution on one batch, with the weights [channels, fan in] they are due to.
+    """The output z [N, channels, H, W] of a convolution on a batch, and the weights [channels, fan in] it is due to."""
 
-    places  where each channel that was asked for lies in z
-    """
-
-    rows: list[Index]
     weights: Tensor
     z: Tensor
-    places: Sequence[int] = ()
-
-
-class KnownChannels:
-    """Outputs of the convolution on each batch: of the channel that was visited last, or of all of them.
-
-    All are kept from the first time on that the order of the visits comes back to a channel.
-    """
-
-    def __init__(self) -> None:
-        self.comes_back = False
-        self.last: int | None = None
-        self.left: set[int] = set()
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop what is known of all batches."""
-        self.outputs: dict[int, Known] = {}
-
-    def returns_to(self, row: int) -> bool:
-        """Note the visit of a channel; return whether it is the first that comes back to a channel."""
-        if self.last is not None and self.last != row:
-            self.left.add(self.last)
-        self.last = row
-        if self.comes_back or row not in self.left:
-            return False
-        self.comes_back = True
-        return True
-
-    def all_of(self, batch: int) -> bool:
-        """Return whether all channels of a batch are known."""
-        return self.comes_back and batch in self.outputs
-
-    def find(self, batch: int, rows: Sequence[Index]) -> Known | None:
-        """Return what is known of channels on a batch, weights in the order of `rows`; None where one is unknown."""
-        known = self.outputs.get(batch)
-        if known is None or not {*rows} <= {*known.rows}:
-            return None
-        places = [known.rows.index(row) for row in rows]
-        return Known(known.rows, known.weights[places], known.z, places)
-
-    def keep_all(self, batch: int, weights: Tensor, z: Tensor) -> None:
-        """Keep the outputs of all channels, where the visits come back to them."""
-        if self.comes_back:
-            self.keep(batch, range(len(weights)), weights, z)
-
-    def keep(self, batch: int, rows: Sequence[Index], weights: Tensor, z: Tensor) -> None:
-        """Keep the outputs of channels on a batch, in the same memory each time: new pieces would riddle the heap."""
-        if not self.comes_back:
-            rows, weights, z = rows[-1:], weights[-1:], z[:, -1:]
-        if batch not in self.outputs:
-            self.outputs[batch] = Known([*rows], weights.clone(), z.contiguous())
-            return
-        known = self.outputs[batch]
-        if not self.comes_back:
-            known.rows[:] = rows
-        for row, w, output in zip(rows, weights, z.unbind(1), strict=True):
-            place = known.rows.index(row)
-            known.weights[place] = w
-            known.z[:, place] = output
 
 
 def some(changes: Flow, pairs: slice) -> Flow:
