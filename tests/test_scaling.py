@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rso_lib.history import History, Report
 from rso_lib.lab import scaling
 from rso_lib.lab.scaling import Layer, Network
 from rso_lib.models import mnist_net
-from rso_lib.run.folder import Run
 
 CONV = Layer(weights=100, neurons=4, step=0.01, cache=0.5, norms=2, channels=12)
 HEAD = Layer(weights=40, neurons=1, step=0.001, cache=0.25, norms=0, channels=0)
@@ -57,19 +55,6 @@ def test_layers_are_those_of_the_benchmark(tmp_path: Path) -> None:
     assert wide[1] == Layer(4 * 2336, 32, pytest.approx(0.028), pytest.approx(0.18), 5, 160)
     picture = scaling.plot_speedups(found, scaling.NETWORKS["the open internet"], 16)
     assert "neuron" in picture.alt
-
-
-def test_table() -> None:
-    def run(strategy: str, seconds: float, sent: int) -> Run:
-        counts = dict.fromkeys(("kept", "plus", "minus", "evaluations", "image_forwards"), 0)
-        rows = [Report(cycle=2, layer="", sigma=0.1, steps=50, seconds=seconds, bytes_sent=sent, **counts)]
-        return Run(Path("x"), {"strategy": strategy, "cycles": 2}, mnist_net(), History(rows))
-
-    runs = [(1, run("layer", 40.0, 0)), (1, run("neuron", 60.0, 0)), (2, run("layer", 25.0, 20))]
-    table = scaling.tabulate_runs(runs)
-    assert table.seconds.tolist() == [20, 30, 12.5]
-    assert table.speedup.tolist() == [1, 1, 1.6]
-    assert table.bytes_per_weight.tolist() == [0, 0, 0.4]
 
 
 def test_processes_that_fail_say_why(tmp_path: Path) -> None:

@@ -27,9 +27,9 @@ from .pictures import lay_out_weights
 from .results import FIGURES
 
 CAPTION = (
-    "Steps of RSO on handwritten digits, one after the other. Left: the loss along the visited weight, with three dots at w, "
-    "w + Δ and w − Δ; the lowest is ringed and kept. Middle: the weights of the layer, the visited one framed. Right: the "
-    "validation accuracy, which rises from chance."
+    "Steps of RSO on handwritten digits, one after the other. Left: the loss along the visited weight, with three dots "
+    "at w, w + Δ and w − Δ; the lowest is ringed and kept. Middle: the weights of the layer, the visited one framed. "
+    "Right: the validation accuracy, which rises from chance."
 )
 """What a page says in place of the moving picture."""
 MILLISECONDS = (350, 250)
