@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -163,6 +164,6 @@ def test_single_images_gain_less_where_many_weights_are_harmed() -> None:
 def test_a_forecast_lies_where_the_share_crosses_zero() -> None:
     given = {"quality": {0: 4.0, 1: 1.0, 2: 0.25}, "made": [0, 1, 2], "batch_sizes": [16, 64, 256]}
     shares = {0: [-10, 90, 99], 1: [-50, 50, 95], 2: [-99, -50, 80]}
-    forecast = function_of("02_batch_size_and_noise", "forecast", shares=shares, **given)
+    forecast = function_of("02_batch_size_and_noise", "forecast", pairwise=pairwise, shares=shares, **given)
     assert forecast(64) == pytest.approx(0.5)  # half-way between 1 and 0.25, as a logarithm sees it
     assert forecast(256) == 0.25

@@ -106,7 +106,7 @@ def loss_along(net: nn.Module, flat: Tensor, index: int, values: Tensor, split: 
 @style()
 def draw(shot: Shot, curve: Sequence[tuple[float, float]], end: float, decided: bool) -> Picture:
     """Draw a step before it is decided or after: valley, tile, and the curve of updates and accuracies up to here."""
-    picture = new_picture(9.5, 3.4, left=1.0, top=0.65, wspace=0.45)
+    picture = new_picture(9.5, 3.4, left=0.5, top=0.65, wspace=0.45)
     picture.set_dpi(84)
     valley, tile, progress = picture.subplots(1, 3)
     names, colours = zip(*CANDIDATES.values(), strict=True)
@@ -114,8 +114,8 @@ def draw(shot: Shot, curve: Sequence[tuple[float, float]], end: float, decided: 
     valley.scatter(shot.places, shot.losses, color=colours, s=90, zorder=3)
     for name, colour, place in zip(names, colours, shot.places.tolist(), strict=True):
         valley.annotate(name, (place, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", color=colour)
-    valley.set(xlabel="value of the weight", ylabel="loss (nats)")
-    valley.locator_params(nbins=3)
+    valley.set(xlabel="value of the weight", ylabel="loss of all images", yticks=[])
+    valley.locator_params(axis="x", nbins=3)
     valley.margins(y=0.15)
     tile.imshow(shot.tiles[decided].numpy(), cmap="PuOr", norm=CenteredNorm(0), interpolation="nearest", aspect="auto")
     tile.add_patch(Rectangle((shot.cell[1] - 0.5, shot.cell[0] - 0.5), 1, 1, fill=False, linewidth=2.5))
