@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from rso_lib import RSO, Data, History, load, train
-from rso_lib.lab import figure, pictures, widgets, worker
+from rso_lib.lab import figure, pictures, worker
 from rso_lib.lab import live as live_module
 from rso_lib.lab import panel as panel_module
 from rso_lib.lab.live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
