@@ -31,7 +31,7 @@ def test_shots_are_steps_of_the_run(digits: Data) -> None:
     shots = list(movie.shots(net, digits, settings(digits), EVERY))
     assert all(map(torch.equal, net.parameters(), alone.parameters()))
     filmed = [step for step in made if step.layer in EVERY and step.index in (0, 18)]
-    assert [(shot.name, shot.index) for shot in shots] == [(step.layer, step.index) for step in filmed]
+    assert [(shot.name, shot.weight) for shot in shots] == [(step.layer, step.index) for step in filmed]
     for shot, step in zip(shots, filmed, strict=True):
         assert shot.losses.tolist() == step.losses.tolist()
         assert shot.winner == int(step.losses.argmin())

@@ -13,12 +13,12 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor, nn
 
-from .. import models
 from ..algorithm import cross_entropy
 from ..data import Data, Split, load
 from ..models import count_weights
 from ..passes import mode
 from ..run import cli as command
+from ..run.folder import build
 from ..settings import RSO
 from ..sweep import Step
 from ..train import evaluate, train
@@ -39,7 +39,7 @@ MILLISECONDS = (350, 250)
 class Shot(NamedTuple):
     """A step as it is drawn: where the weight could go, what that costs, and how far the run is.
 
-    name, index    of the visited weight
+    name, weight   of the tensor, and the flat index of the visited weight in it
     values, along  the loss along the weight: [K] each
     places, losses the three candidates and their losses: [3] each
     winner         0 for w, 1 for w + Δ, 2 for w − Δ
@@ -48,7 +48,7 @@ class Shot(NamedTuple):
     """
 
     name: str
-    index: int
+    weight: int
     values: Tensor
     along: Tensor
     places: Tensor
@@ -119,7 +119,7 @@ def draw(shot: Shot, curve: Sequence[tuple[float, float]], end: float, decided: 
     valley.margins(y=0.15)
     tile.imshow(shot.tiles[decided].numpy(), cmap="PuOr", norm=CenteredNorm(0), interpolation="nearest", aspect="auto")
     tile.add_patch(Rectangle((shot.cell[1] - 0.5, shot.cell[0] - 0.5), 1, 1, fill=False, linewidth=2.5))
-    tile.set(xticks=[], yticks=[], facecolor="#DDDDDD", xlabel=f"weight {shot.index} of {shot.name}")
+    tile.set(xticks=[], yticks=[], facecolor="#DDDDDD", xlabel=f"weight {shot.weight} of {shot.name}")
     tile.grid(False)
     progress.plot([x for x, _ in curve], [100 * y for _, y in curve], color=BLUE)
     progress.scatter([curve[-1][0]], [100 * curve[-1][1]], color=BLUE, s=60)
@@ -142,7 +142,9 @@ def make_movie(net: nn.Module, data: Data, settings: RSO, every: dict[str, int])
         frames.append(draw(shot, curve, settings.cycles, decided=False).image())
         curve.append((shot.updates, shot.accuracy))
         frames.append(draw(shot, curve, settings.cycles, decided=True).image())
-    palette = Image.fromarray(np.vstack(frames[:: len(frames) // 4])).quantize(96, dither=Image.Dither.NONE)
+    palette = Image.fromarray(np.vstack([np.asarray(frame) for frame in frames[:: len(frames) // 4]])).quantize(
+        96, dither=Image.Dither.NONE
+    )
     small = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [*MILLISECONDS] * (len(small) // 2)
     durations[-1] = 2000
@@ -169,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command.ending("movie"):
         torch.set_num_threads(1)
         data = load("digits")
-        net = models.one_conv(data.shape, seed=options.seed)
+        net = build("one_conv", data.shape, len(data.classes), options.seed)
         settings = RSO(cycles=options.cycles, batch_size=len(data.train), order="shuffled", seed=options.seed)
         file = Path(options.out)
         file.write_bytes(make_movie(net, data, settings, {"head.linear.weight": 160, "block1.conv.weight": 16}))
