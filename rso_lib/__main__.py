@@ -11,6 +11,7 @@ COMMANDS = {
     "bench": ("lab.bench", "how long a step takes"),
     "precision": ("lab.precision", "how many decisions of a run rounding changes"),
     "figures": ("lab.redraw", "draw pictures and write pages from results/"),
+    "movie": ("lab.movie", "draw figures/step.gif, one step after another"),
     "demo": ("lab.demo", "execute the first notebook"),
 }
 """The module that has each command's `main`, and what the command does."""

@@ -36,7 +36,7 @@ def measure(browser: Browser, lab: str, path: Path, screenshots: bool) -> dict[s
         live = [panel for panel in visit.panels() if panel.live]
         still = [panel for panel in visit.panels() if not panel.live]
         if screenshots:
-            take_screenshot(still[0] if path.stem.startswith("03") else live[0], path.stem[:2])
+            take_screenshot(live[0], path.stem[:2])
         times = {
             SLIDER: [ms for panel in still for slider in sliders(panel) for ms in panel.to_and_fro(slider, TIMES)],
             PAUSE: [ms for panel in live for ms in pauses(panel)],

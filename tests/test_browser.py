@@ -103,7 +103,7 @@ def make_one_step(panel: Panel) -> None:
 
 
 def test_notebook_7(lab: str, browser: Browser) -> None:
-    with Visit.to(browser, lab, "notebooks/03_schedules_and_orders.ipynb") as visit:
+    with Visit.to(browser, lab, "notebooks/02_batch_size_and_noise.ipynb") as visit:
         visit.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
         visit.errors.clear()  # of Notebook 7 itself, before any cell has run
         visit.run_all_cells()

@@ -1,24 +1,22 @@
-"""What a batch decides, and settings against each other, on cases small enough to work out by hand."""
+"""What a batch decides, on cases small enough to work out by hand."""
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 from cells import function_of
-from torch import Tensor
+from torch import Tensor, nn
 
-from rso_lib import RSO, Data, History, fit, load, models
+from rso_lib import Data, load, models
 from rso_lib.data import Split
-from rso_lib.engine.head import HeadScorer
-from rso_lib.history import Report
-from rso_lib.lab import julia, noise
+from rso_lib.lab import noise
 from rso_lib.lab.noise import TriedSteps
 from rso_lib.lab.tables import standard_error
-from rso_lib.lab.variants import in_memory, run_variants, tabulate_differences
 from rso_lib.proposals import generator, sigma
+from rso_lib.rules import choose
 
 
 @pytest.fixture(scope="module")
@@ -139,64 +137,33 @@ def test_standard_error() -> None:
     assert math.isnan(standard_error(torch.tensor([1.0])))
 
 
-# Settings against each other
+# Notebook 02: what decisions gain, and where a run stalls
 
 
-def ending(*accuracies: float) -> list[History]:
-    """Runs of one cycle."""
-    counts = dict.fromkeys(("steps", "kept", "plus", "minus", "evaluations", "image_forwards"), 0)
-    return [History([Report(cycle=1, layer="", sigma=1.0, test_accuracy=end, **counts)]) for end in accuracies]
+def gained(size: int, layers: tuple[str, str] = ("a", "b")) -> float:
+    """`gained` of the notebook for the steps above, in a net with one weight in a and three in b."""
+    net = nn.ParameterDict({"a": nn.Parameter(torch.zeros(1)), "b": nn.Parameter(torch.zeros(3))})
+    names = {"torch": torch, "noise": noise, "choose": choose, "net": net, "seed": 0}
+    return float(
+        function_of("02_batch_size_and_noise", "gained", **names)(TriedSteps(list(layers), BY_HAND.losses), size)
+    )
 
 
-def test_differences_are_taken_seed_by_seed() -> None:
-    runs = {"default": ending(0.6, 0.7, 0.8), "other": ending(0.62, 0.73, 0.81)}
-    default, other = tabulate_differences(runs, "default").to_dict("records")
-    assert (default["variant"], default["seeds"], default["difference"], default["error"]) == ("default", 3, 0, 0)
-    assert other["mean"] == pytest.approx(0.72)
-    assert (other["difference"], other["error"]) == pytest.approx((0.02, 0.01 / 3**0.5), rel=1e-4)
-    with pytest.raises(ValueError, match="default must be one of default, other, not 'defalt'"):
-        tabulate_differences(runs, "defalt")
+def test_what_all_images_gain_is_all() -> None:
+    assert gained(4) == pytest.approx(1)
 
 
-def test_runs_that_are_compared_are_those_of_fit(digits: Data) -> None:
-    base = RSO(cycles=1, batch_size=400, schedule="constant")
-    variants = {"a": base, "b": replace(base, order="input")}
-    made = run_variants(variants, [3], in_memory(models.one_conv, digits), progress=False)
-    for label, changed in (("a", {}), ("b", {"order": "input"})):
-        net = models.one_conv(digits.shape, seed=3)
-        [history], by_hand = made[label], fit(net, digits, replace(base, seed=3, **changed), progress=False)
-        assert history.last == replace(by_hand.last, seconds=history.last.seconds)
+def test_single_images_gain_less_where_many_weights_are_harmed() -> None:
+    """All images gain 0.5 by the first step and nothing by the second; a single image in four loses 5/8 there."""
+    wrong = noise.measure_wrong(BY_HAND, 1)[0]
+    first = 0.5 - 0.375 * float(wrong[0])  # w − Δ gains 1/8
+    assert gained(1) == pytest.approx((first - 3 * 0.625 * float(wrong[1])) / 0.5)
+    assert gained(1, ("b", "b")) > gained(1)
 
 
-def test_the_table_of_the_julia_notebook(digits: Data) -> None:
-    """Its numbers stand beside ours on MNIST, in the rows that it has."""
-    named = replace(digits, name="mnist")
-    quoted, ours = julia.measure_table(named, {"one_conv": [64, 400]}, cycles=1, progress=False).to_dict("records")
-    assert (quoted["net"], quoted["batch_size"]) == ("one_conv", 64)
-    assert (quoted["julia_seconds"], quoted["julia_accuracy"]) == (345, 0.8353)
-    assert math.isnan(ours["julia_accuracy"]) and ours["seconds"] > 0
-    settings = RSO(cycles=1, batch_size=400, schedule="constant")
-    history = fit(models.one_conv(digits.shape), digits, settings, progress=False)
-    assert (ours["loss"], ours["accuracy"]) == (history.last.test_loss, history.last.test_accuracy)
-
-
-@pytest.mark.parametrize("measure", ["variants", "julia"])
-def test_an_interrupt_ends_the_comparison(measure: str, digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part of a run is no result. The first run is stopped in its first sweep, the others would not be."""
-    step, steps = HeadScorer.score, []
-
-    def interrupted(*arguments):
-        steps.append(arguments)
-        if len(steps) == 9:
-            raise KeyboardInterrupt
-        return step(*arguments)
-
-    monkeypatch.setattr(HeadScorer, "score", interrupted)
-    base = RSO(cycles=1, batch_size=200)
-    variants = {"a": base, "b": replace(base, order="input")}
-    with pytest.raises(KeyboardInterrupt):
-        if measure == "variants":
-            run_variants(variants, [0], in_memory(models.one_conv, digits), progress=False)
-        else:
-            julia.measure_table(digits, {"one_conv": [200, 400]}, cycles=1, progress=False)
-    assert len(steps) == 9
+def test_a_forecast_lies_where_the_share_crosses_zero() -> None:
+    given = {"quality": {0: 4.0, 1: 1.0, 2: 0.25}, "made": [0, 1, 2], "batch_sizes": [16, 64, 256]}
+    shares = {0: [-10, 90, 99], 1: [-50, 50, 95], 2: [-99, -50, 80]}
+    forecast = function_of("02_batch_size_and_noise", "forecast", pairwise=pairwise, shares=shares, **given)
+    assert forecast(64) == pytest.approx(0.5)  # half-way between 1 and 0.25, as a logarithm sees it
+    assert forecast(256) == 0.25

@@ -3,14 +3,17 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from cells import function_of
 
-from rso_lib.history import History, Report
+from rso_lib import History, algorithm
+from rso_lib.history import Report
 from rso_lib.lab import scaling
 from rso_lib.lab.scaling import Layer, Network
 from rso_lib.models import mnist_net
-from rso_lib.run.folder import Run
 
 CONV = Layer(weights=100, neurons=4, step=0.01, cache=0.5, norms=2, channels=12)
 HEAD = Layer(weights=40, neurons=1, step=0.001, cache=0.25, norms=0, channels=0)
@@ -59,19 +62,37 @@ def test_layers_are_those_of_the_benchmark(tmp_path: Path) -> None:
     assert "neuron" in picture.alt
 
 
-def test_table() -> None:
-    def run(strategy: str, seconds: float, sent: int) -> Run:
-        counts = dict.fromkeys(("kept", "plus", "minus", "evaluations", "image_forwards"), 0)
-        rows = [Report(cycle=2, layer="", sigma=0.1, steps=50, seconds=seconds, bytes_sent=sent, **counts)]
-        return Run(Path("x"), {"strategy": strategy, "cycles": 2}, mnist_net(), History(rows))
-
-    runs = [(1, run("layer", 40.0, 0)), (1, run("neuron", 60.0, 0)), (2, run("layer", 25.0, 20))]
-    table = scaling.tabulate_runs(runs)
-    assert table.seconds.tolist() == [20, 30, 12.5]
-    assert table.speedup.tolist() == [1, 1, 1.6]
-    assert table.bytes_per_weight.tolist() == [0, 0, 0.4]
-
-
 def test_processes_that_fail_say_why(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="did you mean"):
         scaling.launch_run(tmp_path / "run", 1, dataset="digit")
+
+
+# Notebook 07
+
+
+def test_two_steps_that_are_right_alone() -> None:
+    """The loss (a + b - 1)² with the same Δ = 1 for both: one after the other, and merged."""
+    matrix = torch.zeros(1, 2, dtype=torch.float64)
+    names = {"matrix": matrix, "algorithm": algorithm, "loss": lambda: (matrix.sum() - 1).square()}
+    sweep = function_of("07_in_parallel", "sweep", **names)
+    assert sweep(torch.ones(1, 2), merged=False) == (0, 1)
+    assert sweep(torch.ones(1, 2), merged=True) == (1, 2)
+    assert not matrix.any()
+
+
+def test_the_fastest_of_the_cycles_sweep_by_sweep() -> None:
+    counts = dict.fromkeys(("steps", "kept", "plus", "minus", "evaluations", "image_forwards"), 1)
+    ends = [("head", 1.0), ("block1", 4.0), ("", 4.5), ("head", 6.5), ("block1", 8.5), ("", 8.75)]
+    rows = [Report(cycle=1, layer=layer, sigma=1.0, seconds=seconds, **counts) for layer, seconds in ends]
+    found = function_of("07_in_parallel", "fastest")(SimpleNamespace(history=History(rows)))
+    assert dict(found) == {"head": 1, "block1": 2, "": 0.25}
+
+
+def test_what_is_shared_is_divided() -> None:
+    seconds = {"head.linear.weight": 2.0, "block1.conv.weight": 16.0, "": 1.0}
+    predict = function_of("07_in_parallel", "predict", fastest=lambda run: seconds)
+    neuron, layer = (SimpleNamespace(settings={"strategy": strategy}) for strategy in ("neuron", "layer"))
+    assert predict(neuron, 1) == predict(layer, 1) == 19
+    assert predict(neuron, 5) == 3 + 4  # of 16 neurons one process has four
+    assert predict(layer, 5) == pytest.approx(3 + 16 * 29 / 144)
+    assert predict(neuron, 100) == 3 + 1

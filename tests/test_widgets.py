@@ -24,11 +24,13 @@ import torch
 from PIL import Image
 
 from rso_lib import RSO, Data, History, load, train
-from rso_lib.lab import figure, pictures, widgets, worker
+from rso_lib.lab import figure, pictures, worker
 from rso_lib.lab import live as live_module
+from rso_lib.lab import panel as panel_module
 from rso_lib.lab.live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
 from rso_lib.lab.live_view import draw_layer, draw_wins, name_candidate
-from rso_lib.lab.widgets import NAMES, Explorer, LiveTrainer, Panel, Race, SGDTrainer, all_parts, scale_schedule
+from rso_lib.lab.panel import NAMES, SAVED, WAITS, Panel, all_parts
+from rso_lib.lab.widgets import Explorer, LiveTrainer, Race, SGDTrainer, scale_schedule
 from rso_lib.models import Block, Head, Net, cifar_net, two_conv
 from rso_lib.proposals import linear
 from rso_lib.run.sgd import SGD
@@ -352,7 +354,7 @@ def test_a_cell_that_is_run_again_lets_go_of_its_panels(kind: str, data: Data, m
     """Though ipywidgets and the notebook's `Out` keep all panels, and buttons their runs."""
 
     def cell(name: str, execution: str) -> Panel:
-        monkeypatch.setattr(widgets, "running_cell", lambda: (name, execution))
+        monkeypatch.setattr(panel_module, "running_cell", lambda: (name, execution))
         if kind == "trainer":
             return LiveTrainer(small_net, data, SETTINGS)
         return Race([LiveTrainer(small_net, data, SETTINGS, title) for title in "ab"])
@@ -375,13 +377,13 @@ def test_a_cell_that_is_run_again_lets_go_of_its_panels(kind: str, data: Data, m
 
 def test_the_cell_that_is_run_is_told_by_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """JupyterLab and Notebook 7 send the cell's id; papermill does not."""
-    assert widgets.running_cell() is None
+    assert panel_module.running_cell() is None
     request: dict[str, dict[str, str]] = {"header": {"msg_id": "7"}, "metadata": {}}
     shell = SimpleNamespace(kernel=SimpleNamespace(get_parent=lambda channel: request))
-    monkeypatch.setattr(widgets, "get_ipython", lambda: shell)
-    assert widgets.running_cell() is None
+    monkeypatch.setattr(panel_module, "get_ipython", lambda: shell)
+    assert panel_module.running_cell() is None
     request["metadata"]["cellId"] = "a"
-    assert widgets.running_cell() == ("a", "7")
+    assert panel_module.running_cell() == ("a", "7")
 
 
 def test_all_that_changes_a_run_happens_in_one_thread(data: Data) -> None:
@@ -683,3 +685,30 @@ def test_still(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all('alt="' in image and 'alt=""' not in image for image in images)
     assert "onload" not in bundle["text/html"]
     assert "onload" in NAMES
+
+
+def test_a_saved_panel_says_how_to_start(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the panel stands its picture, which the live panel hides: without a kernel it is what is left."""
+    shown: list[dict[str, str]] = []
+    monkeypatch.setattr(panel_module, "display", lambda bundle, raw: shown.append(bundle))
+    trainer = LiveTrainer(small_net, data, SETTINGS)
+    trainer._ipython_display_()
+    saved, live = shown
+    assert "application/vnd.jupyter.widget-view+json" in live and set(saved) == {"text/html", "text/plain"}
+    assert saved["text/html"].count("<img ") == 2 and SAVED in saved["text/html"] and "onload" not in saved["text/html"]
+    [name] = re.findall('<div class="(rso-saved-[0-9a-f]+)">', saved["text/html"])
+    hides = [
+        part.value for part in all_parts(trainer) if getattr(part, "value", "") and f".{name} {{" in str(part.value)
+    ]
+    assert len(hides) == 1
+    monkeypatch.setenv("RSO_STATIC", "1")
+    shown.clear()
+    trainer._ipython_display_()
+    assert len(shown) == 1
+
+
+def test_it_is_said_that_a_click_waits(data: Data) -> None:
+    """Once below every panel, and once for a race."""
+    race = Race([LiveTrainer(small_net, data, SETTINGS, title=title) for title in "ab"])
+    seen = [part for part in all_parts(race) if getattr(part, "value", "") == WAITS and part.layout.display != "none"]
+    assert seen == [race.waits]

@@ -1,11 +1,11 @@
-"""Random directions: how often a step helps in which many weights move together (notebook 06, section 4)."""
+"""Random directions: how often a step helps in which many weights move together (notebook 06)."""
 
 from collections.abc import Mapping
 
 import pandas
 from torch import Tensor
 
-from .figure import BLACK, Picture, new_picture, style
+from .figure import BLACK, VERMILION, Picture, new_picture, style
 
 
 @style()
@@ -31,17 +31,23 @@ def plot_directions(tables: Mapping[str, pandas.DataFrame]) -> Picture:
 
 
 @style()
-def plot_changes(changes: Tensor, about: str) -> Picture:
-    """Draw a histogram of changes of the loss, by Δ and by −Δ: [tries, 2]; `about` begins the text."""
+def plot_changes(changes: Tensor, about: str, along: float) -> Picture:
+    """Draw a histogram of changes of the loss, by Δ and by −Δ: [tries, 2], and the change along the gradient as a line.
+
+    about  begins the text
+    """
     best = changes.min(1).values.clamp(max=0)
     picture = new_picture(7, 3.2)
     axes = picture.subplots()
     axes.axvline(0, color=BLACK, linewidth=1)
     axes.hist(changes.flatten().numpy(), bins=40)
+    axes.axvline(along, color=VERMILION, linestyle="--", label="along the gradient, as long")
     axes.set(xlabel="change of the loss (nats)", ylabel=f"of {changes.numel()} candidates")
+    axes.legend()
     picture.alt = (
         f"{about}: the change of the loss has a mean of {float(changes.mean()):+.2g} and a deviation of "
         f"{float(changes.std()):.2g} nats. {float((best < 0).double().mean()):.0%} of the directions help; "
-        f"a step changes the loss by {float(best.mean()):.2g} in the mean."
+        f"a step changes the loss by {float(best.mean()):.2g} on average. "
+        f"A step as long along the gradient changes it by {along:+.2g}."
     )
     return picture

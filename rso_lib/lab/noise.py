@@ -166,7 +166,7 @@ def plot_wrong(table: pandas.DataFrame, batch_size: int | None = None, column: s
         axes.set_xticks(sizes[:: 1 if len(by_cycles) == 1 else 2], sizes[:: 1 if len(by_cycles) == 1 else 2])
         axes.set(xlabel="batch size (images)", ylim=(0, 100), title="" if cycles is None else f"after {cycles} cycles")
     panels[0].set_ylabel(f"{column} decisions (%)")
-    panels[-1].legend()
+    panels[0].legend(loc="upper right", fontsize=10)
     picture.alt = f"Share of {column} decisions by batch size and layer, with standard errors. "
     picture.alt += "; ".join(
         f"{row['layer']}, {row['batch_size']:,} images{f', {cycles} cycles' if cycles is not None else ''}: "

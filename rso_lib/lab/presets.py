@@ -1,4 +1,4 @@
-"""Sizes of notebooks 05 to 08: what a minute (smoke), a laptop's hour and a GPU can afford, each value overridable."""
+"""Sizes of notebooks 05 and 08: what a minute (smoke), a laptop's hour and a GPU can afford, each value overridable."""
 
 import atexit
 import shutil
@@ -43,29 +43,6 @@ MNIST = {
 }
 """`epochs` and `rate` are those of SGD (section 4.5)."""
 
-LEVELS = {
-    "smoke": {**PRESETS["smoke"], "batch_size": 256, "seeds": 1, "tries": 30, "epochs": 30},
-    "laptop": {
-        "dataset": "mnist",
-        "net": "one_conv",
-        "cycles": 6,
-        "batch_size": 1000,
-        "seeds": 1,
-        "tries": 50,
-        "epochs": 2,
-    },
-    "paper": {**PRESETS["paper"], "seeds": 1, "tries": 400, "epochs": 10},
-}
-"""`tries` are random directions of each kind, `epochs` those of the net that they are tried at. A joint
-step sends the batch through the whole net, so that a laptop gets a smaller one."""
-
-PARALLEL = {
-    "smoke": {**PRESETS["smoke"], "net": "two_conv", "cycles": 3, "processes": "1, 2"},
-    "laptop": {"dataset": "mnist", "net": "mnist_net", "cycles": 4, "batch_size": 250, "processes": "1, 2"},
-    "paper": {**PRESETS["paper"], "processes": "1, 2, 4, 8"},
-}
-"""`processes` are the numbers that are tried, of one thread each."""
-
 _CIFAR = {"weight_decay": 1e-4, "val_size": None, "seeds": 1, "sgd_batch_size": 128, "rate": 0.1}
 CIFAR = {
     "smoke": {
@@ -99,8 +76,6 @@ search of Depth-10 keeps about 0.2 MB for each of them."""
 
 SIZES: dict[str, dict[str, Sizes]] = {
     "05_mnist": MNIST,
-    "06_one_weight_or_many": LEVELS,
-    "07_in_parallel": PARALLEL,
     "08_cifar10": CIFAR,
 }
 

@@ -8,7 +8,7 @@ import nbformat
 from matplotlib.colors import CenteredNorm
 
 from ..data import home
-from ..history import COLUMNS, NEEDED, History, read
+from ..history import COLUMNS, History
 from ..run import cli as command
 from ..run.folder import build
 from .figure import BLACK, Picture, new_picture, set_log_ticks, style
@@ -30,22 +30,6 @@ def save_runs(path: str | Path, runs: Mapping[str, Sequence[History]]) -> None:
         for label, histories in runs.items():
             for k, history in enumerate(histories):
                 writer.writerows({"run": label, "repeat": k, **vars(row)} for row in history.cycles.rows)
-
-
-def load_runs(path: str | Path) -> dict[str, list[History]]:
-    """Read a CSV that `save_runs` wrote. The CSV of a single history reads as one run without a label.
-
-    Raises ValueError, naming the file, for any other table.
-    """
-    runs: dict[str, dict[str, History]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        lines = csv.DictReader(file)
-        if not {"run", "repeat", *NEEDED} <= {*(lines.fieldnames or ())}:
-            return {"": [History.load(path)]}
-        for line in lines:
-            history = runs.setdefault(line["run"], {}).setdefault(line["repeat"], History())
-            history.append(read(line))
-    return {label: list(histories.values()) for label, histories in runs.items()}
 
 
 PAPER_ENDS = {

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas
-
 from ..models import Head
 from ..run.folder import Run, load
 from . import bench
@@ -35,22 +33,6 @@ def launch_run(folder: str | Path, processes: int, **settings: Any) -> Run:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return load(folder)
-
-
-def tabulate_runs(runs: Sequence[tuple[int, Run]]) -> pandas.DataFrame:
-    """Return what runs took, each given with its number of processes.
-
-    Columns: strategy, processes, seconds (of a cycle), speedup (over the first run of the strategy), bytes_per_weight
-    (that a process sent for each visit).
-    """
-    rows: list[dict[str, Any]] = []
-    for processes, run in runs:
-        last, strategy = run.history.last, run.settings["strategy"]
-        seconds = last.seconds / last.cycle
-        alone = next((row["seconds"] for row in rows if row["strategy"] == strategy), seconds)
-        row = {"strategy": strategy, "processes": processes, "seconds": seconds, "speedup": alone / seconds}
-        rows.append({**row, "bytes_per_weight": last.bytes_sent / last.steps})
-    return pandas.DataFrame(rows)
 
 
 # The model

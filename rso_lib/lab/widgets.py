@@ -4,16 +4,10 @@ Every picture is a PNG in an HTML widget, with alt text. Everything works from t
 control has a name that a screen reader says (`names.js`).
 """
 
-import base64
-import html
-import os
-import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import ipywidgets as widgets
-from IPython.core.getipython import get_ipython
 from torch import nn
 
 from ..data import Data
@@ -21,7 +15,7 @@ from ..proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Schedule
 from ..run.sgd import SGD
 from ..settings import DIRECTIONS, RSO, name_of
 from .figure import BLUE, GREEN, PURPLE, VERMILION, Picture
-from .live import FINISHED, LiveRun, LiveSGD
+from .live import LiveRun, LiveSGD
 from .live_view import (
     WIDTH,
     Curves,
@@ -33,88 +27,14 @@ from .live_view import (
     draw_wins,
     encode,
 )
-from .worker import RUNNING
+from .panel import Panel, Screen, Text
 
-STILL_SECONDS = 6
-"""How long a live run trains before its picture is taken, with RSO_STATIC."""
 FACTORS = {"1/8": 1 / 8, "1/4": 1 / 4, "1/2": 1 / 2, "1": 1.0, "2": 2.0, "4": 4.0}
 """What σ can be multiplied by."""
 COSTS = {"full updates": "updates", "image-forwards": "image_forwards", "seconds": "seconds"}
 """What a curve can be drawn against, by the fields of `Score`."""
 COMMANDS = ("start", "pause", "step", "stop", "reset")
 WRAP = {"flex_flow": "row wrap"}
-NAMES = (
-    '<img alt="" style="display: none"'
-    ' src="data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="'
-    f' onload="{html.escape(Path(__file__).with_name("names.js").read_text(encoding="utf-8"))}">'
-)
-"""A pixel whose script gives the controls of a panel their names."""
-
-
-class Screen(widgets.HTML):
-    """A place where pictures appear, one after the other, in a fixed width."""
-
-    def draw(self, png: bytes, alt: str) -> None:
-        """Replace the picture. The page decodes it in step, so that nothing flickers."""
-        data = base64.b64encode(png).decode()
-        self.value = (
-            f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}" decoding="sync"'
-            f' style="width: {WIDTH}px; max-width: 100%">'
-        )
-
-
-class Text(widgets.HTML):
-    """A line of text."""
-
-    def say(self, text: str) -> None:
-        """Replace the text."""
-        self.value = f'<p style="max-width: {WIDTH}px; line-height: 1.4; margin: 0">{html.escape(text)}</p>'
-
-
-class Panel(widgets.VBox):
-    """A column of controls and pictures.
-
-    With RSO_STATIC set in the environment it shows itself as HTML without controls, and runs as they are after
-    some seconds of training: for notebooks that are executed to be read, since a page without a kernel has no widgets.
-
-    A panel lives as long as the kernel, as ipywidgets and `Out` keep it. So when a notebook cell is run again, the
-    panels of its execution before are closed, and their runs let go of net, images and caches.
-    """
-
-    of_cell: ClassVar[dict[str, tuple[object, list["Panel"]]]] = {}
-    """The last execution of each notebook cell that made panels, and these."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_class("rso-panel")
-        if cell := running_cell():
-            execution, panels = self.of_cell.pop(cell[0], (None, []))
-            if execution != cell[1]:
-                while panels:
-                    panels.pop().let_go()
-            self.of_cell[cell[0]] = cell[1], [*panels, self]
-
-    def fill(self, children: Sequence[widgets.Widget]) -> None:
-        """Put controls and pictures into the panel."""
-        self.children = [*children, widgets.HTML(NAMES)]
-
-    def let_go(self) -> None:
-        """Close the panel and all that is in it, and end its runs."""
-        for part in all_parts(self):
-            if isinstance(part, LiveTrainer) and hasattr(part, "run"):
-                part.run.end()
-            part.close()
-
-    def still(self) -> str:
-        """Return the texts and pictures as HTML."""
-        shown = [part.value for part in all_parts(self) if isinstance(part, widgets.HTML) and part.value != NAMES]
-        return "\n".join(shown)
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        if os.environ.get("RSO_STATIC"):
-            train_for([part.run for part in all_parts(self) if isinstance(part, LiveTrainer)])
-            return {"text/html": self.still(), "text/plain": f"{type(self).__name__}, not live"}
-        return super()._repr_mimebundle_(**kwargs)
 
 
 class Explorer(Panel):
@@ -256,7 +176,7 @@ class Race(Panel):
             control.observe(lambda change: trainers[0].run.do(self.draw), names="value")
         for trainer in trainers:
             trainer.layout = {"width": f"{96 // len(trainers)}%", "min_width": "24em", "padding": "0 1em 0 0"}
-            for part in (trainer.screen, trainer.log_axis):  # the race has them for all
+            for part in (trainer.screen, trainer.log_axis, trainer.waits):  # the race has them for all
                 part.layout.display = "none"
         common, side = make_buttons([trainer.run for trainer in trainers]), widgets.HBox(trainers, layout=WRAP)
         self.fill([common, make_column([self.against, self.log_axis]), self.screen, side])
@@ -274,30 +194,6 @@ class Race(Panel):
     def still(self) -> str:
         """Return the picture of the race, without its trainers."""
         return self.screen.value
-
-
-def running_cell() -> tuple[str, str] | None:
-    """Return the id of the notebook cell that is being run, and of this execution; None where nothing tells it."""
-    kernel = getattr(get_ipython(), "kernel", None)
-    request = kernel.get_parent("shell") if kernel else {}
-    cell = request.get("metadata", {}).get("cellId")
-    return (cell, request["header"]["msg_id"]) if cell else None
-
-
-def all_parts(widget: widgets.Widget) -> list[widgets.Widget]:
-    """Return a widget and all that is in it."""
-    return [widget, *(part for child in getattr(widget, "children", ()) for part in all_parts(child))]
-
-
-def train_for(runs: Sequence[LiveRun], seconds: float = STILL_SECONDS) -> None:
-    """Let runs train together for some seconds at most."""
-    for run in runs:
-        run.start()
-    end = time.perf_counter() + seconds
-    for run in runs:
-        run.wait(lambda run: run.state == FINISHED, end - time.perf_counter())
-        run.pause()
-        run.wait(lambda run: run.state != RUNNING)
 
 
 # Controls
