@@ -12,6 +12,7 @@ COMMANDS = {
     "precision": ("lab.precision", "how many decisions of a run rounding changes"),
     "figures": ("lab.redraw", "draw pictures and write pages from results/"),
     "demo": ("lab.demo", "execute the first notebook"),
+    "doctor": ("teach.doctor", "what is here, what is missing, what to type"),
 }
 """The module that has each command's `main`, and what the command does."""
 

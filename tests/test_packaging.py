@@ -121,6 +121,7 @@ ROOMS: dict[str, list[str]] = {
     "engine": ["core"],
     "run": ["core", "engine"],
     "lab": ["core", "engine", "run"],
+    "teach": ["core", "engine", "run", "lab"],
 }
 DOORS = {
     **{f"rso_lib/{name}.py": "engine" for name in ("train", "sweep", "checks")},  # the loop has its steps made fast
