@@ -1,7 +1,7 @@
 """What is here, what is missing, and what to type: `python -m rso_lib doctor`.
 
-Before anything is installed, `python rso_lib/teach/doctor.py` says the same: torch is imported only where it is found, and
-a Python that is too old can read this file.
+Before anything is installed, `python rso_lib/teach/doctor.py` says the same: torch is imported only where it is found,
+and a Python that is too old can read this file.
 """
 
 from __future__ import annotations
