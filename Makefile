@@ -5,6 +5,7 @@
 #   make test-all        the test suite and what is exhaustive: every crossing of options, the notebooks in nbval too
 #   make lab             JupyterLab, opened at the first notebook
 #   make voila NB=FILE   a notebook as a page with sliders and without code
+#   make classroom       the notebooks for students and for instructors (in classroom/)
 #   make lint            ruff and mypy
 #   make gpu             on a CUDA machine: tests, benchmarks, and the paper's runs for some minutes (results in runs/gpu)
 #   make bench-live      how soon sliders and buttons answer in the browser (figures/bench_live.json)
@@ -25,7 +26,7 @@ PYTEST := $(BIN) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reord
 STAMP := .venv/.installed$(if $(CONSTRAINTS),-$(notdir $(CONSTRAINTS)))
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: demo test test-all lab voila lint bench-live gpu
+.PHONY: demo test test-all lab voila lint bench-live gpu classroom
 
 demo: $(STAMP)
 	$(BIN) -m rso_lib demo
@@ -41,6 +42,9 @@ lab: $(STAMP)
 
 voila: $(STAMP)
 	$(BIN) -m voila $(NB)
+
+classroom: $(STAMP)
+	$(BIN) -m rso_lib classroom classroom
 
 lint: $(STAMP)
 	$(BIN) -m ruff check .

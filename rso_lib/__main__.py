@@ -13,6 +13,8 @@ COMMANDS = {
     "figures": ("lab.redraw", "draw pictures and write pages from results/"),
     "demo": ("lab.demo", "execute the first notebook"),
     "doctor": ("teach.doctor", "what is here, what is missing, what to type"),
+    "classroom": ("teach.editions", "write the editions for students and instructors"),
+    "grade": ("teach.grade", "grade a folder of hand-ins"),
 }
 """The module that has each command's `main`, and what the command does."""
 
