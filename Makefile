@@ -6,6 +6,8 @@
 #   make lab             JupyterLab, opened at the first notebook
 #   make voila NB=FILE   a notebook as a page with sliders and without code
 #   make classroom       the notebooks for students and for instructors (in classroom/)
+#   make slides          slides of the notebooks, which need no network (in classroom/slides)
+#   make book            the series as pages with a search, which need no network (in classroom/book)
 #   make lint            ruff and mypy
 #   make gpu             on a CUDA machine: tests, benchmarks, and the paper's runs for some minutes (results in runs/gpu)
 #   make bench-live      how soon sliders and buttons answer in the browser (figures/bench_live.json)
@@ -26,7 +28,7 @@ PYTEST := $(BIN) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reord
 STAMP := .venv/.installed$(if $(CONSTRAINTS),-$(notdir $(CONSTRAINTS)))
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: demo test test-all lab voila lint bench-live gpu classroom
+.PHONY: demo test test-all lab voila lint bench-live gpu classroom slides book
 
 demo: $(STAMP)
 	$(BIN) -m rso_lib demo
@@ -45,6 +47,9 @@ voila: $(STAMP)
 
 classroom: $(STAMP)
 	$(BIN) -m rso_lib classroom classroom
+
+slides book: $(STAMP)
+	$(BIN) -m rso_lib $@ classroom/$@
 
 lint: $(STAMP)
 	$(BIN) -m ruff check .

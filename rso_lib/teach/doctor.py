@@ -61,9 +61,8 @@ def examine() -> Iterator[Finding]:
     if find_spec("torch"):
         yield from (torch_itself(), threads(), gpu(), kernels())
     yield data()
-    for extra, what in (("dev", "tests, Voilà"), ("book", "book, slides")):
-        if names := _asked(extra):
-            yield packages(what, names, USEFUL, f"pip install --editable '.[{extra}]'")
+    if names := _asked("dev"):
+        yield packages("tests, book", names, USEFUL, "pip install --editable '.[dev]'")
     yield tool("browser", ("chromium", "chromium-browser", "google-chrome"), "the tests in a browser skip")
     yield tool("make", ("make",), "docs/install.md has the commands behind it")
 
