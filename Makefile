@@ -8,6 +8,7 @@
 #   make classroom       the notebooks for students and for instructors (in classroom/)
 #   make slides          slides of the notebooks, which need no network (in classroom/slides)
 #   make book            the series as pages with a search, which need no network (in classroom/book)
+#   make wheelhouse      all packages as files in wheelhouse/, for a room without internet: make WHEELS=wheelhouse demo
 #   make lint            ruff and mypy
 #   make gpu             on a CUDA machine: tests, benchmarks, and the paper's runs for some minutes (results in runs/gpu)
 #   make bench-live      how soon sliders and buttons answer in the browser (figures/bench_live.json)
@@ -17,6 +18,7 @@
 
 PYTHON ?= python3
 CONSTRAINTS ?=
+WHEELS ?=
 NB ?= notebooks/01_one_weight_at_a_time.ipynb
 export RSO_DATA ?= $(CURDIR)/data
 # Threads that wait do not spin: other processes use the cores, too.
@@ -28,7 +30,7 @@ PYTEST := $(BIN) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reord
 STAMP := .venv/.installed$(if $(CONSTRAINTS),-$(notdir $(CONSTRAINTS)))
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: demo test test-all lab voila lint bench-live gpu classroom slides book
+.PHONY: demo test test-all lab voila lint bench-live gpu classroom slides book wheelhouse
 
 demo: $(STAMP)
 	$(BIN) -m rso_lib demo
@@ -51,6 +53,9 @@ classroom: $(STAMP)
 slides book: $(STAMP)
 	$(BIN) -m rso_lib $@ classroom/$@
 
+wheelhouse: $(STAMP)
+	$(BIN) -m pip download --dest wheelhouse 'setuptools>=77' $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) '.[dev]'
+
 lint: $(STAMP)
 	$(BIN) -m ruff check .
 	$(BIN) -m mypy
@@ -68,6 +73,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	  { echo "$(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "Setting up .venv: 2 to 10 minutes and about 5 GB, once"
 	$(PYTHON) -m venv .venv
-	$(BIN) -m pip install $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
+	$(BIN) -m pip install $(if $(WHEELS),--no-index --find-links $(WHEELS)) \
+	  $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
 	@rm -f .venv/.installed*
 	@touch $@
