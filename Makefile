@@ -4,7 +4,7 @@
 #   make test            the test suite
 #   make test-all        the test suite and what is exhaustive: every crossing of options, the notebooks in nbval too
 #   make lab             JupyterLab, opened at the first notebook
-#   make voila NB=FILE   a notebook as a page with sliders and without code
+#   make voila           a page that lists the notebooks with sliders, without code and exercises; NB=FILE: one notebook
 #   make classroom       the notebooks for students and for instructors (in classroom/)
 #   make slides          slides of the notebooks, which need no network (in classroom/slides)
 #   make book            the series as pages with a search, which need no network (in classroom/book)
@@ -19,7 +19,7 @@
 PYTHON ?= python3
 CONSTRAINTS ?=
 WHEELS ?=
-NB ?= notebooks/01_one_weight_at_a_time.ipynb
+NB ?= classroom/demos
 export RSO_DATA ?= $(CURDIR)/data
 # Threads that wait do not spin: other processes use the cores, too.
 export OMP_WAIT_POLICY ?= passive
@@ -45,7 +45,8 @@ lab: $(STAMP)
 	$(BIN) -m jupyterlab $(AS_ROOT) --LabApp.news_url=None --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 voila: $(STAMP)
-	$(BIN) -m voila $(NB)
+	@$(BIN) -m rso_lib classroom classroom
+	JUPYTER_PATH=$(CURDIR)/notebooks:$(CURDIR)/teach $(BIN) -m voila --template=demos $(NB)
 
 classroom: $(STAMP)
 	$(BIN) -m rso_lib classroom classroom

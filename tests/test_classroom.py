@@ -18,7 +18,7 @@ from rso_lib import RSO, models
 from rso_lib.lab.checks import check, record
 from rso_lib.proposals import generator
 from rso_lib.teach import editions, grade, sandbox
-from rso_lib.teach.editions import Exercise, answered, exercises, instructor, named, read_notes, student
+from rso_lib.teach.editions import Exercise, answered, demonstration, exercises, instructor, named, read_notes, student
 
 SOURCES = editions.sources()
 NOTEBOOK = next(path for path in SOURCES if path.stem.startswith("01"))
@@ -108,6 +108,20 @@ def test_editions(path: Path) -> None:
         assert "HIDDEN TESTS" not in source(theirs, f"{one.mark}-check")
         assert f'exercise="{one.mark}", points={one.note.points}' in source(theirs, f"{one.mark}-check")
     assert all("](../r" not in cell.source for cell in theirs.cells)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_a_demonstration_has_no_exercise(path: Path) -> None:
+    """What it keeps is as it was, and no heading is left without its exercise."""
+    committed, shown = nbformat.read(path, as_version=4), demonstration(path)
+    assert "Exercise" not in "".join(cell.source.partition("\n")[0] for cell in shown.cells)
+    assert "<details>" not in "".join(cell.source for cell in shown.cells)
+    kept = [cell.source for cell in committed.cells if cell.cell_type == "code" and not tags(cell)]
+    assert [cell.source for cell in shown.cells if cell.cell_type == "code"] == kept
+
+
+def tags(cell: NotebookNode) -> set[str]:
+    return {"exercise", "check"} & set(cell.metadata.get("tags", []))
 
 
 def test_every_note_belongs_to_an_exercise_and_every_exercise_has_one() -> None:

@@ -1,6 +1,6 @@
-"""Two editions of the notebooks, for students and for instructors: `python -m rso_lib classroom`, or `make classroom`.
+"""Editions of the notebooks, for students, instructors and Voilà: `python -m rso_lib classroom`, or `make classroom`.
 
-Both are made from the notebooks' tags and from the lecturer's notes in teach/exercises.md. Their cells carry nbgrader's
+They are made from the notebooks' tags and from the lecturer's notes in teach/exercises.md. Their cells carry nbgrader's
 metadata: plain data that a notebook runs with where nbgrader is not installed; otter's tests need its package there.
 """
 
@@ -19,6 +19,8 @@ from ..run import cli as command
 
 PROJECT = Path(__file__).resolve().parents[2]
 NOTEBOOKS, NOTES = PROJECT / "notebooks", PROJECT / "teach" / "exercises.md"
+CONTROLS = ("Explorer(", "LiveTrainer(")
+"""What a notebook has that Voilà can move."""
 SOLUTION = re.compile(r"<details><summary>Solution</summary>(.*?)</details>\n?", re.DOTALL)
 FENCE = re.compile(r"^```python(?: (\w+))?\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 
@@ -47,13 +49,15 @@ class Exercise(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the students' and the instructors' edition of every notebook into a folder."""
+    """Write the students' and the instructors' edition of every notebook into a folder, and demos without exercises."""
     given = command.parse("classroom", main, arguments, folder="FOLDER")
     with command.ending("classroom"):
         folder = command.folder_at(given["folder"], "FOLDER")
         for path in sources():
             for edition, make in (("student", student), ("instructor", instructor)):
                 write(make(path), folder / edition / path.name)
+            if any(control in path.read_text(encoding="utf-8") for control in CONTROLS):
+                write(demonstration(path), folder / "demos" / path.name)
         print(f"{len(sources())} notebooks in {folder / 'student'} and {folder / 'instructor'}")
 
 
@@ -88,6 +92,15 @@ def instructor(path: Path) -> NotebookNode:
         answer.outputs, check.outputs = [], []
         text = f"**For the instructor**, `{one.name}`: {one.note.text or 'there is no note in teach/exercises.md.'}"
         notebook.cells.insert(one.k + 3, nbformat.v4.new_markdown_cell(text, id=f"note-{one.k}"))
+    return notebook
+
+
+def demonstration(path: Path) -> NotebookNode:
+    """Return a notebook without exercises, which a page without code cannot answer."""
+    notebook, found = _opened(path)
+    left_out = {k for one in found for k in range(one.k - 1, one.k + 3)}
+    cells = [cell for k, cell in enumerate(notebook.cells) if k not in left_out]
+    notebook.cells = [cell for cell in cells if not re.match(r"#+ .*Exercises?\b", cell.source)]
     return notebook
 
 
