@@ -72,7 +72,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	  { echo "Python 3.11 or later is needed, and $(PYTHON) is not; name another one: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || \
 	  { echo "$(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	@echo "Setting up .venv: 2 to 10 minutes and about 5 GB, once"
+	@echo "Setting up .venv: 2 to 10 minutes and about 6 GB, once"
 	$(PYTHON) -m venv .venv
 	$(BIN) -m pip install $(if $(WHEELS),--no-index --find-links $(WHEELS)) \
 	  $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
