@@ -1,4 +1,4 @@
-"""What is checked before the first step: that net, data and settings go together."""
+"""Checks before the first step: net, data and settings go together."""
 
 import copy
 from collections.abc import Iterable, Sequence

@@ -44,7 +44,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:
-    """What `load`, `Data.from_tensors` and `Data.from_dataset` return.
+    """Images and targets of a task, in three parts, as `load`, `Data.from_tensors` and `Data.from_dataset` return them.
 
     classes    the names of what a net gives an output for: the classes, or the columns of float targets
     mean, std  [C] of the channels of images, whose pixels are in 0..1; [F] of the columns of a table
@@ -260,7 +260,7 @@ def check_data(data: Data, labels: bool = True) -> None:
 
 
 def _kind(values: Tensor) -> str:
-    """What images, or targets, of one net have in common: shape, type and device."""
+    """Return what the images, or the targets, of a net have in common: shape, type and device."""
     return f"{'×'.join(map(str, values.shape[1:])) or 'numbers'}, {values.dtype}, on {values.device}"
 
 

@@ -1,4 +1,4 @@
-"""What has no gradient: activations that are steps, and weights on a grid."""
+"""Parts of a net without a gradient: activations that are steps, and weights on a grid."""
 
 import math
 from typing import NamedTuple

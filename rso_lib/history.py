@@ -1,4 +1,4 @@
-"""What a run reports: one row per sweep and per cycle."""
+"""The history of a run: one report for each sweep and each cycle."""
 
 import csv
 import math
@@ -51,7 +51,7 @@ class Report:
 
     @property
     def is_cycle(self) -> bool:
-        """Whether this is the row of a whole cycle."""
+        """Say whether this is the report of a whole cycle."""
         return not self.layer
 
 
@@ -79,7 +79,7 @@ class History:
 
     @property
     def validated(self) -> bool:
-        """Whether there was a validation part. Raises ValueError where no cycle is finished."""
+        """Say whether there was a validation part. Raises ValueError where no cycle is finished."""
         return not (math.isnan(self.last.val_accuracy) and math.isnan(self.last.val_loss))
 
     @property

@@ -1,4 +1,4 @@
-"""What a net is trained by and measured with, where that is not cross entropy and accuracy."""
+"""Losses and metrics: cross entropy and accuracy, or functions of the user's, checked where they are called."""
 
 from collections.abc import Callable, Mapping
 

@@ -25,7 +25,7 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 class Flow(NamedTuple):
-    """What passes between blocks: x, the next convolution's input, and the open skip, if any."""
+    """The activations between two blocks: x, the input of the next convolution, and the open skip, if there is one."""
 
     x: Tensor
     skip: Tensor | None = None

@@ -1,4 +1,4 @@
-"""What a pass through a net changes beside its output: modes, buffers, the statistics of batch norm."""
+"""Passes through a net without side effects: modes, buffers, and the statistics of batch norm."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,8 +36,8 @@ def mode(net: nn.Module, training: bool) -> Iterator[None]:
         net.train(training)
         yield
     finally:
-        for module, its in before:
-            module.training = its
+        for module, was_training in before:
+            module.training = was_training
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What is tried: distributions of Δ, schedules of σ, the order of visits, and the randomness behind them.
+"""Proposals: distributions of Δ, schedules of σ, the order of visits, and their random numbers.
 
 Everything random in a run is drawn here, on the CPU, from a generator that is seeded by *where* in the
 run it is used (`generator`). So the same seed gives the same draws on every device, and a run that is

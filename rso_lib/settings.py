@@ -142,7 +142,7 @@ class RSO:
 
     @property
     def few_choices(self) -> bool:
-        """Whether the rule chooses one of at most four candidates."""
+        """Say whether the rule chooses one of at most four candidates."""
         return self.rule in ("argmin", "clear") and len(self.candidates) <= 4
 
     def multiples(self, device: torch.device) -> torch.Tensor:
@@ -203,7 +203,7 @@ def calling(what: str, function: Callable[..., Any], *arguments: Any, **named: A
 
 
 def called(function: Any) -> str:
-    """What an error calls a function of the user's."""
+    """Return the name that an error gives to a function of the user's."""
     return getattr(function, "__name__", None) or repr(function)
 
 
@@ -221,8 +221,8 @@ def arithmetic(precision: str) -> Iterator[None]:
         try:
             yield
         finally:
-            for product, its in zip(products, before, strict=True):
-                product.fp32_precision = its
+            for product, usual in zip(products, before, strict=True):
+                product.fp32_precision = usual
 
 
 def name_of(choice: Any, known: Mapping[str, Any]) -> str:
@@ -272,7 +272,7 @@ def qualified(choice: Any, known: Mapping[str, Any]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The number of Python in one of numpy's; anything else as it is."""
+    """Turn a number of numpy into one of Python; leave everything else."""
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -310,7 +310,7 @@ def check_number(name: str, value: object) -> None:
 
 
 def numbers(name: str, text: str | float, kind: type[Number] = int) -> list[Number]:
-    """What a text such as "128, 1000" says, or a number alone, as papermill gives it.
+    """Read numbers from a text such as "128, 1000", or a single number, as papermill gives it.
 
     Raises ValueError, naming the argument, where it is something else.
     """

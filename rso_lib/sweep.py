@@ -16,7 +16,7 @@ from .proposals import ORDERS, generator, sigma
 from .settings import RSO
 
 SHUFFLE, DRAWS, NOISE = 1, 2, 3
-"""What a generator is for: the shuffle of a layer's batches, the order and the Δ of a sweep, or what a net draws."""
+"""Uses of a generator: to shuffle a layer's batches, to draw order and Δ of a sweep, to serve a net that draws."""
 
 
 class Alone:
@@ -65,7 +65,7 @@ class Position(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """What one row of a history is about.
+    """One pass over all weights of a layer, or of the network: one row of the history.
 
     number    of the sweep in its cycle, from 0
     layer     the tensor, or "network"
@@ -222,7 +222,7 @@ class JointPlan:
 
 
 class Results:
-    """What the steps of a sweep gave, in the order in which they were made.
+    """Losses and choices of the steps of a sweep, in the order in which they were made.
 
     It is kept in few pieces of memory. A tensor for each step, alive to the end of the sweep, would lie in a gap that a
     large temporary leaves; the next large one would go elsewhere, and the process grow with every visit.

@@ -1,4 +1,4 @@
-"""What users bring: tensors and datasets, which are read and checked here."""
+"""Tensors and datasets that users bring: read and checked."""
 
 from collections.abc import Sequence
 from typing import Any

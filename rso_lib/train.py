@@ -15,7 +15,7 @@ from . import engine
 from .algorithm import Batches, Loss, cross_entropies
 from .checks import check, check_outputs, tensors
 from .data import Data, Split, check_split
-from .engine import CHUNK, Scorer, evaluator, memory
+from .engine import Scorer, evaluator, memory
 from .history import NAN, History, Report
 from .known import unlike
 from .losses import Metric, accuracies, checked
@@ -218,7 +218,8 @@ def evaluate(
     total, right = 0.0, 0.0
     outputs_of = evaluator(net) if isinstance(net, Net) and not unlike(net) else net
     with mode(net, training=False), noise(split.images.device, 0):
-        for x, targets in zip(split.images.split(CHUNK), split.labels.split(CHUNK), strict=True):
+        size = engine.chunk(split.images.device)
+        for x, targets in zip(split.images.split(size), split.labels.split(size), strict=True):
             outputs = outputs_of(x.clone())  # a net may write into its input
             total += float(loss(outputs, targets).sum())
             right += float(metric(outputs, targets).sum())

@@ -3,8 +3,9 @@
 #
 #     bash tests/gpu.sh [SECONDS]
 #
-# Tests, benchmark, the paper's MNIST runs (they go on in results/), and the benchmark of Depth-10. $OUT (runs/gpu) gets what
-# each of them printed, the figures, and results.tgz. A part that runs out of time is interrupted, which loses nothing.
+# Tests, the benchmark with the kernels in Triton and without, where the time of a step goes, the paper's MNIST runs (they go
+# on in results/), and the benchmark of Depth-10. $OUT (runs/gpu) gets what each of them printed, and results.tgz. A part that
+# runs out of time is interrupted, which loses nothing.
 # PYTHON names the interpreter, DEVICE=cpu rehearses.
 set -u
 cd "$(dirname "$0")/.."
@@ -23,12 +24,14 @@ part() {
 }
 
 run="--dataset mnist --net mnist_net --val-size 0 --device $device"
-part tests 90 -m pytest -q -x -p no:cacheprovider -o addopts= tests/test_device.py tests/test_graphs.py
-part bench_mnist_net 70 -m rso_lib bench --batch 5000 --device "$device" --json "$out/bench_mnist_net_5000_$device.json"
+part tests 80 -m pytest -q -p no:cacheprovider -o addopts= tests/test_kernels_cuda.py tests/test_graphs.py tests/test_device.py
+part bench_mnist_net 60 -m rso_lib bench --batch 5000 --device "$device" --json "$out/bench_mnist_net_5000_$device.json"
+RSO_KERNELS=0 part bench_torch 60 -m rso_lib bench --batch 5000 --device "$device" --json "$out/bench_torch_5000_$device.json"
+PYTHONPATH=$PWD:tests part profile 30 tests/gpu_profile.py
 # shellcheck disable=SC2086  # the words of $run
-part mnist_paper_inverted 230 -m rso_lib train results/mnist_paper_inverted $run --order input
+part mnist_paper_inverted 170 -m rso_lib train results/mnist_paper_inverted $run --order input
 # shellcheck disable=SC2086
-part mnist_paper 230 -m rso_lib train results/mnist_paper $run
+part mnist_paper 150 -m rso_lib train results/mnist_paper $run
 part bench_cifar_net_10 60 -m rso_lib bench --net cifar_net_10 --batch 5000 --device "$device" \
   --json "$out/bench_cifar_net_10_5000_$device.json"
 tar czf "$out/results.tgz" results

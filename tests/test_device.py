@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from rso_lib import models
 from rso_lib.algorithm import Batches
-from rso_lib.engine import Moves, block, stepper
+from rso_lib.engine import Moves, block, inputs, kernels, stepper
 from rso_lib.engine import replay as graphs
 from rso_lib.engine.head import HeadScorer
 from rso_lib.engine.replay import Decided, Replay, Work
@@ -33,6 +33,10 @@ NETS: dict[str, Callable[[], Net]] = {
     "mnist_net of the text": lambda: models.mnist_net((1, 8, 8), 3, pool_last=True, head="mean"),
     "depth 10": lambda: models.cifar_net(10, (3, 8, 8), 3),
 }
+
+
+ONE_OF_EACH_KIND = {2: (0, 1), 7: (0, 1, 5, 6), 10: (0, 1, 4, 8, 9)}
+"""Positions in a net of so many layers: with pooling and without, before the head, that open a skip and close it."""
 
 
 class Copies(TorchDispatchMode):
@@ -51,7 +55,11 @@ class Copies(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(block, "offsets", block.offsets.__wrapped__)  # what is cached for all scorers holds values
+    for module in (block, inputs):
+        monkeypatch.setattr(
+            module, "offsets", inputs.offsets.__wrapped__
+        )  # what is cached for all scorers holds values
+    monkeypatch.setattr(kernels, "load_cuda", lambda: None)  # Triton wants tensors that hold values
     with FakeTensorMode(), torch.no_grad():
         yield
 
@@ -99,7 +107,7 @@ def test_a_step_stays_on_the_device(name: str, cache: str, monkeypatch: pytest.M
     monkeypatch.setattr(Unrecorded, "works", [])
     net, on = on_cuda(NETS[name]()), batches()
     on = on._replace(images=on.images.expand(-1, net[0].conv.in_channels, -1, -1))
-    for position in range(len(net.layers)):
+    for position in ONE_OF_EACH_KIND[len(net.layers)]:
         for of in scorers(net, position, on, cache):
             for graphed in ("0", "1") if of.strategy == "sequential" else ("0",):
                 monkeypatch.setenv("RSO_GRAPHS", graphed)

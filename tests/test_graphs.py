@@ -69,7 +69,6 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recording]:
     monkeypatch.setattr(graphs, "Graph", Recording)
     monkeypatch.setattr(graphs, "covers", lambda *_: True)
     monkeypatch.setattr(graphs, "MIN_VISITS", 0)
-    monkeypatch.setattr(Replay, "records", True)
     return Recording
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from rso_lib import models
 from rso_lib.algorithm import Batches
 from rso_lib.engine import kernels
-from rso_lib.engine.block import offsets, planes
+from rso_lib.engine.inputs import offsets, planes
 from rso_lib.engine.kernels import Kernels, Preactivation
 from rso_lib.passes import calibrate
 
@@ -640,3 +640,24 @@ def test_an_interrupt_while_compiling_leaves_nothing(elsewhere: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         kernels.load()
     assert not list((elsewhere / "cache" / "rso_lib").iterdir())
+
+
+def test_tensors_of_another_layout_or_type_are_refused() -> None:
+    """The library reads memory by pointers: it would read other numbers, without a word."""
+    run = kernels.load()
+    assert run
+    z = torch.randn(4, 16, 6, 6)
+    norm, taps = (torch.ones(16), torch.zeros(16), 1e-5, "relu"), torch.randn(3, 3, 16, 16)
+    wrong: list[Callable[[], object]] = [
+        lambda: run.sums(z),
+        lambda: run.norm_conv(Preactivation(z), *norm, taps, 1, None),
+        lambda: run.norm_conv(Preactivation(last(z)), *norm, taps.permute(1, 0, 2, 3), 1, None),
+        lambda: run.norm_conv(Preactivation(last(z)), *norm, taps.double(), 1, None),
+        lambda: run.norm_conv(Preactivation(last(z)), *norm, taps, 1, z),
+        lambda: run.norm_max(Preactivation(last(z)), torch.ones(32)[::2], *norm[1:]),
+        lambda: run.norm_max(Preactivation(z), *norm),
+        lambda: run.add_channels(z, torch.randn(1, 4, 1, 6, 6), taps[:1, :, 0], 1),
+    ]
+    for call in wrong:
+        with pytest.raises(ValueError, match=r"must be channels last|takes no tensor"):
+            call()

@@ -1,7 +1,9 @@
 """What users bring: nets of any kind, losses and metrics, tensors and datasets, and runs of these."""
 
 import copy
+import json
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,9 +25,11 @@ from rso_lib.lab.live import FINISHED, LiveRun
 from rso_lib.lab.live_view import Curves, describe_score, describe_state, draw_layer
 from rso_lib.losses import accuracies
 from rso_lib.models import count_weights, initialise, one_conv
-from rso_lib.run import cli
+from rso_lib.run import cli, sgd
 from rso_lib.run import folder as runs
+from rso_lib.run.baseline import train_seeds
 from rso_lib.run.nets import build
+from rso_lib.run.sgd import SGD
 from rso_lib.train import Step, scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not a models.Net")
@@ -588,3 +592,47 @@ def test_readmes_own_net_data_and_loss_run(project: Path, capsys: Any) -> None:
         exec(code[0], {})
     printed, said = float(capsys.readouterr().out), float(re.search(r"prints (-?[\d.]+)", section)[1])
     assert printed == pytest.approx(said, abs=0.03)
+
+
+def test_a_change_of_the_users_code_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose loss was mended between two sittings is no run of one loss."""
+    monkeypatch.syspath_prepend(tmp_path)
+    module, folder = tmp_path / "loss_of_mine.py", tmp_path / "run"
+    body = "def squares(outputs, targets):\n    return (outputs - targets).square().mean(1)\n"
+    stop = "    CALLS.append(0)\n    if len(CALLS) == 30:\n        raise KeyboardInterrupt\n"
+    module.write_text("CALLS = []\n" + body.replace("\n", f"\n{stop}", 1))
+    begun = {"loss": "loss_of_mine:squares", "settings": RSO(cycles=1, batch_size=150)}
+    with pytest.warns(UserWarning, match="stopped"):
+        begin(folder, **begun)
+    module.write_text(body)
+    sys.modules.pop("loss_of_mine")
+    with pytest.warns(UserWarning, match="the file of this run's loss has changed since its last sitting"):
+        assert runs.resume(folder, progress=False).finished
+    digests = [
+        machine["own_code"]["loss"] for machine in json.loads((folder / "settings.json").read_text())["machines"]
+    ]
+    assert len({*digests}) == 2
+
+
+# The same nets, losses and metrics by gradients
+
+
+def test_sgd_follows_the_gradient_of_a_loss_of_ones_own(tmp_path: Path) -> None:
+    """The regression above, and its folder, which names the loss and refuses another."""
+    data, settings = table(), SGD(epochs=60, batch_size=100, rate=0.05, warmup=0, schedule="constant")
+    torch.manual_seed(0)
+    last = sgd.fit(mlp(data.shape, 1), data, settings, loss=squares, metric=minus_error, progress=False).last
+    assert last.test_loss < 0.6 * float(data.test.labels.var())
+    assert -1 < last.test_accuracy < 0
+    of = {"net": f"{HERE}:mlp", "data": data, "settings": replace(settings, epochs=1), "seeds": 1, "progress": False}
+    train_seeds(tmp_path / "run", **of, loss=squares, metric=f"{HERE}:minus_error")
+    about = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert about["loss"] == f"{HERE}:squares" and about["metric"] == f"{HERE}:minus_error"
+    with pytest.raises(ValueError, match=r"loss is .*squares.* there, not .*several"):
+        train_seeds(tmp_path / "run", **of, loss=several, metric=minus_error)
+
+
+def test_sgd_says_where_a_loss_has_no_gradient() -> None:
+    data = load("digits")
+    with pytest.raises(ValueError, match=r"loss mistakes has no gradient, .*: rso_lib.train does without one"):
+        sgd.fit(one_conv((1, 8, 8)), data, SGD(epochs=1, batch_size=100, warmup=0), loss=mistakes, progress=False)

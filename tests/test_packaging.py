@@ -107,7 +107,7 @@ def imported_by(file: Path, project: Path) -> list[str]:
 def test_every_import_is_declared(project: Path, requirements: dict[str, Requirement]) -> None:
     modules = {"sklearn": "scikit-learn", "PIL": "pillow", "IPython": "ipython", "yaml": "pyyaml"}
     modules |= {"sphinx_revealjs": "sphinx-revealjs"}
-    transitive = {"packaging", "nbformat", "nbclient", "cycler"}  # of pytest, papermill (both), matplotlib
+    transitive = {"packaging", "nbformat", "nbclient", "cycler", "triton"}  # of pytest, papermill, matplotlib, torch
     transitive |= {"nbconvert", "docutils"}  # of jupyterlab, sphinx
     tests = sorted(project.glob("tests/*.py"))
     sources = [*project.glob("rso_lib/**/*.py"), *tests]

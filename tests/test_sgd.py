@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import torch.nn.functional as F
 
 from rso_lib import Data, History, load, models
 from rso_lib.data import Split
-from rso_lib.history import Report
 from rso_lib.models import Block, Head, Net
 from rso_lib.run import baseline, files, sgd
 from rso_lib.run.sgd import SGD
@@ -90,15 +88,19 @@ def test_a_seed_repeats_and_another_does_not(digits: Data) -> None:
     assert facts(first) != facts(other)
 
 
-def test_every_epoch_uses_every_image_once(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_epoch_uses_every_image_once(digits: Data) -> None:
     """But for what a whole number of batches leaves over; and in another order each time."""
-    batches: list[torch.Tensor] = []
-    cross_entropy = F.cross_entropy
-    monkeypatch.setattr(F, "cross_entropy", lambda z, y: (batches.append(y), cross_entropy(z, y))[1])
+    seen: list[torch.Tensor] = []
+
+    def recorded(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.append(targets)
+        return F.cross_entropy(outputs, targets, reduction="none")
+
     labels = torch.arange(10).repeat(130)[: len(digits.train)]
     data = replace(digits, train=Split(digits.train.images, labels))
-    sgd._epoch(small(), torch.optim.SGD(small().parameters(), 0.1), data, replace(QUICK, batch_size=647), 0)
-    assert [len(batch) for batch in batches] == [647, 647]
+    next(sgd.train(small(), data, replace(QUICK, batch_size=647), loss=recorded))
+    batches = [targets for targets in seen if len(targets) == 647]
+    assert len(batches) == 2
     assert torch.cat(batches).bincount().tolist() == labels.bincount().tolist()
     assert torch.cat(batches).tolist() != labels.tolist()
 
@@ -168,15 +170,15 @@ def test_what_cannot_begin_leaves_nothing_behind(digits: Data, tmp_path: Path) -
 def test_a_grid_goes_on_where_it_was_stopped(digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The third of four runs is interrupted; each of the others is made once."""
     made: list[SGD] = []
-    train = sgd.train
+    descent = sgd.Descent
 
-    def counted(net: Net, data: Data, settings: SGD) -> Iterator[Report]:
+    def counted(net: Net, data: Data, settings: SGD, *scored: Any, **named: Any) -> sgd.Descent:
         made.append(settings)
         if len(made) == 3:
             raise KeyboardInterrupt
-        return train(net, data, settings)
+        return descent(net, data, settings, *scored, **named)
 
-    monkeypatch.setattr(sgd, "train", counted)
+    monkeypatch.setattr(sgd, "Descent", counted)
     arguments: dict[str, Any] = {"batch_sizes": [100, 400], "rates": [0.1, 0.4], "progress": False}
     settings = replace(QUICK, target=0.3)
     with pytest.raises(KeyboardInterrupt):
@@ -319,23 +321,39 @@ def test_the_baseline_is_not_repeated_and_not_confused(digits: Data, tmp_path: P
     assert json.loads((tmp_path / "settings.json").read_text())["epochs"] == 1
 
 
-def test_a_baseline_that_is_stopped_leaves_its_epochs_and_begins_anew(
-    digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", [{}, {"levels": 3}])
+def test_a_baseline_that_is_stopped_goes_on_to_the_same_bits(
+    kind: dict[str, Any], digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = replace(QUICK, epochs=3)
+    settings = replace(QUICK, epochs=4, straight_through=bool(kind))
+    epoch_of = sgd._epoch
 
-    def only_the_first(*arguments: Any) -> int:
-        if arguments[-1] > 0:
+    def only_two(*arguments: Any) -> int:
+        if arguments[4] > 1:  # the epoch
             raise KeyboardInterrupt
-        return 12
+        return epoch_of(*arguments)
 
+    [whole] = baseline.train_seeds(tmp_path / "whole", "one_conv", digits, settings, 1, kind)
     with monkeypatch.context() as broken:
-        broken.setattr(sgd, "_epoch", only_the_first)
+        broken.setattr(sgd, "_epoch", only_two)
         with pytest.raises(KeyboardInterrupt):
-            baseline.train_seeds(tmp_path, "one_conv", digits, settings, 1)
-    assert len(History.load(tmp_path / "0.csv.part").rows) == 1
-    [history] = baseline.train_seeds(tmp_path, "one_conv", digits, settings, 1)
-    assert len(history.rows) == 3
+            baseline.train_seeds(tmp_path / "run", "one_conv", digits, settings, 1, kind)
+    assert len(History.load(tmp_path / "run" / "0.csv.part").rows) == 2
+    epochs: list[int] = []
+    monkeypatch.setattr(sgd, "_epoch", lambda *given: (epochs.append(given[4]), epoch_of(*given))[1])
+    [history] = baseline.train_seeds(tmp_path / "run", "one_conv", digits, settings, 1, kind)
+    assert epochs == [2, 3]
+    taken_up, unbroken = ([replace(row, seconds=0) for row in made.rows] for made in (history, whole))
+    assert repr(taken_up) == repr(unbroken)
+    assert history.last.seconds > history.rows[1].seconds
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["0.csv", "lock", "settings.json"]
+
+
+def test_a_torn_checkpoint_of_a_baseline_is_said(digits: Data, tmp_path: Path) -> None:
+    (tmp_path / "0.pt").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"0.pt is torn or no checkpoint .* move it away"):
+        baseline.train_seeds(tmp_path, "one_conv", digits, QUICK, 1)
+    assert (tmp_path / "0.pt").read_bytes() == b"torn"
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,20 +27,20 @@ from ..rules import Rule, Scores
 from ..settings import RSO
 from . import memory, replay
 from .head import HeadScorer
-from .layers import CHUNK, forward, stages
+from .layers import chunk, forward, stages
 from .module import JointMove, JointScorer, ModuleScorer
 from .plans import Moves, Visits, owners, plan
 from .sequential import SequentialScorer
 from .snapshot import SnapshotScorer
 
 __all__ = [
-    "CHUNK",
     "ENGINE",
     "JointMove",
     "Moves",
     "Scorer",
     "Stepper",
     "Visits",
+    "chunk",
     "evaluator",
     "memory",
     "owners",
@@ -57,7 +57,7 @@ A run's folder notes it, and a run that is taken up by another engine says so.
 
 
 class Scorer(Protocol):
-    """What knows a net and caches what it gave on each batch; it has no opinion.
+    """A scorer knows the net, and caches its activations on each batch; it does not choose.
 
     strategy       which of the plans it can follow
     steps_at_once  how many steps it scores together, at the most

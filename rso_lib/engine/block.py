@@ -17,9 +17,8 @@ statistics of `passes.calibrate`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -31,18 +30,16 @@ from ..models import Flow, Net, grids
 from ..rules import Scores
 from ..settings import RSO
 from . import kernels
+from .inputs import OnDemand, cached_input, offsets, place, plane_kernel, planes
 from .kernels import Preactivation
 from .layers import (
-    CHUNK,
     BlockStage,
     Candidate,
     Index,
-    Stage,
     Weights,
     advance,
     bridge,
     folds,
-    forward,
     fused_norm,
     normalise,
     one,
@@ -55,86 +52,17 @@ from .plans import Moves
 AT_ONCE, AT_ONCE_ON_A_CPU = 2**26, 2**22
 """Values of an activation, at the most, of all candidates that go through the net as one batch."""
 
+MOST = 10_000
+"""Candidates that go through the net as one batch on a GPU, where a launch has 65,535 rows of programs at the most."""
+
 MANY = 16
-"""Where fewer candidates than these fit, they go one by one: what is saved is less than the copies cost (measured)."""
-
-Made = TypeVar("Made")
-
-
-class OnDemand(dict[int, Made]):
-    """Something for every batch, made when it is first asked for."""
-
-    def __init__(self, make: Callable[[int], Made]):
-        super().__init__()
-        self.make = make
-
-    def __missing__(self, batch: int) -> Made:
-        self[batch] = self.make(batch)
-        return self[batch]
+"""Where fewer candidates than these fit, a CPU takes them one by one: what is saved is less than the copies cost
+(measured)."""
 
 
 def copied(w: Weights) -> Weights:
     """Return a snapshot of a layer's weights."""
     return {key: value.clone() for key, value in w.items()}
-
-
-# The searched block's input is cached as padded planes, so that a weight is multiplied with one plane, shifted.
-
-
-def planes(x: Tensor, folded: bool) -> Tensor:
-    """Pad the input of a convolution, [N, C, H, W] → [N, C, H + 2, W + 2], contiguous.
-
-    With the pooling folded in, return the means of all 2×2 windows of that instead, [N, 4C, ...]: one plane for
-    even and odd lines and columns each, where a stride of 2 is one of 1.
-    """
-    if not folded:
-        return F.pad(x, (1, 1, 1, 1)).contiguous()
-    means = F.avg_pool2d(x, 2, stride=1, padding=1)
-    images, channels, height, width = means.shape
-    means = F.pad(means, (0, width % 2, 0, height % 2))
-    apart = means.new_empty(images, channels, 4, (height + 1) // 2, (width + 1) // 2)
-    for k in range(4):
-        apart[:, :, k] = means[:, :, k // 2 :: 2, k % 2 :: 2]
-    return apart.flatten(1, 2)
-
-
-def plane_kernel(kernel: Tensor, folded: bool) -> Tensor:
-    """Return the kernel for `planes`: [O, C, 3, 3] itself, or [O, 4C, 2, 2]."""
-    return F.pixel_unshuffle(F.pad(kernel, (0, 1, 0, 1)), 2) if folded else kernel
-
-
-def place(j: int, folded: bool) -> tuple[int, int, int]:
-    """Return plane, line and column of the value that weight j of a channel reads for the first output pixel."""
-    channel, (y, x) = j // 9, divmod(j % 9, 3)
-    return (4 * channel + 2 * (y % 2) + x % 2, y // 2, x // 2) if folded else (channel, y, x)
-
-
-@cache
-def offsets(weights: int, height: int, width: int, folded: bool) -> Tensor:
-    """Return the offset in one image's planes [..., height, width] that each weight of a channel reads first: int64."""
-    return torch.tensor([(c * height + y) * width + x for c, y, x in (place(j, folded) for j in range(weights))])
-
-
-def cached_input(
-    before: Sequence[Stage], images: Tensor, prepare: Callable[[Tensor], Tensor], half: bool = False
-) -> Flow:
-    """Run images through calibrated stages, and keep what the next layer reads, `prepare`d, and the open skip."""
-    flow = forward(before, images[:1])
-    skip = None if flow.skip is None else _room(flow.skip, len(images), half)
-    whole = Flow(_room(prepare(flow.x), len(images), half), skip)  # before the temporaries, which then leave no holes
-    for first in range(0, len(images), CHUNK):
-        flow = forward(before, images[first : first + CHUNK])
-        for target, part in zip(whole, (prepare(flow.x), flow.skip), strict=True):
-            if target is not None and part is not None:
-                target[first : first + CHUNK] = part
-    return whole
-
-
-def _room(part: Tensor, images: int, half: bool) -> Tensor:
-    """Return uninitialised memory for `images` images like those of a part."""
-    dtype = torch.float16 if half else part.dtype
-    layout = torch.contiguous_format if part.is_contiguous() else torch.channels_last
-    return torch.empty((images, *part.shape[1:]), dtype=dtype, device=part.device, memory_format=layout)
 
 
 def most_at_once(device: torch.device) -> int:
@@ -183,12 +111,16 @@ class BlockScorer:
     def candidates_at_once(self, device: torch.device) -> int:
         """Return how many candidates go through the net as one batch: many where they are small, as calls cost more."""
         channels = [self.block.conv.out_channels, *(len(cut.w["conv.weight"]) for cut in self.stages[:-1])]
-        count = most_at_once(device) // (len(self.labels[0]) * max(channels) * math.prod(self.size))
-        return count if count >= MANY else 1
+        values = len(self.labels[0]) * max(channels) * math.prod(self.size)
+        if device.type == "cpu":
+            count = AT_ONCE_ON_A_CPU // values
+            return count if count >= MANY else 1
+        pooled = self.next.stride**2 if isinstance(self.next, BlockStage) else 1
+        return min(max(1, AT_ONCE * pooled // values), MOST)
 
     @property
     def steps_at_once(self) -> int:
-        """How many steps are scored together, at the most: as many as share a round."""
+        """The most steps that are scored together: as many as share a round."""
         return max(1, self.at_once // len(self.multiples))
 
     def begin(self) -> None:
@@ -245,8 +177,8 @@ class BlockScorer:
         """Convolve the cached input with a kernel [channels, C, 3, 3]; other arguments as for `linear`."""
         x = self.inputs[batch].x.to(kernel.dtype)
         if compiled := kernels.for_tensor(x):
-            where = offsets(self.fan_in, *self.plane, self.folded)
-            return compiled.rows_conv(x, kernel.flatten(1), where, self.size, [(row, int(j)) for row, j in like])
+            where = offsets(self.fan_in, *self.plane, self.folded, x.device)
+            return compiled.rows_conv(x, kernel.flatten(1), where, self.size, like)
         known = F.conv2d(x, plane_kernel(kernel[: len(kernel) - len(like)], self.folded))
         return self.moved_on(x, kernel, [*known.unbind(1)], like)
 
@@ -270,7 +202,7 @@ class BlockScorer:
     def keep_places_on(self, device: torch.device) -> None:
         """Keep the offsets of weights and pixels on a device, for steps whose weight is a number on that device."""
         height, width = self.size
-        self.offsets = offsets(self.fan_in, *self.plane, self.folded).to(device)
+        self.offsets = offsets(self.fan_in, *self.plane, self.folded, device)
         self.pixels = (self.plane[1] * torch.arange(height)[:, None] + torch.arange(width)).flatten().to(device)
 
     def changes(
@@ -287,7 +219,8 @@ class BlockScorer:
         """
         z = self.linear(batch, w, rows, like)
         norm = fused_norm(self.block) if isinstance(self.next, BlockStage) and not self.block.opens else None
-        if norm and z.moments is not None and (compiled := kernels.for_tensor(z.z)):
+        compiled = kernels.for_tensor(z.z)
+        if norm and compiled and (z.moments is not None or kernels.on_cuda(compiled)):  # which take the sums themselves
             fused = w["norm.weight"], w["norm.bias"], norm.eps, self.block.activation
             return Flow(compiled.norm_changes(z, *fused, pairs))
         normed = normalise(self.block, w, z)
@@ -299,6 +232,19 @@ class BlockScorer:
         """Return the loss of each image for each candidate input of the next layer: [candidates, N], float64."""
         made = torch.stack(list(outputs(self.stages, candidates, self.at_once)))
         return losses_of(self.loss, made, self.labels[batch])
+
+    def with_unchanged(self, batch: int, rows: Sequence[Index], changes: Flow) -> Iterable[Candidate]:
+        """Return what the next layer receives with w, and with one channel changed, for each of the changes in turn."""
+        z, skip = self.responses[batch], self.skips[batch]
+        cuda = kernels.on_cuda(kernels.covering(z.z, z.z.shape[1]))
+        if cuda and isinstance(self.next, BlockStage) and skip is None and self.at_once > len(rows):
+            return [(cuda.side_by_side(z.z, changes.x, self.taps(rows), self.next.stride), None)]
+        return chain([self.unchanged(batch)], self.changed(batch, rows, changes))
+
+    def taps(self, rows: Sequence[Index]) -> Tensor:
+        """Return the next layer's weights for some of its input channels: [channels, 3, 3, CO]."""
+        assert isinstance(self.next, BlockStage)
+        return torch.stack([self.next.taps[:, :, one(row)].squeeze(2) for row in rows])
 
     def unchanged(self, batch: int) -> Candidate:
         """Return what the next layer receives with the base weights."""
@@ -327,8 +273,7 @@ class BlockScorer:
     ) -> Preactivation:
         """Return the next layer's preactivation where channels of its input change by [channels, N, 1, H, W]."""
         if isinstance(self.next, BlockStage) and (compiled := kernels.covering(z.z, z.z.shape[1])):
-            taps = torch.stack([self.next.taps[:, :, row] for row in rows])
-            made = compiled.add_channels(z.z, changes, taps, self.next.stride, z.z if in_place else None)
+            made = compiled.add_channels(z.z, changes, self.taps(rows), self.next.stride, z.z if in_place else None)
             # where the moments of z are still to be summed, so are these: another order would break ties
             return made if z.moments is not None else Preactivation(made.z)
         total = z.z

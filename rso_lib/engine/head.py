@@ -10,13 +10,14 @@ from ..discrete import moved
 from ..models import Net, grids
 from ..rules import Scores
 from ..settings import RSO
-from .block import OnDemand, cached_input, write
+from .block import write
+from .inputs import OnDemand, cached_input
 from .layers import HeadStage, stages, weights_of
 from .plans import Moves
 
 
 class OtherLogits(NamedTuple):
-    """What the cross entropy of a batch needs besides the logits of one class, valid until another class changes.
+    """The part of a batch's cross entropy that one class's logits leave alone: valid until another class changes.
 
     row        the class
     log_sum    log Σ exp over the other classes: [N]

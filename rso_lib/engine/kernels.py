@@ -1,11 +1,12 @@
 """The CPU's inner loops (kernels.cpp), compiled on first use where there is a C++ compiler with OpenMP.
 
 Without one (Apple's has no OpenMP), or with the environment variable RSO_KERNELS=0, `load` gives None and the engine
-uses torch throughout: the same steps, two to three times slower.
+uses torch throughout: the same steps, two to three times slower. `for_tensor` finds those of a GPU too (kernels_cuda).
 """
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -16,9 +17,13 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .kernels_cuda import CudaKernels
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
@@ -48,10 +53,10 @@ class Kernels:
         self.library = library
 
     def sums(self, z: Tensor, groups: int = 1) -> Tensor:
-        """`sums` of z [groups × N, C, H, W], channels last."""
+        """Return the sums and sums of squares [groups, 2, C], float64, of z [groups × N, C, H, W], channels last."""
         images, channels, height, width = z.shape
         out = torch.empty(groups, 2, channels, dtype=torch.float64)
-        self._call("moments", z, out, groups, images // groups, height, width, channels)
+        self._call("moments", last(z), out, groups, images // groups, height, width, channels)
         return out
 
     def rows_conv(
@@ -60,7 +65,7 @@ class Kernels:
         weights: Tensor,
         shifts: Tensor,
         size: tuple[int, int],
-        like: Sequence[tuple[int, int]] = (),
+        like: Sequence[tuple[int, int | Tensor]] = (),
         base: Tensor | None = None,
         of: Sequence[int] = (),
     ) -> Preactivation:
@@ -77,7 +82,7 @@ class Kernels:
         moved, images, (rows, taps) = len(like), len(x), weights.shape
         out = torch.empty((images, rows, *size), dtype=x.dtype)
         moments = torch.empty(1, 2, rows, dtype=torch.float64)
-        likes = torch.tensor(like, dtype=torch.int64)
+        likes = torch.tensor([(row, int(tap)) for row, tap in like], dtype=torch.int64)
         self._call(
             "rows_conv",
             *(x, shifts, weights, likes, base, torch.tensor(of, dtype=torch.int64), out, moments),
@@ -125,7 +130,7 @@ class Kernels:
         out = torch.empty_like(base) if out is None else out
         moments = torch.empty(1, 2, outputs, dtype=torch.float64)
         sizes = channels, images, height, width, outputs, stride
-        self._call("add_channels", base, planes, taps, out, moments, *sizes)
+        self._call("add_channels", last(base), planes, taps, last(out), moments, *sizes)
         return Preactivation(out, moments)
 
     def norm_conv(
@@ -154,7 +159,8 @@ class Kernels:
         moments = torch.empty(groups, 2, outputs, dtype=torch.float64)
         self._call(
             "norm_conv",
-            *(z, self._moments(before), before.count, scale, shift, eps, CODES[activation], taps, base, out, moments),
+            *(last(z), self._moments(before), before.count, scale, shift, eps, CODES[activation]),
+            *(taps, None if base is None else last(base), out, moments),
             *(groups, images // groups, height, width, inputs, outputs, stride),
         )
         return Preactivation(out, moments, groups)
@@ -168,7 +174,7 @@ class Kernels:
         out = torch.empty((images, channels), dtype=z.dtype)
         self._call(
             "norm_max",
-            *(z, self._moments(before), before.count, scale, shift, eps, CODES[activation], out),
+            *(last(z), self._moments(before), before.count, scale, shift, eps, CODES[activation], out),
             *(groups, images // groups, height, width, channels),
         )
         return out
@@ -177,10 +183,27 @@ class Kernels:
         return self.sums(z.z, z.groups) if z.moments is None else z.moments
 
     def _call(self, name: str, *arguments: Tensor | float | int | None) -> None:
-        dtype = next(a.dtype for a in arguments if isinstance(a, Tensor))
+        """Call a function of the library with tensors of one type, but for indices and moments [groups, 2, C].
+
+        Raises ValueError for a tensor of another type, on another device, or with gaps.
+        """
+        tensors = [a for a in arguments if isinstance(a, Tensor)]
+        dtype = tensors[0].dtype
+        for x in tensors:
+            typed = x.dtype in (dtype, torch.int64) or (x.dtype == torch.float64 and x.dim() == 3)
+            dense = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+            if not (typed and dense and x.device.type == "cpu"):
+                raise ValueError(f"{name} takes no tensor {list(x.shape)}, {x.dtype}, {x.device}, strides {x.stride()}")
         function = getattr(self.library, f"{name}_{str(dtype).removeprefix('torch.')}")
         if not function(*map(_as_c, arguments), torch.get_num_threads()):
             raise ValueError(f"{name} is not compiled for these sizes: {arguments[-6:]}")
+
+
+def last(z: Tensor) -> Tensor:
+    """Return a tensor [N, C, H, W]. Raises ValueError unless its layout is channels last."""
+    if z.numel() and not z.is_contiguous(memory_format=torch.channels_last):
+        raise ValueError(f"a tensor {list(z.shape)} must be channels last, and its strides are {z.stride()}")
+    return z
 
 
 def sums(z: Tensor, groups: int = 1) -> Tensor:
@@ -190,20 +213,22 @@ def sums(z: Tensor, groups: int = 1) -> Tensor:
     return torch.stack([sum(part.sum(1) for part in parts), sum(part.square().sum(1) for part in parts)], 1)
 
 
-def for_tensor(x: Tensor) -> Kernels | None:
-    """The compiled kernels, if there are any for the device and type of x."""
+def for_tensor(x: Tensor) -> "Kernels | CudaKernels | None":
+    """Return the compiled kernels for the device and type of x; None where there are none."""
+    if x.device.type == "cuda" and x.dtype == torch.float32:
+        return load_cuda()
     return load() if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) else None
 
 
-def covering(z: Tensor, outputs: int) -> Kernels | None:
-    """The same, if their sizes cover a convolution of z to so many channels."""
+def covering(z: Tensor, outputs: int) -> "Kernels | CudaKernels | None":
+    """Return the compiled kernels for z, if they cover a convolution of z to so many channels."""
     covered = z.shape[1] in CHANNELS and outputs in CHANNELS and z.shape[1] <= outputs
     return for_tensor(z) if covered else None
 
 
 @cache
 def load() -> Kernels | None:
-    """The compiled kernels, or None where they cannot be had."""
+    """Compile or find the kernels of the CPU; None where that fails."""
     if os.environ.get("RSO_KERNELS") == "0":
         return None
     try:
@@ -213,6 +238,21 @@ def load() -> Kernels | None:
         reason = " ".join([str(error), *said.decode(errors="replace").splitlines()[:1]])
         warnings.warn(f"no compiled kernels, the search runs in plain torch: {reason}", stacklevel=2)
         return None
+
+
+def on_cuda(found: "Kernels | CudaKernels | None") -> "CudaKernels | None":
+    """Return the kernels that were found, if they are those of a GPU."""
+    return None if isinstance(found, Kernels) else found
+
+
+@cache
+def load_cuda() -> "CudaKernels | None":
+    """The kernels of a GPU, or None where Triton is missing (PyTorch for Windows comes without it)."""
+    if os.environ.get("RSO_KERNELS") == "0" or importlib.util.find_spec("triton") is None:
+        return None
+    from .kernels_cuda import CudaKernels
+
+    return CudaKernels()
 
 
 def _compiled() -> Path:
@@ -252,12 +292,12 @@ def _name(key: str, content: bytes) -> str:
 
 
 def _processor() -> str:
-    """What the compiled code depends on: a home folder may be shared by several machines."""
+    """Return what the compiled code depends on: several machines may share a home folder."""
     return f"{platform.system()}{platform.machine()}{platform.processor()}{cpu_info('flags', 'Features')[:1]}"
 
 
 def cpu_info(*keys: str) -> list[str]:
-    """What Linux says of each processor under some keys; nothing elsewhere."""
+    """Return what Linux says of each processor under some keys; nothing on other systems."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return [line.partition(":")[2].strip() for line in lines if line.startswith(keys)]

@@ -17,10 +17,15 @@ from ..models import Block, Flow, Head, pool2
 from . import kernels
 from .kernels import Preactivation
 
-CHUNK = 100
-"""Images at once where no batch statistics are needed: their activations stay in the processor's cache."""
+CHUNK, CHUNK_ON_A_GPU = 100, 5000
+"""Images at once where no batch statistics are needed: their activations stay in a CPU's cache, and fill a GPU."""
 
 Weights = dict[str, Tensor]
+
+
+def chunk(device: torch.device) -> int:
+    """Return how many images go through a net at once on a device where no batch statistics are needed."""
+    return CHUNK if device.type == "cpu" else CHUNK_ON_A_GPU
 
 
 def weights_of(layer: nn.Module) -> Weights:
@@ -119,7 +124,8 @@ class BlockStage:
         self.stride = 2 if folds(block) else 1
         self.layout = layout(len(kernel))
         self.kernel = self.layout(fold(kernel) if folds(block) else kernel)
-        self.taps = kernel.permute(2, 3, 1, 0).contiguous()
+        on_cuda = kernels.on_cuda(kernels.for_tensor(kernel))  # whose loops take the kernel with the pooling folded in
+        self.taps = (self.kernel if on_cuda else kernel).permute(2, 3, 1, 0).contiguous()
 
     def enter(self, x: Tensor) -> Tensor:
         return x
@@ -192,8 +198,8 @@ def outputs(cuts: Sequence[Stage], candidates: Iterable[Candidate], at_once: int
     """Yield the net's output for each candidate preactivation of the first stage, so many of them as one batch."""
     remaining = iter(candidates)
     while group := list(islice(remaining, at_once)):
-        count = len(group)
         z, skip = side_by_side(group)
+        count = z.groups
         del group  # which is in z
         for cut, following in pairwise(cuts):
             assert isinstance(cut, BlockStage), "a head is the last stage"
@@ -233,7 +239,7 @@ def advance(cut: BlockStage, following: Stage, z: Preactivation, skip: Tensor | 
     return Preactivation(following.receive(flow, z.groups), groups=z.groups), flow.skip
 
 
-def compiled_between(z: Tensor, following: Stage) -> kernels.Kernels | None:
+def compiled_between(z: Tensor, following: Stage) -> "kernels.Kernels | kernels.CudaKernels | None":
     """Return the compiled kernels, if they cover what lies between preactivation z and the next one."""
     if isinstance(following, HeadStage):
         return kernels.covering(z, z.shape[1]) if following.head.pool == "max" else None

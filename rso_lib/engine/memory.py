@@ -1,4 +1,4 @@
-"""What a run needs, what the machine has, and how freed memory is kept."""
+"""The memory that a run needs and that the machine has, and how freed memory is kept."""
 
 import contextlib
 import copy
@@ -16,7 +16,8 @@ from ..known import unlike
 from ..models import Flow, Net, pool2
 from ..settings import CACHES, RSO
 from . import replay
-from .block import most_at_once, planes
+from .block import most_at_once
+from .inputs import planes
 from .layers import channels_last, folds, stage
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

@@ -14,7 +14,7 @@ from ..passes import buffers_kept, mode
 from ..proposals import noise
 from ..rules import Scores
 from ..settings import RSO
-from .block import OnDemand, cached_input
+from .inputs import OnDemand, cached_input
 from .kernels import Preactivation
 from .layers import channels_last, outputs, stages
 from .plans import Moves

@@ -12,7 +12,6 @@ import threading
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -70,15 +69,14 @@ def stream_of(device: torch.device, thread: int) -> torch.cuda.Stream:
 class Replay:
     """Make the steps of a sequential scorer; those that do the same on a batch share a graph.
 
-    records  whether graphs can be recorded in this process: until it fails
+    records  whether graphs can be recorded: until it fails once in a sweep
     """
-
-    records: ClassVar[bool] = True
 
     def __init__(self, scorer: SequentialScorer, rule: Rule, device: torch.device):
         self.scorer, self.rule = scorer, rule
         self.graphs: dict[Kind, Graph] = {}
         self.warm: set[tuple[str, int]] = set()
+        self.records = True
         self.numbers = torch.arange(max(weight.numel() for weight in scorer.w.values()), device=device)
         scorer.keep_places_on(device)
         scorer.keeps_memory = True
@@ -121,7 +119,7 @@ class Replay:
             self.graphs[kind] = Graph(work, inputs, next(iter(self.graphs.values()), None))
         except RuntimeError as error:
             warnings.warn(f"the steps are not replayed but launched kernel by kernel: {error}", stacklevel=2)
-            Replay.records = False
+            self.records = False
         return self.records
 
 

@@ -1,7 +1,6 @@
 """Score one weight at a time in a block: a step sees all steps before it."""
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,8 @@ from torch import Tensor
 from ..models import Flow
 from ..rules import Scores
 from . import kernels
-from .block import BlockScorer, copied, offsets
+from .block import BlockScorer, copied
+from .inputs import offsets
 from .kernels import Preactivation
 from .layers import BlockStage, Index, Weights, one
 from .plans import Moves
@@ -31,7 +31,7 @@ class SequentialScorer(BlockScorer):
 
     def begin(self) -> None:
         self.known = KnownChannels()
-        self.compiled = kernels.for_tensor(self.w["conv.weight"]) is not None
+        self.keeps_known = isinstance(kernels.for_tensor(self.w["conv.weight"]), kernels.Kernels)
         self.cut = BlockStage(self.block, self.w)
         self.versions = [0] * self.block.conv.out_channels
         self.forget()
@@ -54,7 +54,7 @@ class SequentialScorer(BlockScorer):
         place in its channel, then the stale channels, the visited one last.
         """
         batch, (row, j) = moves.batch, divmod(moves.indices[0], self.w[moves.tensor][0].numel())
-        if self.cache == "input" or (self.compiled and self.known.returns_to(row)):
+        if self.cache == "input" or (self.keeps_known and self.known.returns_to(row)):
             self.forget()
         stale = self.stale(batch, row)
         self.seen[batch] = [*self.versions]
@@ -90,8 +90,7 @@ class SequentialScorer(BlockScorer):
         changes = self.changes(batch, w, [*old, *rows, *again], like, pairs)
         if stale:
             self.refresh(batch, old, some(changes, slice(stale)))
-        candidates = self.changed(batch, again, some(changes, slice(stale, None)))
-        images = self.losses(batch, chain([self.unchanged(batch)], candidates))
+        images = self.losses(batch, self.with_unchanged(batch, again, some(changes, slice(stale, None))))
         return Scores(images.mean(1)[None], images[None], self.multiples, moves.deltas)
 
     def respond(self, batch: int, z: Preactivation) -> None:
@@ -106,7 +105,7 @@ class SequentialScorer(BlockScorer):
         self, batch: int, kernel: Tensor, rows: Sequence[Index] | None, like: Sequence[tuple[int, Index]]
     ) -> Preactivation:
         compiled, weights = kernels.for_tensor(kernel), kernel.flatten(1)
-        if not compiled:
+        if not isinstance(compiled, kernels.Kernels):
             return super().convolved(batch, kernel, rows, like)
         if rows is None:
             made = super().convolved(batch, kernel, rows, like)
@@ -146,7 +145,14 @@ class SequentialScorer(BlockScorer):
 def stacked(parts: Sequence[tuple[Weights, Sequence[Index]]]) -> Weights:
     """Stack channels out of some states of a block."""
     (first, _), *_ = parts
-    return {key: torch.cat([weights[key][one(row)] for weights, rows in parts for row in rows]) for key in first}
+    places = [(weights, picked_rows(rows)) for weights, rows in parts if rows]
+    return {key: torch.cat([weights[key][at] for weights, rows in places for at in rows]) for key in first}
+
+
+def picked_rows(rows: Sequence[Index]) -> list[slice | Tensor]:
+    """Return indices of rows: one tensor of them all where they lie on a GPU, so that few kernels are launched."""
+    on_gpu = [row for row in rows if isinstance(row, Tensor)]
+    return [torch.cat(on_gpu)] if on_gpu else [one(row) for row in rows]
 
 
 class Known(NamedTuple):
@@ -162,7 +168,7 @@ class Known(NamedTuple):
 
 
 class KnownChannels:
-    """What the convolution gave on each batch: for the channel that was visited last, or for all of them.
+    """Outputs of the convolution on each batch: of the channel that was visited last, or of all of them.
 
     All are kept from the first time on that the order of the visits comes back to a channel.
     """

@@ -28,7 +28,7 @@ class SnapshotScorer(BlockScorer):
 
     @property
     def sees_its_channel(self) -> bool:
-        """Whether a step sees the steps before it in its own channel."""
+        """Say whether a step sees the steps before it in its own channel."""
         return self.strategy == "neuron"
 
     @property

@@ -36,8 +36,8 @@ from tqdm import tqdm
 from .. import models
 from ..algorithm import Batches, cross_entropies, cross_entropy
 from ..engine import Moves, Stepper, memory, replay, stepper
-from ..engine.block import cached_input
 from ..engine.head import HeadScorer
+from ..engine.inputs import cached_input
 from ..engine.layers import channels_last, stages
 from ..engine.sequential import SequentialScorer
 from ..models import Flow, Head, Net, grids

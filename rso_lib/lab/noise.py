@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..algorithm import cross_entropies
 from ..data import Split
-from ..engine.layers import CHUNK
+from ..engine.layers import chunk
 from ..proposals import generator
 from ..rules import choose
 from .figure import BLACK, CANDIDATES, GREY, Picture, new_picture, style
@@ -33,7 +33,7 @@ def image_losses(net: nn.Module, name: str, index: int, values: Iterable[float],
     try:
         for value in values:
             weight[index] = value
-            logits = torch.cat([net(images) for images in split.images.split(CHUNK)])
+            logits = torch.cat([net(images) for images in split.images.split(chunk(split.images.device))])
             losses.append(cross_entropies(logits, split.labels))
     finally:
         weight[index] = old

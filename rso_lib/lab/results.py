@@ -223,9 +223,9 @@ PAGE = """# Results
 
 Each folder here holds one run: its settings, its history, the machines that it ran on, and, for RSO, the net.
 `python -m rso_lib figures` writes this page from the folders. `load("results/NAME")` of `rso_lib.run.folder` opens
-a run of RSO; the command below it makes the run in an empty folder, or goes on with the one that is there. A run of SGD
-begins anew. Hours are those of machines that had other work, too. Accuracy is on the test part, after the last cycle
-that is done. On another machine rounding may send a run another way, as another seed would.
+a run of RSO; the command below it makes the run in an empty folder, or goes on with the one that is there. Hours are
+those of machines that had other work, too. Accuracy is on the test part, after the last cycle that is done. On another
+machine rounding may send a run another way, as another seed would.
 """
 
 

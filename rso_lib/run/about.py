@@ -1,4 +1,4 @@
-"""What a run is: settings.json, which says what is run on which images and machines, and what may be taken up again."""
+"""settings.json: the settings, images and machines of a run, and which run may be taken up again."""
 
 import json
 import warnings
@@ -17,7 +17,7 @@ from ..settings import RSO, check_choice, function_of
 from .files import check_files, folder_at, replacing
 from .nets import as_built
 from .processes import world
-from .provenance import PROVENANCE, machine
+from .provenance import PROVENANCE, machine, own_code
 
 FORMAT, NUMBER = "rso_lib run", 1
 """What the files of a run begin with. A program reads those of its own number and of smaller ones."""
@@ -58,7 +58,7 @@ def rso_of(settings: Settings) -> RSO:
 
 
 class Scored(TypedDict):
-    """What a net is trained by, and what is reported beside it."""
+    """Loss and metric of a run."""
 
     loss: Loss
     metric: Metric
@@ -155,7 +155,7 @@ def _decoder(lines: str) -> str:
 
 
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """What two sets of settings do not have in common, a line for each."""
+    """Return the differences of two sets of settings, a line for each."""
     names = [name for name in {**there, **asked} if there.get(name) != asked.get(name)]
     return "\n".join(f"  {name} is {there.get(name)!r} there, not {asked.get(name)!r}" for name in names)
 
@@ -163,6 +163,8 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
 def note_machine(folder: Path, about: dict[str, Any], device: str | torch.device) -> None:
     """Add this machine and this code to settings.json, unless the run was here last; warn of what is new."""
     here = machine(device) | ({"processes": world.size} if world.size > 1 else {})
+    if own := own_code(about["settings"]):
+        here["own_code"] = own
     machines = about["machines"]
     if not machines or machines[-1] != here:
         about["machines"] = [*machines, here]
@@ -181,7 +183,19 @@ def _warn_of_changes(before: Mapping[str, Any], here: Mapping[str, Any]) -> None
             f"run of one engine begin anew in another folder",
             stacklevel=4,
         )
-    said = {"commit", "engine", *(name for name in PROVENANCE if name not in before)}  # those were not noted once
+    own, was_own = here.get("own_code", {}), before.get("own_code", {})
+    if changed := [name for name in own if was_own.get(name, own[name]) != own[name]]:
+        warnings.warn(
+            f"the file of this run's {' and '.join(changed)} has changed since its last sitting, and the run may go on "
+            f"otherwise; put it back as it was, or begin anew in another folder",
+            stacklevel=4,
+        )
+    said = {
+        "commit",
+        "engine",
+        "own_code",
+        *(name for name in PROVENANCE if name not in before),
+    }  # those were not noted once
     same = ({name: value for name, value in some.items() if name not in said} for some in (before, here))
     if lines := differences(*same):
         warnings.warn(f"the last bits may differ from those of an unbroken run:\n{lines}", stacklevel=4)

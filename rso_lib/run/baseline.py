@@ -10,14 +10,18 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
+from ..algorithm import Loss
 from ..data import Data, load
 from ..history import History
-from ..settings import check_whole, numbers
+from ..losses import LOSSES, METRICS, Metric
+from ..settings import check_whole, numbers, qualified
 from . import cli as command
 from . import folder as runs
 from . import presets, sgd
+from .about import NEWER, Scored, scored_by
 from .files import PART, Busy, alone, check_files, folder_at, make, replacing
 from .provenance import machine
 from .sgd import SGD
@@ -34,19 +38,23 @@ def train_seeds(
     seeds: int,
     net_options: Mapping[str, Any] | None = None,
     *,
+    loss: Loss | str = "cross_entropy",
+    metric: Metric | str = "accuracy",
     progress: bool = True,
 ) -> list[History]:
     """Train a net of `models` with the seeds 0, 1 …, `seeds` of them: SEED.csv in a folder, which is made.
 
-    A run that is there is not repeated; one that was stopped leaves SEED.csv.part and begins anew.
+    A run that is there is not repeated; one that was stopped leaves SEED.csv.part and SEED.pt, and goes on from there.
     Raises ValueError where the folder holds runs with other settings or on other images, RuntimeError where another
     process trains in it, and as `sgd.check` and `runs.build` do, which leaves no folder.
     """
     check_whole("seeds", seeds, least=1)
     folder, options = folder_at(folder), dict(net_options or {})
     about_net = {"net": net, **({"net_options": options} if options else {})}
-    asked = {"dataset": data.name, "data": runs.facts(data), **about_net, **asdict(settings)}
-    sgd.check(data, settings)
+    scored = scored_by(loss, metric)
+    about_score = {"loss": qualified(loss, LOSSES), "metric": qualified(metric, METRICS)}
+    asked = {"dataset": data.name, "data": runs.facts(data), **about_net, **about_score, **asdict(settings)}
+    sgd.check(data, settings, scored["loss"])
     fresh = [runs.build(net, data.shape, len(data.classes), seed, **options) for seed in range(seeds)]
     sgd.learner_of(fresh[0], settings)
     paths = [folder / f"{seed}.csv" for seed in range(seeds)]
@@ -57,8 +65,9 @@ def train_seeds(
         _check_settings(folder / "settings.json", asked)
         here = [] if all(path.exists() for path in paths) else [machine(data.train.images.device)]
         _note(folder / "settings.json", asked, here)
-        asked_for = zip(paths, fresh, range(seeds), strict=True)
-        return [_history(path, one, data, replace(settings, seed=seed), progress) for path, one, seed in asked_for]
+        each = [replace(settings, seed=seed) for seed in range(seeds)]
+        asked_for = zip(paths, fresh, each, strict=True)
+        return [_history(path, one, data, of_seed, scored, progress) for path, one, of_seed in asked_for]
 
 
 def _check_settings(path: Path, asked: Mapping[str, Any]) -> None:
@@ -69,7 +78,7 @@ def _check_settings(path: Path, asked: Mapping[str, Any]) -> None:
         return
     try:
         there = json.loads(path.read_text())
-        known = {**vars(SGD()), **there, "data": {**asked["data"], **there["data"]}}
+        known = {**vars(SGD()), **NEWER, **there, "data": {**asked["data"], **there["data"]}}
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} is not the settings of runs of SGD, or torn; choose another folder") from None
     plain = {"data": None, "machines": None}
@@ -88,20 +97,37 @@ def _note(path: Path, asked: Mapping[str, Any], here: Sequence[Mapping[str, Any]
         part.write_text(json.dumps({**asked, "machines": machines}, indent=2) + "\n")
 
 
-def _history(path: Path, net: nn.Module, data: Data, settings: SGD, progress: bool) -> History:
-    """Read the history at a path, or train and save it after every epoch where it is not there."""
+def _history(path: Path, net: nn.Module, data: Data, settings: SGD, scored: Scored, progress: bool) -> History:
+    """Read the history at a path, or train the rest of it, and save history and checkpoint after every epoch."""
     from tqdm import tqdm
 
     if not path.exists():
-        part = path.with_name(path.name + PART)
-        reports = sgd.train(net.to(data.train.labels.device), data, settings)
-        history = History()
-        for report in tqdm(reports, total=settings.epochs, unit="epoch", disable=not progress):
+        part, checkpoint = path.with_name(path.name + PART), path.with_suffix(".pt")
+        run = sgd.Descent(net.to(data.train.labels.device), data, settings, **scored)
+        history = _begun(run, part, checkpoint)
+        for report in tqdm(run, initial=run.done, total=settings.epochs, unit="epoch", disable=not progress):
             history.append(report)
             with replacing(part) as whole:
                 history.save(whole)
+            with replacing(checkpoint) as whole:
+                torch.save(run.state(), whole)
         os.replace(part, path)
+        checkpoint.unlink(missing_ok=True)
     return _read_history(path, settings)
+
+
+def _begun(run: sgd.Descent, part: Path, checkpoint: Path) -> History:
+    """Return the history of a run that was stopped, which goes on behind it; an empty one where there is none.
+
+    Raises ValueError where the checkpoint is torn.
+    """
+    if not checkpoint.exists():
+        return History()
+    try:
+        run.restore(torch.load(checkpoint, map_location=run.data.train.labels.device, weights_only=True))
+        return History(History.load(part).rows[: run.done])
+    except Exception as error:  # whatever the readers trip over in a damaged file
+        raise ValueError(f"{checkpoint} is torn or no checkpoint ({error}): {_ANEW}") from error
 
 
 def _read_history(path: Path, settings: SGD) -> History:
@@ -136,6 +162,8 @@ def grid(
     batch_sizes: Sequence[int],
     rates: Sequence[float],
     net_options: Mapping[str, Any] | None = None,
+    loss: Loss | str = "cross_entropy",
+    metric: Metric | str = "accuracy",
     progress: bool = True,
 ) -> "pandas.DataFrame":
     """Train a net of `models` with every batch size and rate, each with the seed 0 (the search of section 4.4).
@@ -149,14 +177,16 @@ def grid(
     folder, options = folder_at(folder), dict(net_options or {})
     cells = [replace(settings, batch_size=size, rate=rate, seed=0) for size in batch_sizes for rate in rates]
     for cell in cells:
-        sgd.check(data, cell)
+        sgd.check(data, cell, scored_by(loss, metric)["loss"])
     sgd.learner_of(runs.build(net, data.shape, len(data.classes), 0, **options), settings)
     done: dict[SGD, History] = {}
     while left := [cell for cell in cells if cell not in done]:
         for cell in left:
             place = folder / f"batch_{cell.batch_size}_rate_{cell.rate:g}"
             with suppress(Busy):
-                [done[cell]] = train_seeds(place, net, data, cell, 1, options, progress=progress)
+                [done[cell]] = train_seeds(
+                    place, net, data, cell, 1, options, loss=loss, metric=metric, progress=progress
+                )
         if set(left) - done.keys():
             time.sleep(1)  # another process makes these
     rows = [{**asdict(cell), **summary(done[cell], cell.target)} for cell in cells]
@@ -164,7 +194,7 @@ def grid(
 
 
 def summary(history: History, target: float | None) -> dict[str, float | None]:
-    """What a run reached at its end, and after how many full updates the accuracies first reached the target."""
+    """Return the scores at the end of a run, and the full updates until the accuracies first reached the target."""
     last = history.last
     first = [updates_to(history, target, part) if target else None for part in ("val", "test")]
     return dict(zip(CAME_OUT, (last.cycle, last.val_accuracy, last.test_accuracy, *first, last.seconds), strict=True))
@@ -175,7 +205,7 @@ CAME_OUT = ("updates", "val_accuracy", "test_accuracy", "updates_to_val_target",
 
 @dataclass
 class Several:
-    """How many runs are made."""
+    """Options: the number of runs."""
 
     seeds: int = 1
     """trains so many times, with the seeds 0, 1 …"""
@@ -192,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     python -m rso_lib sgd FOLDER --target 0.98 --grid-batch-sizes 128,1000 --grid-rates 0.02,0.1,0.5 ...
     """
-    kinds = command.What, SGD, Several, command.Place
+    kinds = command.What, command.Score, SGD, Several, command.Place
     given = command.parse("sgd", main, arguments, *kinds, folder="FOLDER", leave_out=("data_seed", "seed"))
     with command.ending("sgd"):
         folder, place = folder_at(given.pop("folder"), "FOLDER"), command.take_place(given)
@@ -209,11 +239,14 @@ def _run(
     folder: Path, net: str, options: Mapping[str, Any], data: Data, settings: SGD, given: Mapping[str, Any]
 ) -> None:
     """A run for each seed, or a grid search where one is asked for, as the command line gives them."""
+    scored = {name: given[name] for name in ("loss", "metric") if name in given}
     if not given.keys() & {"grid_batch_sizes", "grid_rates"}:
-        for history in train_seeds(folder, net, data, settings, given.get("seeds", 1), options):
+        for history in train_seeds(folder, net, data, settings, given.get("seeds", 1), options, **scored):
             row = history.last
             end = "" if math.isfinite(row.train_loss) else "; it diverged: set rate lower"
-            print(f"test accuracy {row.test_accuracy:.4f} after {row.cycle:,} updates, {row.seconds:.0f} seconds{end}")
+            what = "loss" if math.isnan(row.test_accuracy) else "accuracy"
+            score = getattr(row, f"test_{what}")
+            print(f"test {what} {score:.4f} after {row.cycle:,} updates, {row.seconds:.0f} seconds{end}")
         return
     if "seeds" in given:
         raise ValueError("seeds is for a run: a grid search makes one of each kind, with the seed 0")
@@ -225,5 +258,6 @@ def _run(
         batch_sizes=numbers("grid_batch_sizes", given.get("grid_batch_sizes", settings.batch_size)),
         rates=numbers("grid_rates", given.get("grid_rates", settings.rate), float),
         net_options=options,
+        **scored,
     )
     print(table[["batch_size", "rate", *CAME_OUT]].to_string(index=False))

@@ -26,7 +26,7 @@ from .processes import world
 
 @dataclass
 class What:
-    """What is trained."""
+    """Options: net and data."""
 
     dataset: str = "digits"
     """digits (with batches of 128), mnist, fashion_mnist, kmnist, qmnist, emnist, cifar10, cifar100, folder:PATH, or
@@ -43,7 +43,7 @@ class What:
 
 @dataclass
 class Score:
-    """What it is trained by, and measured with."""
+    """Options: loss and metric."""
 
     loss: str = "cross_entropy"
     """or module:function, from outputs and targets to the loss of each image"""
@@ -53,7 +53,7 @@ class Score:
 
 @dataclass
 class Place:
-    """Where it runs."""
+    """Options: device, threads and data."""
 
     device: str = "cpu"
     """such as cuda"""
@@ -65,7 +65,7 @@ class Place:
 
 @dataclass
 class Size:
-    """How long it may take."""
+    """Options: the size of the run."""
 
     preset: str | None = field(default=None, metadata={"more": presets.said()})
     """values for some settings, to be overridden:"""
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def summary(run: runs.Run) -> str:
-    """What a finished run reached."""
+    """Say in a line what a finished run reached."""
     last, kind = run.history.last, "accuracy"
     what = run.settings["metric"].rpartition(":")[2]
     if math.isnan(last.test_accuracy):
@@ -115,7 +115,7 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 
 def _asked(given: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
-    """What `start` is called with."""
+    """Return the arguments of `start`."""
     asked = {**vars(What()), **vars(Score()), "net_options": {}, **there, **given}
     asked.setdefault("batch_size", presets.batch_size(asked["dataset"]))
     what = {name: asked.pop(name) for name in runs.WHAT}

@@ -55,7 +55,7 @@ from .provenance import code, facts, machine
 
 
 class Run(NamedTuple):
-    """What `start`, `resume` and `load` return. `net` and `history` are those behind the last finished sweep.
+    """A run in a folder, as `start`, `resume` and `load` return it: net and history after the last finished sweep.
 
     best  the number of the best cycle on the validation part ("cycle") and its weights ("net"), where there is one
     """
@@ -85,7 +85,7 @@ class Run(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether all cycles are done."""
+        """Say whether all cycles are done."""
         return len(self.history.cycles.rows) == self.settings["cycles"]
 
 

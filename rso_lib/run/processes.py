@@ -106,7 +106,7 @@ class World(Alone):
         return values
 
     def tell(self, value: Any) -> Any:
-        """What process 0 passes here, in all processes."""
+        """Return in all processes what process 0 passes here."""
         box = [value]
         if self.size > 1:
             _named(dist.broadcast_object_list, box)

@@ -1,9 +1,11 @@
-"""What a run was made of: its images, the code that decided, and the machine."""
+"""The provenance of a run: images, code and machine."""
 
 import hashlib
+import inspect
 import platform
+from collections.abc import Mapping
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from ..engine import ENGINE, kernels
 LIBRARY = Path(__file__).resolve().parents[1]
 PROVENANCE = ("commit", "engine", "code", "kernels_cpp")
 """What folders note of a machine since engines are numbered."""
+OWN = ("dataset", "net", "loss", "metric")
+"""The settings that may name a function of the user's."""
 LEVELS = 65280
 """Whole numbers for pixels in 0..1: multiples of 256 for images of 8 bits, of 4,080 for those of scikit-learn."""
 
@@ -62,6 +66,16 @@ def code() -> dict[str, Any]:
     code        a digest of the sources that decide, kernels.cpp among them
     """
     return {"engine": ENGINE, "code": _sources(), "torch": torch.__version__}
+
+
+def own_code(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return a digest of the file of each function of the user's, "module:function", by the setting that names it."""
+    found = {}
+    for name in OWN:
+        module, colon, _ = str(settings.get(name)).partition(":")
+        if colon and module != "folder" and (file := inspect.getsourcefile(import_module(module))):
+            found[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
+    return found
 
 
 def machine(device: str | torch.device = "cpu") -> dict[str, Any]:

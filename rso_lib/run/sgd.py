@@ -3,26 +3,25 @@
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from ..algorithm import Loss, cross_entropies
 from ..checks import check_fit
 from ..data import Data, check_data
 from ..engine.layers import channels_last
 from ..history import NAN, History, Report
+from ..losses import Metric, accuracies
 from ..models import grids
 from ..proposals import generator
-from ..settings import arithmetic, check_choice, check_number, check_whole
+from ..settings import arithmetic, called, check_choice, check_number, check_whole
 from ..train import scores
 from .straight import StraightThrough
-
-if TYPE_CHECKING:
-    pass
 
 SCHEDULES = ("step", "constant")
 SHUFFLE = 1
@@ -88,7 +87,9 @@ class SGD:
         return self.rate * warm / 10**drops
 
 
-def train(net: nn.Module, data: Data, settings: SGD) -> Iterator[Report]:
+def train(
+    net: nn.Module, data: Data, settings: SGD, *, loss: Loss = cross_entropies, metric: Metric = accuracies
+) -> Iterator[Report]:
     """Train `net` in place, yielding a `Report` after each epoch.
 
     In these rows `cycle` is the number of times that all weights have been updated since the beginning, the
@@ -96,30 +97,61 @@ def train(net: nn.Module, data: Data, settings: SGD) -> Iterator[Report]:
     epoch, `sigma` is NaN, and nothing is kept, plus or minus. An image counts as three image-forwards, as
     backpropagation costs about two forward passes more.
 
+    loss, metric  from outputs [N, ...] and targets [N, ...] to a number for each image, [N]; the loss has a gradient
+
     Ends early at the target, or, with a warning, where the loss is not finite any more. Errors as in `check`, and
-    ValueError for a net whose weights lie on a grid, where `straight_through` is not set.
+    ValueError for a loss without a gradient, and for a net whose weights lie on a grid, where `straight_through` is not
+    set.
     """
-    check(data, settings)
-    check_fit(net, data, settings.batch_size)
-    learner = learner_of(net, settings)
-    optimiser = torch.optim.SGD(
-        learner.parameters(), settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
-    began = time.perf_counter()
-    for epoch in range(settings.epochs):
-        steps = _epoch(learner, optimiser, data, settings, epoch)
-        if isinstance(learner, StraightThrough):
-            learner.write(net)
-        report = replace(_report(net, data, settings, epoch, steps), seconds=time.perf_counter() - began)
-        yield report
-        if not math.isfinite(report.train_loss):
-            warnings.warn(
-                f"SGD diverged in epoch {epoch + 1} of {settings.epochs}: the loss is {report.train_loss}, and the run "
-                f"ends here; set rate lower than {settings.rate:g}, or warmup higher than {settings.warmup}",
-                stacklevel=2,
-            )
-        if ended(report, epoch + 1, settings):
-            return
+    check(data, settings, loss)
+    yield from Descent(net, data, settings, loss, metric)
+
+
+class Descent:
+    """A run of SGD, as its reports: the epochs that are not done yet. `state` is what they need beside the arguments.
+
+    done     epochs
+    seconds  that these took
+    """
+
+    def __init__(self, net: nn.Module, data: Data, settings: SGD, loss: Loss, metric: Metric):
+        check_fit(net, data, settings.batch_size, loss, metric)
+        self.net, self.data, self.settings, self.loss, self.metric = net, data, settings, loss, metric
+        self.learner = learner_of(net, settings)
+        self.optimiser = torch.optim.SGD(
+            self.learner.parameters(), settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        self.done, self.seconds = 0, 0.0
+
+    def state(self) -> dict[str, Any]:
+        """Return what the epochs that are left depend on."""
+        learner, optimiser = self.learner.state_dict(), self.optimiser.state_dict()
+        return {"done": self.done, "seconds": self.seconds, "learner": learner, "optimiser": optimiser}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.learner.load_state_dict(state["learner"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.done, self.seconds = state["done"], state["seconds"]
+
+    def __iter__(self) -> Iterator[Report]:
+        settings = self.settings
+        for epoch in range(self.done, settings.epochs):
+            began = time.perf_counter()
+            steps = _epoch(self.learner, self.optimiser, self.data, settings, epoch, self.loss)
+            if isinstance(self.learner, StraightThrough):
+                self.learner.write(self.net)
+            report = _report(self.data, settings, epoch, steps, scores(self.net, self.data, self.loss, self.metric))
+            self.done, self.seconds = epoch + 1, self.seconds + time.perf_counter() - began
+            yield replace(report, seconds=self.seconds)
+            if not math.isfinite(report.train_loss):
+                warnings.warn(
+                    f"SGD diverged in epoch {epoch + 1} of {settings.epochs}: the loss is {report.train_loss}, and the "
+                    f"run ends here; set rate lower than {settings.rate:g}, or warmup higher than {settings.warmup}",
+                    stacklevel=2,
+                )
+            if ended(report, epoch + 1, settings):
+                return
 
 
 def learner_of(net: nn.Module, settings: SGD) -> nn.Module:
@@ -137,12 +169,12 @@ def learner_of(net: nn.Module, settings: SGD) -> nn.Module:
     return net
 
 
-def check(data: Data, settings: SGD) -> None:
+def check(data: Data, settings: SGD, loss: Loss = cross_entropies) -> None:
     """Raise ValueError where the batch is larger than the training part, or a target has no validation part.
 
     And what `check_data` raises.
     """
-    check_data(data)
+    check_data(data, labels=loss is cross_entropies)
     if settings.batch_size > len(data.train):
         raise ValueError(f"batch_size must be at most the {len(data.train)} training images, not {settings.batch_size}")
     if settings.target is not None and not len(data.val):
@@ -151,22 +183,30 @@ def check(data: Data, settings: SGD) -> None:
         )
 
 
-def fit(net: nn.Module, data: Data, settings: SGD, *, progress: bool = True) -> History:
+def fit(
+    net: nn.Module,
+    data: Data,
+    settings: SGD,
+    *,
+    loss: Loss = cross_entropies,
+    metric: Metric = accuracies,
+    progress: bool = True,
+) -> History:
     """Train with a progress bar and return the history. Arguments and errors as in `train`."""
     from tqdm import tqdm
 
-    reports = tqdm(train(net, data, settings), total=settings.epochs, unit="epoch", disable=not progress)
-    return History(list(reports))
+    reports = train(net, data, settings, loss=loss, metric=metric)
+    return History(list(tqdm(reports, total=settings.epochs, unit="epoch", disable=not progress)))
 
 
 def ended(row: Report, epochs: int, settings: SGD) -> bool:
-    """Whether a run ends with a row: all epochs are done, the target is reached, or the loss is not finite."""
+    """Say whether a run ends with a report: all epochs are done, the target is reached, or the loss is not finite."""
     reached = row.val_accuracy >= (settings.target or math.inf)
     return epochs == settings.epochs or reached or not math.isfinite(row.train_loss)
 
 
 @arithmetic("float32")
-def _epoch(net: nn.Module, optimiser: torch.optim.Optimizer, data: Data, settings: SGD, epoch: int) -> int:
+def _epoch(net: nn.Module, optimiser: torch.optim.Optimizer, data: Data, settings: SGD, epoch: int, loss: Loss) -> int:
     """One pass over the training part in a random order. Returns the number of steps."""
     net.train()
     steps = len(data.train) // settings.batch_size
@@ -176,15 +216,27 @@ def _epoch(net: nn.Module, optimiser: torch.optim.Optimizer, data: Data, setting
         batch = order[k * settings.batch_size : (k + 1) * settings.batch_size]
         optimiser.param_groups[0]["lr"] = settings.rate_at(epoch * steps + k, steps)
         optimiser.zero_grad()
-        F.cross_entropy(net(channels_last(data.train.images[batch])), data.train.labels[batch]).backward()
+        images = data.train.images[batch]
+        outputs = net(channels_last(images) if images.dim() == 4 else images)
+        _loss(loss, outputs, data.train.labels[batch]).backward()
         optimiser.step()
         if isinstance(net, StraightThrough):
             net.clamp()
     return steps
 
 
-def _report(net: nn.Module, data: Data, settings: SGD, epoch: int, steps: int) -> Report:
-    """The row of an epoch."""
+def _loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean loss of a batch. Raises ValueError where it has no gradient."""
+    if loss is cross_entropies:
+        return F.cross_entropy(outputs, targets)
+    of_each = loss(outputs, targets)
+    if not of_each.requires_grad:
+        raise ValueError(f"loss {called(loss)} has no gradient, which SGD follows: rso_lib.train does without one")
+    return of_each.mean()
+
+
+def _report(data: Data, settings: SGD, epoch: int, steps: int, scored: dict[str, Any]) -> Report:
+    """Return the row of an epoch."""
     return Report(
         cycle=(epoch + 1) * steps,
         layer="",
@@ -195,5 +247,5 @@ def _report(net: nn.Module, data: Data, settings: SGD, epoch: int, steps: int) -
         minus=0,
         evaluations=steps,
         image_forwards=3 * steps * settings.batch_size,
-        **scores(net, data),
+        **scored,
     )
