@@ -98,10 +98,18 @@ def instructor(path: Path) -> NotebookNode:
 def demonstration(path: Path) -> NotebookNode:
     """Return a notebook without exercises, which a page without code cannot answer."""
     notebook, found = _opened(path)
-    left_out = {k for one in found for k in range(one.k - 1, one.k + 3)}
-    cells = [cell for k, cell in enumerate(notebook.cells) if k not in left_out]
-    notebook.cells = [cell for cell in cells if not re.match(r"#+ .*Exercises?\b", cell.source)]
+    left_out = {k for one in found for k in range(one.k, one.k + 3)}
+    notebook.cells = [cell for k, cell in enumerate(notebook.cells) if k not in left_out]
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = before_exercise(cell.source)
+    notebook.cells = [cell for cell in notebook.cells if cell.source]
     return notebook
+
+
+def before_exercise(text: str) -> str:
+    """Return what a text cell says before the first heading that speaks of an exercise."""
+    return re.split(r"^#+ .*[Ee]xercise", text, maxsplit=1, flags=re.MULTILINE)[0].strip()
 
 
 def answered(path: Path, answers: Mapping[str, str]) -> NotebookNode:

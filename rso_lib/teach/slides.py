@@ -72,14 +72,14 @@ def slides_of(notebook: NotebookNode) -> Iterator[str]:
     """Yield each slide as HTML."""
     heading = ""
     for cell in notebook.cells:
-        tags, text = cell.metadata.get("tags", []), cell.source
-        if "skip" in tags or "Exercise" in text.partition("\n")[0]:
+        tags, text = cell.metadata.get("tags", []), editions.before_exercise(cell.source)
+        if "skip" in tags:
             continue
         if cell.cell_type == "code":
             for picture in pictures(cell):
                 yield f"<h2>{heading}</h2>\n{picture}"
         elif "slide" in tags:
-            yield html(text)
+            yield html(cell.source)
         elif text.startswith(("# ", "## ")):
             heading = html(text.partition("\n")[0].lstrip("# ")).removeprefix("<p>").removesuffix("</p>")
             yield html(beginning(text))
