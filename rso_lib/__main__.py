@@ -13,6 +13,11 @@ COMMANDS = {
     "figures": ("lab.redraw", "draw pictures and write pages from results/"),
     "movie": ("lab.movie", "draw figures/step.gif, one step after another"),
     "demo": ("lab.demo", "execute the first notebook"),
+    "doctor": ("teach.doctor", "what is here, what is missing, what to type"),
+    "classroom": ("teach.editions", "write the editions for students and instructors"),
+    "grade": ("teach.grade", "grade a folder of hand-ins"),
+    "book": ("teach.book", "the series as pages that need no network"),
+    "slides": ("teach.slides", "slides of the notebooks that need no network"),
 }
 """The module that has each command's `main`, and what the command does."""
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -118,15 +118,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def serve(command: list[str], home: Path, folder: Path) -> Iterator[str]:
-    """Run `python -m command` in a folder, with Jupyter settings of its own; gives the URL that it prints."""
+def serve(command: list[str], home: Path, folder: Path, places: Sequence[str] = (str(FOLDER),)) -> Iterator[str]:
+    """Run `python -m command` in a folder, with Jupyter settings of its own; gives the URL that it prints.
+
+    places  where Jupyter finds Voilà's templates
+    """
     for name, values in SETTINGS.items():
         file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
     project = str(Path(__file__).resolve().parents[1])
     env = os.environ | {
-        "JUPYTER_PATH": str(Path(project, "notebooks")),
+        "JUPYTER_PATH": os.pathsep.join(places),
         "JUPYTER_CONFIG_DIR": str(home / "config"),
         "JUPYTER_DATA_DIR": str(home / "data"),
         "JUPYTER_RUNTIME_DIR": str(home / "runtime"),

@@ -106,7 +106,9 @@ def imported_by(file: Path, project: Path) -> list[str]:
 
 def test_every_import_is_declared(project: Path, requirements: dict[str, Requirement]) -> None:
     modules = {"sklearn": "scikit-learn", "PIL": "pillow", "IPython": "ipython", "yaml": "pyyaml"}
+    modules |= {"sphinx_revealjs": "sphinx-revealjs"}
     transitive = {"packaging", "nbformat", "nbclient", "cycler", "triton"}  # of pytest, papermill, matplotlib, torch
+    transitive |= {"nbconvert", "docutils"}  # of jupyterlab, sphinx
     tests = sorted(project.glob("tests/*.py"))
     sources = [*project.glob("rso_lib/**/*.py"), *tests]
     imported = {name.split(".")[0] for source in sources for name in imported_by(source, project)}
@@ -121,6 +123,7 @@ ROOMS: dict[str, list[str]] = {
     "engine": ["core"],
     "run": ["core", "engine"],
     "lab": ["core", "engine", "run"],
+    "teach": ["core", "engine", "run", "lab"],
 }
 DOORS = {
     **{f"rso_lib/{name}.py": "engine" for name in ("train", "sweep", "checks")},  # the loop has its steps made fast

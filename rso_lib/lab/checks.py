@@ -1,20 +1,48 @@
 """Checks in the notebooks: of the answers to exercises, and of papermill's parameters."""
 
 import ast
+import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from ..run.files import replacing
 from ..settings import check_choice
 
 # Exercises
 
+RIGHT = "Right."
 Test = tuple[Callable[[Any], Any], str]
 """A condition that the answer must meet, and what to say where it does not."""
 
 
-def check(answer: Any, *tests: Test) -> None:
-    """Print whether an answer is right, and if not the reason of the first test that fails."""
-    print(verdict(answer, *tests))
+def check(answer: Any, *tests: Test, exercise: str = "", points: float = 1, strict: bool | None = None) -> None:
+    """Print whether an answer is right, and if not the reason of the first test that fails.
+
+    exercise  its name in answers.json beside the notebook, where its points are recorded; "" records nothing
+    points    for the right answer
+    strict    raise AssertionError in place of printing where the answer is not right; by default in an autograder
+    """
+    said = verdict(answer, *tests)
+    if exercise:
+        record(exercise, points if said == RIGHT else 0, points, said)
+    if said != RIGHT and (in_autograder() if strict is None else strict):
+        raise AssertionError(said)
+    print(said)
+
+
+def record(exercise: str, points: float, of: float, said: str, file: Path = Path("answers.json")) -> None:
+    """Write what an answer got into a file, beside those of the other exercises."""
+    there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    there[exercise] = {"points": points, "of": of, "said": said}
+    with replacing(file) as part:
+        part.write_text(json.dumps(there, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def in_autograder() -> bool:
+    """Whether nbgrader runs this notebook, or RSO_STRICT=1 is set."""
+    return bool(os.environ.get("NBGRADER_EXECUTION")) or os.environ.get("RSO_STRICT") == "1"
 
 
 def verdict(answer: Any, *tests: Test) -> str:
@@ -28,7 +56,7 @@ def verdict(answer: Any, *tests: Test) -> str:
             return f"Not yet: your answer raises {type(error).__name__}: {error}"
         if not right:
             return f"Not yet: {reason}"
-    return "Right."
+    return RIGHT
 
 
 # Parameters: papermill adds a misspelt one without a word

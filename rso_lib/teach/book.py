@@ -1,0 +1,136 @@
+"""The series as pages that need no network: `python -m rso_lib book FOLDER`, or `make book`.
+
+Sphinx and MyST-NB write the pages, with a search that runs in the browser. Formulas become MathML, which browsers draw
+by themselves, so no page loads a script from elsewhere. A warning, such as a link that leads nowhere, is an error.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from ..run import cli as command
+from . import editions
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+OUTWARD = re.compile(r"\[([^]]*)\]\(\.\./[^)]*\)")
+CONTENTS = """# RSO: a net trained without a gradient
+
+The notebooks of the series, as they were run. Sliders are still pictures here; `jupyter lab notebooks` moves them.
+
+```{{toctree}}
+:maxdepth: 1
+
+{}
+```
+"""
+CONF: dict[str, Any] = {
+    "project": "RSO, one weight at a time",
+    "extensions": ["myst_nb", "rso_lib.teach.book"],
+    "myst_enable_extensions": ["dollarmath"],
+    "nb_execution_mode": "off",
+    "nb_output_stderr": "remove",
+    "nb_ipywidgets_js": {},
+    "html_math_renderer": "mathml",
+    "html_theme": "alabaster",
+    "html_theme_options": {
+        "page_width": "1280px",
+        "font_size": "15px",
+        "show_powered_by": False,
+        "fixed_sidebar": True,
+    },
+    "html_show_sourcelink": False,
+    "html_copy_source": False,
+    "html_show_copyright": False,
+    "html_show_search_summary": False,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the book into a folder; open its index.html."""
+    given = command.parse("book", main, arguments, folder="FOLDER")
+    with command.ending("book"):
+        folder = command.folder_at(given["folder"], "FOLDER")
+        build(editions.sources(), folder)
+        print(folder / "index.html")
+
+
+def build(notebooks: Sequence[Path], folder: Path) -> None:
+    """Write the pages of some notebooks. Raises RuntimeError with Sphinx's warnings."""
+    needs("sphinx", "myst_nb", "latex2mathml")
+    with tempfile.TemporaryDirectory() as scratch:
+        pages = Path(scratch, "pages")
+        for path in notebooks:
+            editions.write(page(path), pages / path.name)
+        (pages / "index.md").write_text(CONTENTS.format("\n".join(path.stem for path in notebooks)), encoding="utf-8")
+        (pages / "conf.py").write_text("from rso_lib.teach.book import CONF\n\nglobals().update(CONF)\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        words = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "--no-color"]
+        places = os.pathsep.join(filter(None, [str(editions.PROJECT), os.environ.get("PYTHONPATH")]))
+        done = subprocess.run(
+            [*words, str(pages), str(folder)],
+            env=os.environ | {"PYTHONPATH": places},
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=False,
+        )
+        shutil.rmtree(folder / ".doctrees", ignore_errors=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr.replace(f"{pages}{os.sep}", "").strip())
+
+
+def needs(*modules: str) -> None:
+    """Raise RuntimeError, naming the remedy, where a module is not installed."""
+    if missing := [name for name in modules if not find_spec(name)]:
+        raise RuntimeError(f"{', '.join(missing)} not installed; type: pip install --editable '.[dev]'")
+
+
+def page(path: Path) -> NotebookNode:
+    """Return a notebook without widgets, which a page cannot move, and without links out of the book."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = OUTWARD.sub(r"\1", cell.source)
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET, None)
+    return notebook
+
+
+def mathml(formula: str, block: bool) -> str:
+    """Return a formula as MathML. Raises ValueError for one that cannot be read."""
+    from latex2mathml.converter import convert
+
+    try:
+        shown = str(convert(formula.replace(r"\arg", r"\text{arg}"), display="block" if block else "inline"))
+    except Exception as error:
+        raise ValueError(f"this formula cannot be read: {formula!r} ({error})") from error
+    if "\\" in shown:
+        raise ValueError(f"this formula has a command that is not known: {formula!r}")
+    return shown
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Give Sphinx a renderer of formulas that needs no script."""
+    from docutils.nodes import SkipNode
+
+    def inline(translator: Any, node: Any) -> None:
+        translator.body.append(mathml(node.astext(), block=False))
+        raise SkipNode
+
+    def block(translator: Any, node: Any) -> None:
+        translator.body.append(f'<div class="math" title="{escape(node.astext())}">{mathml(node.astext(), True)}</div>')
+        raise SkipNode
+
+    app.add_html_math_renderer("mathml", (inline, None), (block, None))
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,204 @@
+"""Editions of the notebooks, for students, instructors and Voilà: `python -m rso_lib classroom`, or `make classroom`.
+
+They are made from the notebooks' tags and from the lecturer's notes in teach/exercises.md. Their cells carry nbgrader's
+metadata: plain data that a notebook runs with where nbgrader is not installed; otter's tests need its package there.
+"""
+
+import ast
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+from nbformat import NotebookNode
+
+from ..lab.checks import assigned_names
+from ..run import cli as command
+
+PROJECT = Path(__file__).resolve().parents[2]
+NOTEBOOKS, NOTES = PROJECT / "notebooks", PROJECT / "teach" / "exercises.md"
+CONTROLS = ("Explorer(", "LiveTrainer(")
+"""What a notebook has that Voilà can move."""
+SOLUTION = re.compile(r"<details><summary>Solution</summary>(.*?)</details>\n?", re.DOTALL)
+FENCE = re.compile(r"^```python(?: (\w+))?\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
+
+
+class Note(NamedTuple):
+    """What the lecturer's notes say of an exercise."""
+
+    text: str = ""
+    """for the instructor's edition"""
+    points: int = 1
+    hidden: str = ""
+    """a cell of checks that students do not see"""
+    mistakes: tuple[str, ...] = ()
+    """typical wrong answers, each of which begins with a comment: what its check says"""
+
+
+class Exercise(NamedTuple):
+    """An exercise of a notebook: the cells k (its answer), k + 1 (its check) and k + 2 (hint and solution)."""
+
+    k: int
+    name: str
+    solution: str
+    note: Note
+    mark: str
+    """its name in answers.json and in nbgrader, such as 01-my_step"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the students' and the instructors' edition of every notebook into a folder, and demos without exercises."""
+    given = command.parse("classroom", main, arguments, folder="FOLDER")
+    with command.ending("classroom"):
+        folder = command.folder_at(given["folder"], "FOLDER")
+        for path in sources():
+            for edition, make in (("student", student), ("instructor", instructor)):
+                write(make(path), folder / edition / path.name)
+            if any(control in path.read_text(encoding="utf-8") for control in CONTROLS):
+                write(demonstration(path), folder / "demos" / path.name)
+        print(f"{len(sources())} notebooks in {folder / 'student'} and {folder / 'instructor'}")
+
+
+def sources(folder: Path = NOTEBOOKS) -> list[Path]:
+    """Return the notebooks of the series."""
+    return sorted(folder.glob("[0-9]*.ipynb"))
+
+
+def write(notebook: NotebookNode, path: Path) -> None:
+    """Write a notebook, and make its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+
+
+def student(path: Path) -> NotebookNode:
+    """Return a notebook whose exercises wait for an answer: the hints are there, the solutions are not."""
+    notebook, found = _opened(path)
+    for one in found:
+        _mark(notebook, one, hidden=False)
+        behind = notebook.cells[one.k + 2]
+        behind.source = SOLUTION.sub("", behind.source)
+    return notebook
+
+
+def instructor(path: Path) -> NotebookNode:
+    """Return a notebook with answers, hidden tests and the lecturer's notes, in the form of nbgrader's sources."""
+    notebook, found = _opened(path)
+    for one in reversed(found):
+        _mark(notebook, one, hidden=True)
+        answer, check = notebook.cells[one.k : one.k + 2]
+        answer.source += f"\n### BEGIN SOLUTION\n{one.solution}### END SOLUTION"
+        answer.outputs, check.outputs = [], []
+        text = f"**For the instructor**, `{one.name}`: {one.note.text or 'there is no note in teach/exercises.md.'}"
+        notebook.cells.insert(one.k + 3, nbformat.v4.new_markdown_cell(text, id=f"note-{one.k}"))
+    return notebook
+
+
+def demonstration(path: Path) -> NotebookNode:
+    """Return a notebook without exercises, which a page without code cannot answer."""
+    notebook, found = _opened(path)
+    left_out = {k for one in found for k in range(one.k, one.k + 3)}
+    notebook.cells = [cell for k, cell in enumerate(notebook.cells) if k not in left_out]
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = before_exercise(cell.source)
+    notebook.cells = [cell for cell in notebook.cells if cell.source]
+    return notebook
+
+
+def before_exercise(text: str) -> str:
+    """Return what a text cell says before the first heading that speaks of an exercise."""
+    return re.split(r"^#+ .*[Ee]xercise", text, maxsplit=1, flags=re.MULTILINE)[0].strip()
+
+
+def answered(path: Path, answers: Mapping[str, str]) -> NotebookNode:
+    """Return the students' edition with these answers typed in, by the exercise's name."""
+    notebook = student(path)
+    for one in exercises(notebook, path, solved=False):
+        notebook.cells[one.k].source = answers.get(one.name, notebook.cells[one.k].source)
+    return notebook
+
+
+def exercises(notebook: NotebookNode, path: Path, solved: bool = True) -> list[Exercise]:
+    """Return the exercises that a notebook's tags mark. Raises ValueError where a part of one is missing."""
+    found, number, notes = [], path.stem[:2], read_notes()
+    for k, cell in enumerate(notebook.cells):
+        if "exercise" not in cell.metadata.get("tags", []):
+            continue
+        if "check" not in notebook.cells[k + 1].metadata.get("tags", []):
+            raise ValueError(f"{path.name}, cell {k}: the cell behind an exercise must be tagged `check`")
+        name = assigned_names(cell.source)[0]
+        folded = SOLUTION.search(notebook.cells[k + 2].source)
+        code = FENCE.search(folded[1]) if folded else None
+        if solved and code is None:
+            raise ValueError(f"{path.name}, {name}: no solution is folded away two cells behind the exercise")
+        note = notes.get((number, name), Note())
+        found.append(Exercise(k, name, code[2] if code else "", note, f"{number}-{name}"))
+    return found
+
+
+def read_notes(file: Path = NOTES) -> dict[tuple[str, str], Note]:
+    """Return the lecturer's notes by notebook and exercise: `## 01 my_step`, `2 points.`, and fences of code."""
+    notes = {}
+    for part in file.read_text(encoding="utf-8").split("\n## ")[1:]:
+        title, _, text = part.partition("\n")
+        number, name = title.split()
+        code: dict[str, list[str]] = {"hidden": [], "mistake": []}
+        for kind, source in FENCE.findall(text):
+            code[kind].append(source)
+        shown = FENCE.sub(lambda fence: "" if fence[1] == "hidden" else fence[0], text)
+        shown = re.sub(
+            r"^```python mistake\n# (.*)", r"A typical mistake, “\1”:\n\n```python", shown, flags=re.MULTILINE
+        )
+        points = re.search(r"(\d+) points?", text)
+        notes[number, name] = Note(
+            shown.strip(), int(points[1]) if points else 1, "".join(code["hidden"]), tuple(code["mistake"])
+        )
+    return notes
+
+
+def _opened(path: Path) -> tuple[NotebookNode, list[Exercise]]:
+    """A copy whose links still lead out of the folder, one level deeper; and its exercises."""
+    notebook = copy.deepcopy(nbformat.read(path, as_version=4))
+    found = exercises(notebook, path)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = cell.source.replace("](../", "](../../")
+    return notebook, found
+
+
+def _mark(notebook: NotebookNode, one: Exercise, hidden: bool) -> None:
+    """Give the cells of an exercise nbgrader's metadata, and its check a name under which points are recorded."""
+    answer, check = notebook.cells[one.k : one.k + 2]
+    check.source = named(check.source, one)
+    if hidden and one.note.hidden:
+        tests = named(one.note.hidden, one)
+        check.source += f"\n### BEGIN HIDDEN TESTS\n{tests}### END HIDDEN TESTS"
+    common = {"schema_version": 3, "task": False}
+    answer.metadata["nbgrader"] = common | {"grade": False, "solution": True, "locked": False, "grade_id": one.mark}
+    check.metadata["nbgrader"] = common | {
+        **{"grade": True, "solution": False, "locked": True},
+        **{"grade_id": f"{one.mark}-check", "points": one.note.points},
+    }
+
+
+def named(source: str, one: Exercise) -> str:
+    """Return a cell whose calls of `check` say which exercise they belong to."""
+    lines = source.splitlines(keepends=True)
+    for call in reversed(list(_checks(source))):
+        assert call.end_lineno and call.end_col_offset
+        row = call.end_lineno - 1
+        at = len(lines[row].encode()[: call.end_col_offset].decode()) - 1
+        head, tail = lines[row][:at], lines[row][at:]
+        before = "".join([*lines[:row], head]).rstrip()
+        words = f'exercise="{one.mark}", points={one.note.points}'
+        comma = "" if before.endswith(",") else ", "
+        lines[row] = f"{head}{comma}{words}{tail}" if head.strip() else f"{head}    {words},\n{head}{tail}"
+    return "".join(lines)
+
+
+def _checks(source: str) -> Iterator[ast.Call]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check":
+            yield node

@@ -1,0 +1,174 @@
+"""Grade a folder of hand-ins: `python -m rso_lib grade FOLDER`.
+
+Of a hand-in only the answers are taken, by the names that nbgrader's metadata give to their cells. All other cells are
+those of the instructors' edition, hidden tests among them. Each hand-in runs in a process and a folder of its own, with
+a time limit. An answer that attacks the checks themselves, such as an object that equals everything, is not found out.
+"""
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+
+from ..lab.checks import RIGHT
+from ..run import cli as command
+from . import editions
+from .editions import Exercise
+
+FILE = "grades.csv"
+
+
+@dataclass
+class Grading:
+    """How hand-ins are graded."""
+
+    limit: int = 600
+    """seconds that a hand-in may take"""
+    jobs: int = 1
+    """hand-ins that run at a time"""
+    notebooks: str = str(editions.NOTEBOOKS)
+    """folder of the notebooks that were handed out"""
+
+
+class Grade(NamedTuple):
+    """A line of grades.csv."""
+
+    hand_in: str
+    notebook: str
+    points: float
+    of: float
+    seconds: float
+    remarks: str
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Grade every notebook in a folder and the folders in it, and write FOLDER/grades.csv."""
+    given = command.parse("grade", main, arguments, Grading, folder="FOLDER")
+    with command.ending("grade"):
+        folder = command.folder_at(given.pop("folder"), "FOLDER")
+        setting = Grading(**given)
+        for name in ("limit", "jobs"):
+            command.check_whole(name, getattr(setting, name), least=1)
+        grades = grade(folder, setting)
+        if not grades:
+            raise ValueError(f"there is no notebook in {folder}")
+        with open(folder / FILE, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([Grade._fields, *grades])
+        for one in grades:
+            print(f"{one.hand_in:30} {one.points:g} of {one.of:g}  {one.remarks}")
+        print(f"{len(grades)} hand-ins in {folder / FILE}")
+
+
+def grade(folder: Path, setting: Grading) -> list[Grade]:
+    """Return the grade of every hand-in, in the order of their names."""
+    hand_ins = [path for path in sorted(folder.rglob("*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
+    with ThreadPoolExecutor(setting.jobs) as pool:
+        return list(pool.map(partial(grade_one, folder=folder, setting=setting), hand_ins))
+
+
+def grade_one(path: Path, folder: Path, setting: Grading) -> Grade:
+    """Return the grade of one hand-in, whatever is wrong with it."""
+    name, began = path.relative_to(folder).as_posix(), time.monotonic()
+    try:
+        answers = answers_of(path)
+        source = _source(answers, Path(setting.notebooks))
+    except Exception as error:  # a file of students may hold anything
+        return Grade(name, "", 0, 0, 0.0, f"cannot be read: {type(error).__name__}: {error}".splitlines()[0])
+    cells, asked = frame(source, answers)
+    ended = run_apart(cells, setting.limit)
+    points = sum(one.note.points for one in asked if ended.get(one.mark) == RIGHT)
+    lacking = ended.get("", "not reached")
+    remarks = [f"{one.name}: {ended.get(one.mark, lacking)}" for one in asked if ended.get(one.mark) != RIGHT]
+    total = sum(one.note.points for one in asked)
+    return Grade(name, source.stem, points, total, round(time.monotonic() - began, 1), " | ".join(remarks))
+
+
+def answers_of(path: Path) -> dict[str, str]:
+    """Return the sources of a hand-in's answer cells, by the exercise's mark."""
+    cells = nbformat.read(path, as_version=4).cells
+    marked = [(cell.metadata.get("nbgrader", {}), cell.source) for cell in cells if cell.cell_type == "code"]
+    return {about["grade_id"]: source for about, source in marked if about.get("solution")}
+
+
+def _source(answers: dict[str, str], notebooks: Path) -> Path:
+    """The notebook that was handed out. Raises ValueError where there is none, or no answer."""
+    number = next(iter(answers), "").partition("-")[0]
+    found = [path for path in editions.sources(notebooks) if path.stem.startswith(number)] if number else []
+    if not found:
+        raise ValueError("it has no answer cells of a students' edition")
+    return found[0]
+
+
+def frame(source: Path, answers: dict[str, str]) -> tuple[list[tuple[str, str]], list[Exercise]]:
+    """Return the cells to run, each with the exercise that it checks or "", and the exercises."""
+    notebook = editions.instructor(source)
+    asked = editions.exercises(editions.student(source), source, solved=False)
+    cells = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            mark = cell.metadata.get("nbgrader", {}).get("grade_id", "")
+            checked = mark.removesuffix("-check") if mark.endswith("-check") else ""
+            answer = answers.get(mark, "raise ValueError('the answer cell is missing')")
+            cells.append((checked, answer if mark and not checked else cell.source))
+        if "parameters" in cell.metadata.get("tags", []):
+            cells.append(("", 'out = "out"'))  # what the notebook writes stays in the hand-in's folder
+    last = max(k for k, (checked, _) in enumerate(cells) if checked)
+    return cells[: last + 1], asked
+
+
+def run_apart(cells: list[tuple[str, str]], limit: float) -> dict[str, str]:
+    """Return how each check ended, by its mark; and under "" why others did not, if the process was ended."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rso_lib.teach.sandbox"],
+            cwd=folder,
+            env=os.environ | _settings(folder),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        late = ""
+        try:
+            out, errors = process.communicate(json.dumps(cells), limit)
+        except subprocess.TimeoutExpired:
+            late = f"stopped after {limit:g} s"
+            _end(process)
+            out, errors = process.communicate()
+        _end(process)
+    ended = dict(json.loads(line) for line in out.splitlines() if line.endswith("]"))
+    last = (errors.strip().splitlines() or [""])[-1]
+    return ended | {"": late or f"the process ended with status {process.returncode} {last}".strip()}
+
+
+def _settings(folder: str) -> dict[str, str]:
+    project = str(editions.PROJECT)
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")])),
+        "RSO_STRICT": "1",
+        "MPLBACKEND": "agg",
+        **dict.fromkeys(("TMPDIR", "IPYTHONDIR", "MPLCONFIGDIR", "JUPYTER_RUNTIME_DIR"), folder),
+    }
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a process and what it has started."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
