@@ -99,7 +99,7 @@ def rso(
 
     Raises ValueError where the budget has not one image for each evaluation.
     """
-    evaluations = 3 * count_weights(net) * cycles
+    evaluations = len(settings.get("candidates", (0, 1, -1))) * count_weights(net) * cycles
     if budget < evaluations:
         raise ValueError(f"budget must be at least {evaluations:,} image-forwards for {cycles} cycles, not {budget:,}")
     batch = min(budget // evaluations, len(data.train))
@@ -290,9 +290,9 @@ LEAST_BATCH = 30
 """Cycles that would leave fewer images for an evaluation are not tried."""
 
 
-def settings_tried(method: str, budget: int, weights: int, batch_size: int) -> list[dict[str, Any]]:
+def settings_tried(entry: Entry, budget: int, weights: int, batch_size: int) -> list[dict[str, Any]]:
     """Return the settings of a method that are tried at a budget, for a net with so many weights."""
-    tried = METHODS[method].grid
-    if "cycles" not in tried[0]:
-        return [{"batch_size": batch_size, **one} for one in tried]
-    return [one for one in tried if one["cycles"] == 1 or one["cycles"] * 3 * weights * LEAST_BATCH <= budget]
+    if "cycles" not in entry.grid[0]:
+        return [{"batch_size": batch_size, **one} for one in entry.grid]
+    least = entry.grid[0]["cycles"]
+    return [one for one in entry.grid if one["cycles"] == least or one["cycles"] * 3 * weights * LEAST_BATCH <= budget]

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +30,11 @@ from ..run.files import Busy, alone, folder_at, make, replacing
 from ..run.provenance import facts, machine
 from ..settings import check_choice, check_whole, numbers
 from ..train import evaluate
+from .cheaper import IDEAS
 from .methods import METHODS, Method, Spent, settings_tried
 from .tables import standard_error
 
+KNOWN = {**METHODS, **IDEAS}
 ROWS = 16
 """Rows of a history at the most, at equal distances on a logarithmic axis from a hundredth of the budget on."""
 
@@ -114,7 +116,7 @@ class Entry(NamedTuple):
 
     @property
     def method(self) -> str:
-        """Return the name of the method in `METHODS`."""
+        """Return the name of the method in `KNOWN`."""
         return str(self.about["method"])
 
     @property
@@ -153,17 +155,17 @@ def read_entry(folder: Path) -> Entry:
 
 
 def read_board(board: str | Path) -> list[Entry]:
-    """Return the entries of a scoreboard that are finished, in the order of `METHODS`, the smallest budget first."""
+    """Return the entries of a scoreboard that are finished, in the order of `KNOWN`, the smallest budget first."""
     found = [read_entry(path.parent) for path in Path(board).glob("*/*/settings.json")]
-    return sorted((one for one in found if one.finished), key=lambda one: ([*METHODS].index(one.method), one.budget))
+    return sorted((one for one in found if one.finished), key=lambda one: ([*KNOWN].index(one.method), one.budget))
 
 
 @dataclass
 class Board:
     """What is compared."""
 
-    methods: str = ",".join(METHODS)
-    """separated by commas"""
+    methods: str = field(default=",".join(METHODS), metadata={"more": ",".join(IDEAS)})
+    """separated by commas; those by default, or ideas by which RSO may pay less:"""
     budgets: str = "300000,1000000"
     """image-forwards, separated by commas"""
     seeds: int = 3
@@ -192,7 +194,7 @@ def make_entry(
     options = dict(command.options_of(what.net, what.net_options)) if what.net_options else {}
     fresh = lambda seed: runs.build(what.net, data.shape, len(data.classes), seed, **options)  # noqa: E731
     if asked.tuned_at is None:
-        tried = settings_tried(method, budget, count_weights(fresh(0)), asked.batch_size)
+        tried = settings_tried(KNOWN[method], budget, count_weights(fresh(0)), asked.batch_size)
     else:
         tuned = read_entry(board / str(asked.tuned_at) / method)
         if not tuned.finished:
@@ -211,7 +213,7 @@ def make_entry(
         if not (path := folder / f"{name}.csv").exists():
             _note(folder, about, machine(device))
             net = fresh(seed).to(device)
-            made = play(METHODS[method].run, net, data, budget, seed, settings, progress=progress)
+            made = play(KNOWN[method].run, net, data, budget, seed, settings, progress=progress)
             with replacing(path) as part:
                 made.save(part)
         return History.load(path)
@@ -266,7 +268,7 @@ def tabulate(entries: Sequence[Entry]) -> pandas.DataFrame:
     """Return a row for each entry: method, budget, seeds, test accuracy in % with its standard error, settings."""
     rows = [
         {
-            "method": METHODS[one.method].label,
+            "method": KNOWN[one.method].label,
             "budget": one.budget,
             "seeds": len(one.histories),
             "accuracy": float(one.accuracies.mean()),
@@ -331,19 +333,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_whole("seeds", asked.seeds, least=1)
         methods, budgets = asked.methods.split(","), [int(one) for one in numbers("budgets", asked.budgets, float)]
         for method in methods:
-            check_choice("methods", method, METHODS)
+            check_choice("methods", method, KNOWN)
         runs.check_dataset(what.dataset)
         data = load(what.dataset, **place, seed=what.data_seed, val_size=what.val_size)
         for budget in budgets:
             for method in methods:
-                print(f"{METHODS[method].label}, {said(budget)} image-forwards", flush=True)
+                print(f"{KNOWN[method].label}, {said(budget)} image-forwards", flush=True)
                 with suppress(Busy):
                     make_entry(board, method, budget, asked, what, data)
-        write_page(board)
-
-
-def write_page(board: Path) -> None:
-    """Write the page of a scoreboard that has an entry."""
-    if entries := read_board(board):
-        with replacing(board / "README.md") as part:
-            part.write_text(page(entries, board.as_posix()))
+                if entries := read_board(board):
+                    with replacing(board / "README.md") as part:
+                        part.write_text(page(entries, board.as_posix()))
