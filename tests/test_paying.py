@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from rso_lib import RSO, Data, fit, load, models
 from rso_lib.history import History, Report
 from rso_lib.lab import cheaper, paying
 from rso_lib.lab.cheaper import EXPECTED, IDEAS
-from rso_lib.lab.scoreboard import play
+from rso_lib.lab.scoreboard import Entry, play
 from rso_lib.rules import RULES, Scores
 
 
@@ -108,6 +109,28 @@ def test_published_costs() -> None:
 
 
 # Ideas
+
+
+def entry(method: str, *accuracies: float) -> Entry:
+    ends = [History([replace(row(1, "", 1.0, 1), val_accuracy=0.5, test_accuracy=one)]) for one in accuracies]
+    about = {"method": method, "budget": 1000, "tried": [{"cycles": 4}]}
+    return Entry(Path("none"), about, ends[:1], ends[1:])
+
+
+def test_verdicts_compare_seed_by_seed() -> None:
+    rso = entry("rso", 0.6, 0.7, 0.8)
+    better, unclear = entry("rso_signs", 0.65, 0.74, 0.85), entry("rso_clear", 0.7, 0.6, 0.8)
+    table = paying.tabulate_ideas([rso, better, unclear, entry("rso_two", 0.5, 0.61, 0.7)], 1000)
+    assert table.difference.tolist() == pytest.approx([4.67, 0.0, -9.67], abs=0.01)
+    assert table.verdict.tolist() == ["pays", "no difference seen", "costs"]
+    assert paying.tabulate_ideas([rso], 1000).empty
+
+
+def test_the_board_is_drawn_with_its_frontier() -> None:
+    entries = [entry("rso", 0.6, 0.7), entry("spsa", 0.5, 0.52), entry("backprop", 0.9), entry("rso_two", 0.99)]
+    picture = paying.plot_board(entries, "mnist")
+    assert picture.alt.endswith("after 1 k image-forwards. RSO 65.0; SPSA (as MeZO) 51.0; backpropagation 90.0.")
+    assert [*picture.axes[0].lines[0].get_ydata()] == [65.0]
 
 
 @pytest.mark.parametrize("name", IDEAS)

@@ -14,9 +14,24 @@ from ..proposals import constant, generator, sigma
 from ..rules import Scores, choose
 from ..settings import RSO
 from ..train import evaluate, train
-from .figure import BLACK, BLUE, GREY, VERMILION, Picture, new_picture, set_log_ticks, style
+from .cheaper import EXPECTED, IDEAS
+from .figure import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    Picture,
+    new_picture,
+    set_log_ticks,
+    style,
+)
 from .methods import METHODS
 from .scoreboard import Entry, said, tabulate
+from .tables import standard_error
 
 # The law of the kept share
 
@@ -157,21 +172,43 @@ def tabulate_published() -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=["method", "images", "test accuracy (%)", "image-forwards", "source"])
 
 
+def tabulate_ideas(entries: Sequence[Entry], budget: int) -> pandas.DataFrame:
+    """Return what each idea was expected to bring, and how far it ends from RSO at a budget.
+
+    Columns: idea, expected, accuracy (in %), difference (in points, seed by seed), error (of its mean), and verdict:
+    whether the difference is more than twice its error.
+    """
+    at = {one.method: one.accuracies for one in entries if one.budget == budget}
+    rows = []
+    for name in filter(at.__contains__, IDEAS):
+        change, mean = at[name] - at["rso"], float(at[name].mean())
+        found, error = float(change.mean()), standard_error(change)
+        verdict = "no difference seen" if abs(found) <= 2 * error else "pays" if found > 0 else "costs"
+        row = {"idea": IDEAS[name].label, "expected": EXPECTED[name], "accuracy": mean}
+        rows.append({**row, "difference": found, "error": error, "verdict": verdict})
+    return pandas.DataFrame(rows)
+
+
+COLOURS = (BLUE, SKY, GREEN, ORANGE, PURPLE, VERMILION, "#8B4513", GREY, BLACK)
+LOOKS = dict(zip((one.label for one in METHODS.values()), zip("osv^D<>Ph", COLOURS, strict=True), strict=True))
+"""The mark and the colour of each method."""
+
+
 @style()
 def plot_board(entries: Sequence[Entry], published: str = "") -> Picture:
     """Draw test accuracy against image-forwards for each method, and the frontier of those without a gradient.
 
     published  the images whose published results are drawn beside them
     """
-    table = tabulate(entries)
+    table = tabulate([one for one in entries if one.method in METHODS])
     picture = new_picture(9.5, 4.6, right=3.4)
     axes = picture.subplots()
     searches = table[table.method != METHODS["backprop"].label]
     frontier = searches.groupby("budget").accuracy.max().cummax()
     axes.plot(frontier.index, frontier, color=GREY, linestyle="-", linewidth=7, alpha=0.4, label="frontier")
     texts = []
-    for mark, (method, rows) in zip("osv^D<>Ph", table.groupby("method", sort=False), strict=False):
-        colour = BLACK if method == METHODS["backprop"].label else None
+    for method, rows in table.groupby("method", sort=False):
+        mark, colour = LOOKS[str(method)]
         axes.errorbar(rows.budget, rows.accuracy, rows.error, marker=mark, capsize=3, color=colour, label=method)
         texts.append(f"{method} {', '.join(f'{one:.1f}' for one in rows.accuracy)}")
     for mark, (method, _, accuracy, cost, _) in zip("*Xdp8", [p for p in PUBLISHED if p[1] == published], strict=False):
@@ -216,13 +253,13 @@ def plot_law(measured: pandas.DataFrame) -> Picture:
 
 
 @style()
-def plot_noise(signals: Sequence[float], sigmas: Sequence[float]) -> Picture:
+def plot_noise(signals: Sequence[float], sigmas: Sequence[float], visits: int = 200_000) -> Picture:
     """Draw what a visit claims (left) and brings (right) against σ, for batches with more and less noise."""
     picture = new_picture(9, 3.6, wspace=0.3)
     left, right = picture.subplots(1, 2)
     texts = []
     for signal in signals:
-        rows = pandas.DataFrame([simulate_visits(signal, one) for one in sigmas])
+        rows = pandas.DataFrame([simulate_visits(signal, one, visits) for one in sigmas])
         label = f"{100 * signal:.0f} % signal"
         left.plot(sigmas, 100 * rows.claimed, label=label)
         [line] = right.plot(sigmas, 100 * rows.real, label=label)
