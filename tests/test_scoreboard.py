@@ -6,8 +6,10 @@ import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -90,8 +92,10 @@ def few(method: str) -> dict[str, Any]:
 
 @every_method
 def test_same_seed_same_bits(digits: Data, method: str) -> None:
+    """Of the method: the nets begin alike."""
+
     def made(seed: int) -> History:
-        return play(METHODS[method].run, fresh(digits, seed), digits, 10_000, seed, LEARNT[method] | few(method))
+        return play(METHODS[method].run, fresh(digits), digits, 10_000, seed, LEARNT[method] | few(method))
 
     first = made(1)
     assert same(first, made(1))
@@ -137,6 +141,31 @@ def test_centred_ranks() -> None:
     assert ranks.flatten().tolist() == pytest.approx([0, -0.5, 0.5, -0.3 + 0.1, 0.3, 0.1], abs=0.21)
     assert ranks.flatten().argsort().tolist() == [1, 3, 0, 5, 4, 2]
     assert ranks.sum() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_answer_of_cma_is_its_mean(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a member of its last generation; and a member whose loss is NaN is told as a bad one."""
+    told: list[float] = []
+
+    class Strategy:
+        popsize = 2
+
+        def __init__(self, start: np.ndarray, reach: float, options: dict[str, Any]):
+            self.mean = start + 1
+            assert reach == 0.1 and options["CMA_diagonal"] and len(options["CMA_stds"]) == len(start)
+
+        def ask(self) -> list[np.ndarray]:
+            return [self.mean - 1, np.nan * self.mean]
+
+        def tell(self, _: list[np.ndarray], losses: list[float]) -> None:
+            told.extend(losses)
+
+    monkeypatch.setattr(methods, "import_module", lambda _: SimpleNamespace(CMAEvolutionStrategy=Strategy))
+    net = fresh(digits)
+    before = nn.utils.parameters_to_vector(net.parameters()).detach().clone()
+    assert next(METHODS["cma_es"].run(net, digits, 500, 0, reach=0.1, batch_size=100)) == (200, 2)
+    torch.testing.assert_close(nn.utils.parameters_to_vector(net.parameters()).detach(), before + 1)
+    assert told[0] < 10 and told[1] == 1e9
 
 
 def test_a_missing_library_is_named(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,13 +70,13 @@ def _moved(net: nn.Module, data: Data, before: list[Tensor], after: list[Tensor]
 
 SAME = grid(cycles=[4, 8, 16], scale=[1.0, 0.5])
 IDEAS: Mapping[str, Entry] = {
-    "rso_signs": Entry("±σ in place of a normal Δ", partial(rso, distribution=signs), SAME),
-    "rso_parabola": Entry("the parabola's minimum", partial(rso, rule="parabola"), SAME),
-    "rso_shrunk": Entry("the parabola's minimum, shrunk by its noise", partial(rso, rule=shrunk), SAME),
-    "rso_clear": Entry("only clear gains", partial(rso, rule="clear"), SAME),
-    "rso_two": Entry("w and w + Δ only", partial(rso, candidates=(0.0, 1.0)), SAME),
-    "rso_mean": Entry("the mean of the last weights", averaged, SAME),
-    "rso_pattern": Entry("on along the cycle's move", pattern, SAME),
+    "rso_signs": Entry("RSO, ±σ in place of a normal Δ", partial(rso, distribution=signs), SAME),
+    "rso_parabola": Entry("RSO, the parabola's minimum", partial(rso, rule="parabola"), SAME),
+    "rso_shrunk": Entry("RSO, the parabola's minimum, shrunk by its noise", partial(rso, rule=shrunk), SAME),
+    "rso_clear": Entry("RSO, only clear gains", partial(rso, rule="clear"), SAME),
+    "rso_two": Entry("RSO, w and w + Δ only", partial(rso, candidates=(0.0, 1.0)), SAME),
+    "rso_mean": Entry("RSO, the mean of the last weights", averaged, SAME),
+    "rso_pattern": Entry("RSO, on along the cycle's move", pattern, SAME),
 }
 
 EXPECTED = {

@@ -181,7 +181,8 @@ def tabulate_ideas(entries: Sequence[Entry], budget: int) -> pandas.DataFrame:
     at = {one.method: one.accuracies for one in entries if one.budget == budget}
     rows = []
     for name in filter(at.__contains__, IDEAS):
-        change, mean = at[name] - at["rso"], float(at[name].mean())
+        seeds = min(len(at[name]), len(at["rso"]))
+        change, mean = at[name][:seeds] - at["rso"][:seeds], float(at[name].mean())
         found, error = float(change.mean()), standard_error(change)
         verdict = "no difference seen" if abs(found) <= 2 * error else "pays" if found > 0 else "costs"
         row = {"idea": IDEAS[name].label, "expected": EXPECTED[name], "accuracy": mean}

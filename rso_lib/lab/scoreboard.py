@@ -316,7 +316,7 @@ PAGE = """
 Test accuracy in % at the end of a budget of image-forwards, the mean over seeds with its standard error. The validation
 part chose the settings, with the seed 0; the test part was scored once, at the end of a run. An image of RSO counts as
 Algorithm 1 counts it, and one of backpropagation as three. `python -m rso_lib scoreboard` writes this page. Seconds are
-those of a machine that had other work, too.
+those of a machine that had other work, too. With `--tuned-at` a budget has the settings that a smaller one chose.
 """
 
 
