@@ -290,16 +290,16 @@ def page(entries: Sequence[Entry], board: str) -> str:
     for method, rows in table.groupby("method", sort=False):
         found = {row.budget: cell(row) for row in rows.itertuples()}
         lines.append(f"| {method} | {' | '.join(found.get(budget, '') for budget in budgets)} |")
-    columns = zip(table.method, table.budget, table.settings, table.seconds, strict=True)
-    chosen = [f"| {method} | {said(budget)} | {which} | {time:.0f} |" for method, budget, which, time in columns]
+    columns = zip(table.method, table.budget, table.seeds, table.settings, table.seconds, strict=True)
+    chosen = [f"| {one} | {said(budget)} | {n} | {which} | {time:.0f} |" for one, budget, n, which, time in columns]
     about = entries[0].about
     return "\n".join(
         [
             f"# Scoreboard: `{about['net']}` on `{about['dataset']}`\n",
             PAGE.strip() + "\n",
             *lines,
-            "\n| method | budget | settings | seconds of a run |",
-            "|---|---:|---|---:|",
+            "\n| method | budget | seeds | settings | seconds of a run |",
+            "|---|---:|---:|---|---:|",
             *chosen,
             "\n```",
             *(command_of(one, board) for one in entries),
