@@ -9,6 +9,7 @@ COMMANDS = {
     "train": ("run.cli", "begin a run in a folder, or go on with it"),
     "sgd": ("run.baseline", "the same nets by backpropagation, once or as a grid search"),
     "bench": ("lab.bench", "how long a step takes"),
+    "scoreboard": ("lab.scoreboard", "methods against each other, for the same images through the net"),
     "precision": ("lab.precision", "how many decisions of a run rounding changes"),
     "figures": ("lab.redraw", "draw pictures and write pages from results/"),
     "movie": ("lab.movie", "draw figures/step.gif, one step after another"),

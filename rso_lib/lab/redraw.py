@@ -12,8 +12,10 @@ from ..history import COLUMNS, History
 from ..run import cli as command
 from ..run.folder import build
 from .figure import BLACK, Picture, new_picture, set_log_ticks, style
+from .paying import plot_board
 from .pictures import COSTS, lay_out_weights, plot_kept_shares
 from .results import FIGURES, RESULTS, Result, experiment, fill, page, read_results
+from .scoreboard import read_board
 
 NOTEBOOKS = ("05_mnist", "08_cifar10", "09_where_the_gradient_is_zero")
 """Those that show what is in results/."""
@@ -117,7 +119,8 @@ def plot_first_filters(result: Result) -> Picture:
 def redraw(results: str | Path = RESULTS, figures: str | Path = FIGURES) -> list[Path]:
     """Draw the runs of a folder into a folder of figures, and return the paths of the pictures.
 
-    The paper's runs have a picture by their images, those of nets that have no gradient are in `no_gradient`.
+    The paper's runs have a picture by their images, those of nets that have no gradient are in `no_gradient`, and each
+    scoreboard has its own.
     """
     done = [result for result in read_results(results) if result.rows]
     found, pictures = [result for result in done if result.paper], {}
@@ -132,6 +135,9 @@ def redraw(results: str | Path = RESULTS, figures: str | Path = FIGURES) -> list
         if result.net:
             pictures[f"{result.name}_filters"] = plot_first_filters(result)
             pictures[f"{result.name}_kept"] = plot_kept_shares(result.history)
+    for board in sorted((Path(results) / "scoreboard").glob("*/README.md")):
+        images = board.parent.name
+        pictures[f"scoreboard_{images}"] = plot_board(read_board(board.parent), published=images)
     paths = {Path(figures) / f"{name}.png": picture for name, picture in pictures.items()}
     for path, picture in paths.items():
         picture.save(path)

@@ -1,0 +1,326 @@
+"""What a search pays, and what it gets for it: measurements and pictures of notebook 10."""
+
+import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+
+import pandas
+import torch
+from torch import Tensor, nn
+
+from ..data import Data
+from ..history import History, Report
+from ..proposals import constant, generator, sigma
+from ..rules import Scores, choose
+from ..settings import RSO
+from ..train import evaluate, train
+from .cheaper import EXPECTED, IDEAS
+from .figure import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    Picture,
+    new_picture,
+    set_log_ticks,
+    style,
+)
+from .methods import METHODS
+from .scoreboard import Entry, said, tabulate
+from .tables import standard_error
+
+# The law of the kept share
+
+
+def kept_share(ratio: float) -> float:
+    """Return the share of visits that keep w, given σ in units of s, the spread of where the batches see the minimum.
+
+    A step stays where the minimum is nearer than half of |Δ|: for Δ from N(0, σ) and minima from N(0, s) that has the
+    probability (2/π)·atan(σ / 2s).
+    """
+    return 2 / math.pi * math.atan(ratio / 2)
+
+
+def still(scores: Scores) -> Tensor:
+    """Keep w whatever the losses: a run by this rule measures, and leaves the net as it is."""
+    return torch.zeros_like(scores.losses[:, 0])
+
+
+def measure_kept(
+    net: nn.Module, data: Data, factors: Sequence[float], batch_size: int, seed: int = 0
+) -> pandas.DataFrame:
+    """Return how often w would be kept in each tensor of a net: layer, sigma, visits, kept.
+
+    factors  of the first σ; all of them meet the same batches, and the same Δ/σ
+    """
+    rows = []
+    for factor in factors:
+        schedule = lambda cycle, cycles, factor=factor: factor * constant(cycle, cycles)  # noqa: E731
+        settings = RSO(cycles=1, batch_size=batch_size, rule=still, schedule=schedule, seed=seed)
+        for item in train(deepcopy(net), data, settings, steps=True):
+            if not isinstance(item, Report):
+                scale = factor * sigma(net.get_parameter(item.layer))
+                rows.append({"layer": item.layer, "sigma": scale, "kept": int(choose(item.losses)) == 0})
+    found = pandas.DataFrame(rows).groupby(["layer", "sigma"], sort=False).kept.agg(["size", "mean"]).reset_index()
+    return found.rename(columns={"size": "visits", "mean": "kept"})
+
+
+def fit_spread(sigmas: Sequence[float], kept: Sequence[float]) -> float:
+    """Return s, the spread of the minima, which brings the law nearest to some measured shares."""
+    candidates = torch.logspace(-4, 2, 1201, dtype=torch.float64)
+    law = 2 / math.pi * (torch.tensor([*sigmas], dtype=torch.float64) / (2 * candidates[:, None])).atan()
+    return float(candidates[(law - torch.tensor([*kept], dtype=torch.float64)).square().sum(1).argmin()])
+
+
+def spread_by_cycle(history: History) -> pandas.DataFrame:
+    """Return what the law says of a run: cycle, layer, sigma, kept (a share), and spread, its s."""
+    rows = [
+        {"cycle": row.cycle, "layer": row.layer, "sigma": row.sigma, "kept": row.kept / row.steps}
+        for row in history.rows
+        if not row.is_cycle
+    ]
+    found = pandas.DataFrame(rows)
+    ratio = 2 * (math.pi / 2 * torch.tensor(found.kept.to_numpy())).tan()
+    return found.assign(spread=found.sigma / ratio.numpy())
+
+
+# Noise
+
+
+def simulate_visits(signal: float, sigma: float, visits: int = 200_000, seed: int = 0) -> dict[str, float]:
+    """Return what visits to weights with parabolas for losses do, where the batch sees slopes with noise.
+
+    signal  the share of the variance of the slopes that is real: 1 for a batch of all images
+    sigma   of Δ, in units of the spread of the minima that the batches see
+
+    kept is the share of visits that keep w; claimed and real are the mean falls of the loss that the batch sees and
+    that all images see, both as a share of what a step to the real minimum would bring.
+    """
+    rng = generator(seed)
+    real, noise, delta = torch.randn(3, visits, generator=rng, dtype=torch.float64)
+    real, noise, delta = real * math.sqrt(signal), noise * math.sqrt(1 - signal), delta * sigma
+    steps = torch.stack([torch.zeros_like(delta), delta, -delta])
+    choice = choose(fall(real + noise, steps))
+    step = steps.gather(0, choice[None])[0]
+    best = signal / 2
+    return {
+        "kept": float((choice == 0).double().mean()),
+        "claimed": float(-fall(real + noise, step).mean()) / best,
+        "real": float(-fall(real, step).mean()) / best,
+    }
+
+
+def fall(slope: Tensor, step: Tensor) -> Tensor:
+    """Return the change of a loss of bend 1 by a step."""
+    return slope * step + step**2 / 2
+
+
+def measure_claims(net: nn.Module, data: Data, settings: RSO) -> pandas.DataFrame:
+    """Train a net and return the winner's curse: cycle, layer, claimed, real for each sweep.
+
+    claimed  the sum over the visits of how much lower the winner's loss was than that of w, on the batch
+    real     the fall of the loss on all training images
+    """
+    rows, claimed, before = [], 0.0, evaluate(net, data.train)[0]
+    for item in train(net, data, settings, steps=True):
+        if not isinstance(item, Report):
+            claimed += float(item.losses[0] - item.losses[choose(item.losses)])
+        elif not item.is_cycle:
+            after = evaluate(net, data.train)[0]
+            rows.append({"cycle": item.cycle, "layer": item.layer, "claimed": claimed, "real": before - after})
+            claimed, before = 0.0, after
+    return pandas.DataFrame(rows)
+
+
+def gain_by_block(history: History) -> pandas.DataFrame:
+    """Return what each block of a net with batch norm brings in each cycle: cycle, block, gain, seconds.
+
+    gain  the fall of the loss between the last sweeps of the block before and of this one, which are short
+    """
+    rows, level, since, block_of = [], math.nan, 0.0, lambda row: row.layer.partition(".")[0]
+    sweeps = [row for row in history.rows if not row.is_cycle]
+    for row, following in zip(sweeps, [*sweeps[1:], None], strict=True):
+        if following is None or block_of(following) != block_of(row):
+            gain = {"gain": level - row.train_loss, "seconds": row.seconds - since}
+            rows.append({"cycle": row.cycle, "block": block_of(row), **gain})
+            level, since = row.train_loss, row.seconds
+    return pandas.DataFrame(rows)
+
+
+# The scoreboard
+
+PUBLISHED = (
+    ("RSO, 50 cycles", "mnist", 99.12, 50 * 3 * 12_016 * 5_000, "arXiv 2005.05955"),
+    ("CoCD, coordinate descent on stale slopes", "mnist", 95.48, 50 * 60_000 * 2 * 256, "arXiv 2605.14373"),
+    ("CMA-ES", "mnist", 98.1, 300 * 60_000 * 101, "D. Ha, A visual guide to evolution strategies, 2017"),
+    ("PEPG", "mnist", 98.0, 300 * 60_000 * 101, "the same"),
+    ("OpenAI-ES", "mnist", 96.2, 300 * 60_000 * 101, "the same"),
+    ("DeepZero, ResNet-20, with augmentation", "cifar10", 86.94, 68e9, "arXiv 2310.02025; the cost is our estimate"),
+    ("RSO, Depth-10, 500 cycles", "cifar10", 81.80, 500 * 3 * 57_104 * 5_000, "arXiv 2005.05955"),
+)
+"""What others report: method, images, test accuracy in %, image-forwards, source. Nobody reports image-forwards: these
+are epochs × images × evaluations of each, or steps × losses × batch. Each has a net of its own."""
+
+
+def tabulate_published() -> pandas.DataFrame:
+    """Return `PUBLISHED` as a table, with the cost in words."""
+    rows = [(method, images, accuracy, said(cost), source) for method, images, accuracy, cost, source in PUBLISHED]
+    return pandas.DataFrame(rows, columns=["method", "images", "test accuracy (%)", "image-forwards", "source"])
+
+
+def tabulate_ideas(entries: Sequence[Entry], budget: int) -> pandas.DataFrame:
+    """Return what each idea was expected to bring, and how far it ends from RSO at a budget.
+
+    Columns: idea, expected, accuracy (in %), difference (in points, seed by seed), error (of its mean), and verdict:
+    whether the difference is more than twice its error.
+    """
+    at = {one.method: one.accuracies for one in entries if one.budget == budget}
+    rows = []
+    for name in filter(at.__contains__, IDEAS):
+        seeds = min(len(at[name]), len(at["rso"]))
+        change, mean = at[name][:seeds] - at["rso"][:seeds], float(at[name].mean())
+        found, error = float(change.mean()), standard_error(change)
+        verdict = "no difference seen" if abs(found) <= 2 * error else "pays" if found > 0 else "costs"
+        row = {"idea": IDEAS[name].label, "expected": EXPECTED[name], "accuracy": mean}
+        rows.append({**row, "difference": found, "error": error, "verdict": verdict})
+    return pandas.DataFrame(rows)
+
+
+COLOURS = (BLUE, SKY, GREEN, ORANGE, PURPLE, VERMILION, "#8B4513", GREY, BLACK)
+LOOKS = dict(zip((one.label for one in METHODS.values()), zip("osv^D<>Ph", COLOURS, strict=True), strict=True))
+"""The mark and the colour of each method."""
+
+
+@style()
+def plot_board(entries: Sequence[Entry], published: str = "") -> Picture:
+    """Draw test accuracy against image-forwards for each method, and the frontier of those without a gradient.
+
+    published  the images whose published results are drawn beside them
+    """
+    table = tabulate([one for one in entries if one.method in METHODS])
+    picture = new_picture(9.5, 4.6, right=3.4)
+    axes = picture.subplots()
+    searches = table[table.method != METHODS["backprop"].label]
+    frontier = searches.groupby("budget").accuracy.max().cummax()
+    axes.plot(frontier.index, frontier, color=GREY, linestyle="-", linewidth=7, alpha=0.4, label="frontier")
+    texts = []
+    for method, rows in table.groupby("method", sort=False):
+        mark, colour = LOOKS[str(method)]
+        axes.errorbar(rows.budget, rows.accuracy, rows.error, marker=mark, capsize=3, color=colour, label=method)
+        texts.append(f"{method} {', '.join(f'{one:.1f}' for one in rows.accuracy)}")
+    for mark, (method, _, accuracy, cost, _) in zip("*Xdp8", [p for p in PUBLISHED if p[1] == published], strict=False):
+        axes.plot(cost, accuracy, mark, color=BLACK, markerfacecolor="none", markersize=9, label=f"reported: {method}")
+    axes.set(xlabel="image-forwards", ylabel="test accuracy (%)")
+    set_log_ticks(axes)
+    picture.legend(loc="center right", fontsize=9)
+    budgets = ", ".join(said(one) for one in sorted(table.budget.unique()))
+    picture.alt = f"Test accuracy in % after {budgets} image-forwards. {'; '.join(texts)}."
+    return picture
+
+
+# Pictures of the law and of noise
+
+
+MANY = 30
+"""Fewer visits say too little of a share."""
+
+
+@style()
+def plot_law(measured: pandas.DataFrame) -> Picture:
+    """Draw measured shares of kept weights (`measure_kept`) against σ/s, and the law; s is fitted for each layer."""
+    picture = new_picture(7.5, 3.6)
+    axes = picture.subplots()
+    ratios = torch.logspace(-2, 2, 100).tolist()
+    axes.plot(ratios, [100 * kept_share(one) for one in ratios], color=BLACK, linestyle="-", label="the law")
+    worst, texts = 0.0, []
+    many = measured[measured.visits >= MANY]
+    for mark, (layer, rows) in zip("osv^D", many.groupby("layer", sort=False), strict=False):
+        spread = fit_spread(rows.sigma.tolist(), rows.kept.tolist())
+        axes.plot(rows.sigma / spread, 100 * rows.kept, mark, markersize=7, label=f"{layer}, s = {spread:.2g}")
+        law = [kept_share(one / spread) for one in rows.sigma]
+        worst = max(worst, *(abs(a - b) for a, b in zip(law, rows.kept, strict=True)))
+        texts.append(f"{layer} with s = {spread:.2g}")
+    axes.set(xlabel="σ / s", ylabel="w is kept (%)", xscale="log", xlim=(0.01, 100), ylim=(0, 100))
+    axes.legend(fontsize=10)
+    picture.alt = (
+        f"The share of visits that keep w, against σ in units of s: {'; '.join(texts)}. The law is at most "
+        f"{100 * worst:.0f} points away."
+    )
+    return picture
+
+
+@style()
+def plot_noise(signals: Sequence[float], sigmas: Sequence[float], visits: int = 200_000) -> Picture:
+    """Draw what a visit claims (left) and brings (right) against σ, for batches with more and less noise."""
+    picture = new_picture(9, 3.6, wspace=0.3)
+    left, right = picture.subplots(1, 2)
+    texts = []
+    for signal in signals:
+        rows = pandas.DataFrame([simulate_visits(signal, one, visits) for one in sigmas])
+        label = f"{100 * signal:.0f} % signal"
+        left.plot(sigmas, 100 * rows.claimed, label=label)
+        [line] = right.plot(sigmas, 100 * rows.real, label=label)
+        best = int(rows.real.argmax())
+        right.plot(sigmas[best], 100 * rows.real[best], "o", color=line.get_color(), markersize=9)
+        at = f"σ = {sigmas[best]:.2g} s, where {rows.kept[best]:.0%} are kept"
+        texts.append(f"{label}: best at {at}, which brings {rows.real[best]:.0%}")
+    for axes, title in ((left, "what the batch claims"), (right, "what all images see")):
+        axes.axhline(0, color=BLACK, linewidth=1)
+        axes.set(xlabel="σ / s", xscale="log", title=title)
+    left.set_ylabel("of the best step's fall (%)")
+    right.set_ylim(-100, 70)
+    right.legend(fontsize=10)
+    picture.alt = f"The fall of the loss of a visit against σ. {'; '.join(texts)}."
+    return picture
+
+
+@style()
+def plot_claims(claims: Mapping[str, pandas.DataFrame]) -> Picture:
+    """Draw the fall of the loss in each cycle as the batches claimed it, and as it came (`measure_claims`)."""
+    picture = new_picture(9, 3.4, wspace=0.25)
+    panels = picture.subplots(1, len(claims), squeeze=False)[0]
+    texts = []
+    for axes, (title, frame) in zip(panels, claims.items(), strict=True):
+        sums = frame.groupby("cycle")[["claimed", "real"]].sum()
+        axes.axhline(0, color=BLACK, linewidth=1)
+        axes.plot(sums.index, sums.claimed, marker="o", color=VERMILION, label="claimed")
+        axes.plot(sums.index, sums.real, marker="s", color=BLUE, label="came")
+        axes.set(xlabel="cycle", title=title)
+        first, last = (sums.real / sums.claimed).iloc[[0, -1]]
+        texts.append(f"{title}: {first:.0%} of what was claimed came in the first cycle, {last:.0%} in the last")
+    panels[0].set_ylabel("fall of the loss (nats)")
+    panels[-1].legend()
+    picture.alt = f"The fall of the loss in each cycle, claimed and real. {'; '.join(texts)}."
+    return picture
+
+
+@style()
+def plot_gains(gains: pandas.DataFrame) -> Picture:
+    """Draw each block's share of the seconds and of the fall of the loss, in the first cycle and in the later ones."""
+    picture = new_picture(9, 3.6, wspace=0.25)
+    first = gains.cycle == gains.cycle.min()
+    texts = []
+    for axes, (title, rows) in zip(
+        picture.subplots(1, 2, sharey=True),
+        {"cycle 1": gains[first], "later cycles": gains[~first]}.items(),
+        strict=True,
+    ):
+        sums = rows.groupby("block", sort=False)[["seconds", "gain"]].sum()
+        shares = 100 * sums / sums.sum()
+        places = torch.arange(len(shares)).numpy()
+        axes.axhline(0, color=BLACK, linewidth=1)
+        axes.bar(places - 0.2, shares.seconds, 0.4, color=GREY, label="of the seconds")
+        axes.bar(places + 0.2, shares.gain, 0.4, color=BLUE, hatch="//", label="of the fall of the loss")
+        axes.set_xticks(places, shares.index, rotation=30)
+        axes.set(title=title)
+        each = ", ".join(f"{row.Index} {row.seconds:.0f} and {row.gain:.0f}" for row in shares.itertuples())
+        texts.append(f"{title}: {each}")
+        if axes.get_subplotspec().is_first_col():
+            axes.set_ylabel("share of the cycle (%)")
+            axes.legend(fontsize=10)
+    picture.alt = f"Shares of the seconds and of the fall of the loss in %, by block. {'; '.join(texts)}."
+    return picture

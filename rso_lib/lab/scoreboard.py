@@ -1,0 +1,346 @@
+"""The scoreboard: what methods reach on the same net and images for the same image-forwards; the command `scoreboard`.
+
+An entry is a method at a budget, in a folder BOARD/BUDGET/METHOD:
+
+    settings.json  what is trained, the settings that were tried and those that were chosen, and the machines
+    tried_K.csv    the history with the K-th of these settings and the seed 0
+    seed_S.csv     that with the chosen ones and another seed
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas
+import torch
+from torch import nn
+
+from ..data import Data, load
+from ..history import NAN, History, Report
+from ..models import count_weights
+from ..passes import calibrate
+from ..run import cli as command
+from ..run import folder as runs
+from ..run.files import Busy, alone, folder_at, make, replacing
+from ..run.provenance import facts, machine
+from ..settings import check_choice, check_whole, numbers
+from ..train import evaluate
+from .cheaper import IDEAS
+from .methods import METHODS, Method, Spent, settings_tried
+from .tables import standard_error
+
+KNOWN = {**METHODS, **IDEAS}
+ROWS = 16
+"""Rows of a history at the most, at equal distances on a logarithmic axis from a hundredth of the budget on."""
+
+
+def play(
+    method: Method,
+    net: nn.Module,
+    data: Data,
+    budget: int,
+    seed: int,
+    settings: Mapping[str, Any],
+    *,
+    progress: bool = True,
+) -> History:
+    """Train a net by a method and return its history, of which only the last row has a score of the test part.
+
+    In a row `cycle` counts the updates so far, and `steps` those since the last row. Scoring costs no image-forwards.
+    Raises ValueError where the budget has not one update.
+    """
+    from tqdm import tqdm
+
+    history, began, marks = History(), time.perf_counter(), np.geomspace(budget / 100, budget, ROWS)
+    before, updates, spent = Spent(0, 0), 0, Spent(0, 0)
+
+    def note() -> None:
+        done = sum(row.steps for row in history.rows)
+        history.append(_row(net, data, updates - done, updates, before, spent, time.perf_counter() - began))
+
+    with tqdm(total=budget, unit="image", unit_scale=True, disable=not progress, leave=False, mininterval=1) as bar:
+        for spent in method(net, data, budget, seed, **settings):
+            updates += 1
+            bar.update(spent.image_forwards - bar.n)
+            if spent.image_forwards >= marks[0]:
+                note()
+                before, marks = spent, np.append(marks[marks > spent.image_forwards], np.inf)
+    if not updates:
+        raise ValueError(f"budget must be larger: {budget:,} image-forwards are not one update with {dict(settings)}")
+    if spent != before:
+        note()
+    loss, accuracy = evaluate(net, data.test)
+    history.rows[-1] = replace(history.rows[-1], test_loss=loss, test_accuracy=accuracy)
+    return history
+
+
+def _row(net: nn.Module, data: Data, steps: int, updates: int, before: Spent, spent: Spent, seconds: float) -> Report:
+    """Score a net on the validation part."""
+    calibrate(net, data.train.images)
+    loss, accuracy = evaluate(net, data.val)
+    return Report(
+        cycle=updates,
+        layer="",
+        sigma=NAN,
+        steps=steps,
+        kept=0,
+        plus=0,
+        minus=0,
+        evaluations=spent.evaluations - before.evaluations,
+        image_forwards=spent.image_forwards - before.image_forwards,
+        val_loss=loss,
+        val_accuracy=accuracy,
+        seconds=seconds,
+    )
+
+
+# On disk
+
+
+class Entry(NamedTuple):
+    """A method at a budget, as its folder has it.
+
+    tried   the history of each of the settings that were tried
+    others  those of the other seeds, with the chosen settings
+    """
+
+    folder: Path
+    about: Mapping[str, Any]
+    tried: Sequence[History]
+    others: Sequence[History]
+
+    @property
+    def method(self) -> str:
+        """Return the name of the method in `KNOWN`."""
+        return str(self.about["method"])
+
+    @property
+    def budget(self) -> int:
+        """Return the image-forwards that it may spend."""
+        return int(self.about["budget"])
+
+    @property
+    def best(self) -> int:
+        """Return the number of the tried settings that end best on the validation part."""
+        return int(np.nanargmax([history.rows[-1].val_accuracy for history in self.tried]))
+
+    @property
+    def histories(self) -> list[History]:
+        """Return the runs with the chosen settings, one for each seed."""
+        return [self.tried[self.best], *self.others]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all settings have been tried."""
+        return len(self.tried) == len(self.about["tried"])
+
+    @property
+    def accuracies(self) -> torch.Tensor:
+        """Return the test accuracy at the end of the runs, in %."""
+        ends = [100 * history.rows[-1].test_accuracy for history in self.histories]
+        return torch.tensor(ends, dtype=torch.float64)
+
+
+def read_entry(folder: Path) -> Entry:
+    """Return what a folder holds of an entry, finished or not."""
+    about = json.loads((folder / "settings.json").read_text())
+    tried = [path for k in range(len(about["tried"])) if (path := folder / f"tried_{k}.csv").exists()]
+    others = sorted(folder.glob("seed_*.csv"))
+    return Entry(folder, about, [History.load(path) for path in tried], [History.load(path) for path in others])
+
+
+def read_board(board: str | Path) -> list[Entry]:
+    """Return the entries of a scoreboard that are finished, in the order of `KNOWN`, the smallest budget first."""
+    found = [read_entry(path.parent) for path in Path(board).glob("*/*/settings.json")]
+    return sorted((one for one in found if one.finished), key=lambda one: ([*KNOWN].index(one.method), one.budget))
+
+
+@dataclass
+class Board:
+    """What is compared."""
+
+    methods: str = field(default=",".join(METHODS), metadata={"more": ",".join(IDEAS)})
+    """separated by commas; those by default, or ideas by which RSO may pay less:"""
+    budgets: str = "300000,1000000"
+    """image-forwards, separated by commas"""
+    seeds: int = 3
+    """runs with the chosen settings: the seeds 0, 1 …"""
+    batch_size: int = 128
+    """images of an evaluation, where a method has none of its own, and no cycles that give it one"""
+    tuned_at: int | None = None
+    """a smaller budget, whose chosen settings are taken; else each budget has its settings tried"""
+
+
+def make_entry(
+    board: Path,
+    method: str,
+    budget: int,
+    asked: Board,
+    what: command.What,
+    data: Data,
+    *,
+    progress: bool = True,
+) -> Entry:
+    """Make an entry, or what is missing of it: a history that is there is not made again.
+
+    Raises ValueError where the folder has an entry of other settings or images, or where the smaller budget that gives
+    the settings has no entry; `Busy` where another process makes it.
+    """
+    options = dict(command.options_of(what.net, what.net_options)) if what.net_options else {}
+    fresh = lambda seed: runs.build(what.net, data.shape, len(data.classes), seed, **options)  # noqa: E731
+    if asked.tuned_at is None:
+        tried = settings_tried(KNOWN[method], budget, count_weights(fresh(0)), asked.batch_size)
+    else:
+        tuned = read_entry(board / str(asked.tuned_at) / method)
+        if not tuned.finished:
+            raise ValueError(f"{tuned.folder} has not tried all of its settings yet: make that entry first")
+        tried = [tuned.about["tried"][tuned.best]]
+    about = {
+        **{name: getattr(what, name) for name in ("dataset", "net", "net_options", "data_seed", "val_size")},
+        **{"method": method, "budget": budget, "batch_size": asked.batch_size, "tuned_at": asked.tuned_at},
+        **{"tried": tried, "data": facts(data)},
+    }
+    folder = board / str(budget) / method
+    make(folder)
+    device = data.train.images.device
+
+    def history(name: str, settings: Mapping[str, Any], seed: int) -> History:
+        if not (path := folder / f"{name}.csv").exists():
+            _note(folder, about, machine(device))
+            net = fresh(seed).to(device)
+            made = play(KNOWN[method].run, net, data, budget, seed, settings, progress=progress)
+            with replacing(path) as part:
+                made.save(part)
+        return History.load(path)
+
+    with alone(folder):
+        _check(folder, about)
+        entry = Entry(folder, about, [history(f"tried_{k}", one, 0) for k, one in enumerate(tried)], [])
+        others = [history(f"seed_{seed}", tried[entry.best], seed) for seed in range(1, asked.seeds)]
+        return entry._replace(others=others)
+
+
+def _check(folder: Path, about: Mapping[str, Any]) -> None:
+    """Raise ValueError where a folder holds an entry of other settings."""
+    if not (folder / "settings.json").exists():
+        return
+    there = {**json.loads((folder / "settings.json").read_text()), "machines": None}
+    if unlike := runs.differences(there, json.loads(json.dumps({**about, "machines": None}))):
+        raise ValueError(f"{folder} holds an entry of other settings or images; choose another folder:\n{unlike}")
+
+
+def _note(folder: Path, about: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Write the settings, and the machine that trains now, if it is another than the last one."""
+    path = folder / "settings.json"
+    machines = json.loads(path.read_text())["machines"] if path.exists() else []
+    with replacing(path) as part:
+        machines += [here] if machines[-1:] != [here] else []
+        part.write_text(json.dumps({**about, "machines": machines}, indent=2) + "\n")
+
+
+def command_of(entry: Entry, board: str) -> str:
+    """Return the command that makes an entry, or what is missing of it."""
+    about, words = entry.about, [f"python -m rso_lib scoreboard {board}"]
+    given = {name: about[name] for name in ("dataset", "net", "net_options", "data_seed", "val_size")}
+    given = {name: value for name, value in given.items() if value != getattr(command.What(), name)}
+    given |= {"methods": entry.method, "budgets": entry.budget, "seeds": len(entry.histories)}
+    given |= {name: about[name] for name in ("batch_size", "tuned_at") if about[name] != getattr(Board(), name)}
+    return " ".join([*words, *(f"--{name.replace('_', '-')} {value}" for name, value in given.items())])
+
+
+# Tables
+
+
+def said(budget: float) -> str:
+    """Return a number of image-forwards as a word, such as 300 k, 10 M or 1 G."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if budget >= size:
+            return f"{budget / size:g} {unit}"
+    return f"{budget:g}"
+
+
+def tabulate(entries: Sequence[Entry]) -> pandas.DataFrame:
+    """Return a row for each entry: method, budget, seeds, test accuracy in % with its standard error, settings."""
+    rows = [
+        {
+            "method": KNOWN[one.method].label,
+            "budget": one.budget,
+            "seeds": len(one.histories),
+            "accuracy": float(one.accuracies.mean()),
+            "error": standard_error(one.accuracies),
+            "seconds": float(np.mean([history.rows[-1].seconds for history in one.histories])),
+            "settings": ", ".join(f"{name}={value}" for name, value in one.about["tried"][one.best].items()),
+        }
+        for one in entries
+    ]
+    return pandas.DataFrame(rows)
+
+
+def page(entries: Sequence[Entry], board: str) -> str:
+    """Return the page of a scoreboard in Markdown: a table of test accuracies, the chosen settings, the commands."""
+    table = tabulate(entries)
+    budgets = sorted(table.budget.unique())
+    lines = [f"| method | {' | '.join(map(said, budgets))} |", "|---" + "|---:" * len(budgets) + "|"]
+    cell: Callable[[Any], str] = lambda row: f"{row.accuracy:.2f}{_error(row)}"  # noqa: E731
+    for method, rows in table.groupby("method", sort=False):
+        found = {row.budget: cell(row) for row in rows.itertuples()}
+        lines.append(f"| {method} | {' | '.join(found.get(budget, '') for budget in budgets)} |")
+    columns = zip(table.method, table.budget, table.seeds, table.settings, table.seconds, strict=True)
+    chosen = [f"| {one} | {said(budget)} | {n} | {which} | {time:.0f} |" for one, budget, n, which, time in columns]
+    about = entries[0].about
+    return "\n".join(
+        [
+            f"# Scoreboard: `{about['net']}` on `{about['dataset']}`\n",
+            PAGE.strip() + "\n",
+            *lines,
+            "\n| method | budget | seeds | settings | seconds of a run |",
+            "|---|---:|---:|---|---:|",
+            *chosen,
+            "\n```",
+            *(command_of(one, board) for one in entries),
+            "```\n",
+        ]
+    )
+
+
+def _error(row: Any) -> str:
+    return f" ± {row.error:.2f}" if row.seeds > 1 else " (one seed)"
+
+
+PAGE = """
+Test accuracy in % at the end of a budget of image-forwards, the mean over seeds with its standard error. The validation
+part chose the settings, with the seed 0; the test part was scored once, at the end of a run. An image of RSO counts as
+Algorithm 1 counts it, and one of backpropagation as three. `python -m rso_lib scoreboard` writes this page. Seconds are
+those of a machine that had other work, too. With `--tuned-at` a budget has the settings that a smaller one chose.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the entries of a scoreboard that are missing, and write its page, BOARD/README.md.
+
+    What is there is not made again, a stopped run begins anew, and several processes may share a board.
+    """
+    given = command.parse("scoreboard", main, arguments, command.What, Board, command.Place, folder="BOARD")
+    with command.ending("scoreboard"):
+        board, place = folder_at(given.pop("folder"), "BOARD"), command.take_place(given)
+        what = command.What(**{name: given.pop(name) for name in vars(command.What()) if name in given})
+        asked = Board(**given)
+        check_whole("seeds", asked.seeds, least=1)
+        methods, budgets = asked.methods.split(","), [int(one) for one in numbers("budgets", asked.budgets, float)]
+        for method in methods:
+            check_choice("methods", method, KNOWN)
+        runs.check_dataset(what.dataset)
+        data = load(what.dataset, **place, seed=what.data_seed, val_size=what.val_size)
+        for budget in budgets:
+            for method in methods:
+                print(f"{KNOWN[method].label}, {said(budget)} image-forwards", flush=True)
+                with suppress(Busy):
+                    make_entry(board, method, budget, asked, what, data)
+                if entries := read_board(board):
+                    with replacing(board / "README.md") as part:
+                        part.write_text(page(entries, board.as_posix()))
