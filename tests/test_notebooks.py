@@ -18,7 +18,7 @@ from rso_lib.lab.checks import assigned_names, verdict
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
-TEACHING = ("01", "02", "03", "04", "06", "07", "09")
+TEACHING = ("01", "02", "03", "04", "06", "07", "09", "10")
 BRIEF: dict[str, dict[str, object]] = {
     "02": {"seeds": 1, "cycles": 1, "tried": 20},
     "03": {"seeds": 2, "short": 1, "long": 2},
