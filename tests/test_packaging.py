@@ -38,7 +38,8 @@ def make(project: Path, folder: Path, *arguments: str) -> subprocess.CompletedPr
 
 
 def make_targets(project: Path) -> set[str]:
-    return set(re.findall(r"^([a-z-]+):", (project / "Makefile").read_text(), re.MULTILINE))
+    rules = re.findall(r"^([a-z -]+):", (project / "Makefile").read_text(), re.MULTILINE)
+    return {target for rule in rules for target in rule.split()}
 
 
 def test_import_is_lean(project: Path) -> None:
