@@ -140,7 +140,17 @@ def test_every_exercise_has_a_note() -> None:
     assert {(path.stem[:2], one.name) for path in SOURCES for one in of(path)} <= set(read_notes())
 
 
-@pytest.mark.parametrize("source", ["check(a, (b, 'c'))", "x = 1\ncheck(\n    a,\n    (b, 'Δ'),\n)\nwhat", "check(a)"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "check(a, (b, 'c'))",
+        "x = 1\ncheck(\n    a,\n    (b, 'Δ'),\n)\nwhat",
+        "check(a)",
+        "check(\n    a, (b, 'c')\n)",
+        "check(\n    (a)  # in brackets, and no comma\n)",
+        "check(\n    a,  # with a comma\n)",
+    ],
+)
 def test_a_check_gets_its_exercise(source: str) -> None:
     seen: list[dict[str, object]] = []
     names = dict.fromkeys(["a", "b", "what"], 0) | {"check": lambda *_, **named: seen.append(named)}

@@ -6,7 +6,9 @@ metadata: plain data that a notebook runs with where nbgrader is not installed; 
 
 import ast
 import copy
+import io
 import re
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +20,8 @@ from ..lab.checks import assigned_names
 from ..run import cli as command
 
 PROJECT = Path(__file__).resolve().parents[2]
+SILENT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE)
+"""Tokens that an argument may stand behind."""
 NOTEBOOKS, NOTES = PROJECT / "notebooks", PROJECT / "teach" / "exercises.md"
 CONTROLS = ("Explorer(", "LiveTrainer(")
 """What a notebook has that Voilà can move."""
@@ -185,17 +189,17 @@ def _mark(notebook: NotebookNode, one: Exercise, hidden: bool) -> None:
 
 def named(source: str, one: Exercise) -> str:
     """Return a cell whose calls of `check` say which exercise they belong to."""
-    lines = source.splitlines(keepends=True)
     for call in reversed(list(_checks(source))):
         assert call.end_lineno and call.end_col_offset
-        row = call.end_lineno - 1
-        at = len(lines[row].encode()[: call.end_col_offset].decode()) - 1
-        head, tail = lines[row][:at], lines[row][at:]
-        before = "".join([*lines[:row], head]).rstrip()
-        words = f'exercise="{one.mark}", points={one.note.points}'
-        comma = "" if before.endswith(",") else ", "
-        lines[row] = f"{head}{comma}{words}{tail}" if head.strip() else f"{head}    {words},\n{head}{tail}"
-    return "".join(lines)
+        lines = source.splitlines(keepends=True)
+        column = len(lines[call.end_lineno - 1].encode()[: call.end_col_offset].decode()) - 1
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        last = [t for t in tokens if t.type not in SILENT and t.end <= (call.end_lineno, column)][-1]
+        row, at = last.end[0] - 1, last.end[1]
+        comma = "" if last.string == "," else ","
+        lines[row] = f'{lines[row][:at]}{comma} exercise="{one.mark}", points={one.note.points}{lines[row][at:]}'
+        source = "".join(lines)
+    return source
 
 
 def _checks(source: str) -> Iterator[ast.Call]:
