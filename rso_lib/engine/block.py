@@ -79,9 +79,10 @@ def write(w: Weights, moves: Moves, choices: Tensor, on_grid: Mapping[str, Grid]
 class BlockScorer:
     """Score and commit steps in the block at a position of a net (in eval mode, calibrated).
 
-    plane   lines and columns of the cached input's planes
-    size    height and width of the convolution's output
-    cut     the block with the weights that the caches are due to
+    plane    lines and columns of the cached input's planes
+    size     height and width of the convolution's output
+    cut      the block with the weights that the caches are due to
+    returns  whether the order of visits comes back to a channel
     """
 
     cut: BlockStage
@@ -94,6 +95,7 @@ class BlockScorer:
             self.next if self.block.opens and isinstance(self.next, BlockStage) and self.next.block.closes else None
         )
         self.cache, self.strategy, self.loss = settings.cache, settings.strategy, loss
+        self.returns = settings.order != "output"
         self.fan_in = self.block.conv.weight[0].numel()
         self.folded = folded = folds(self.block)
         prepare = lambda x: planes(x, folded)  # noqa: E731  # not self, which would keep itself alive

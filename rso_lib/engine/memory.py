@@ -88,9 +88,9 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
 
     Per image: the shuffled copy, the searched layer's input and the open skip. At the weight level, unless
     settings.cache is "input" or settings.strategy "layer", also the next layer's response and the skip that the layer
-    opens, and in the sequential strategy what the convolution gives. Per image of a batch: `NORMED` or `PLAIN` tensors
-    of the largest activation, times the candidates that go through the net together, and one more for an input in half
-    precision, two where a step is joint.
+    opens, and in the sequential strategy what one row of the layer gives, or all rows where settings.order comes back
+    to them. Per image of a batch: `NORMED` or `PLAIN` tensors of the largest activation, times the candidates that go
+    through the net together, and one more for an input in half precision, two where a step is joint.
     Raises ValueError for a net that the engine does not know.
     """
     if reason := unlike(net):
@@ -107,7 +107,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
         row = pool2(flow.x[:, :1], block.pool) if folds(block) else flow.x[:, :1]
         states = [cut.response(entered), *([output.skip] if block.opens else [])]
         if settings.strategy == "sequential":
-            states += [row] * block.conv.out_channels
+            states += [row] * (1 if settings.order == "output" else block.conv.out_channels)
         input_size = 2 if half else image.element_size()
         size = sum(part.numel() for part in kept) * input_size
         if settings.cache != "input" and settings.strategy != "layer" and not jointly:

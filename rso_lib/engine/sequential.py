@@ -68,7 +68,7 @@ class SequentialScorer(BlockScorer):
             return []
         changed = [k for k, (now, seen) in enumerate(zip(self.versions, self.seen[batch], strict=True)) if now > seen]
         rows = [*(k for k in changed if k != row), row]
-        share = 3 / 4 if batch in self.known else 1 / 4  # measured: of what `respond` costs
+        share = 3 / 4 if self.returns and batch in self.known else 1 / 4  # measured: of what `respond` costs
         return rows if len(rows) <= max(1, int(len(self.versions) * share)) else []
 
     def score_at(self, moves: Moves, stale: int, places: Sequence[Index]) -> Scores:
@@ -106,21 +106,35 @@ class SequentialScorer(BlockScorer):
         compiled, weights, known = kernels.for_tensor(kernel), kernel.flatten(1), self.known.get(batch)
         if not isinstance(compiled, kernels.Kernels):
             return super().convolved(batch, kernel, rows, like)
-        if known is None:
+        asked = [*range(len(weights))] if rows is None else [*map(int, rows)]
+        if known and {*asked} <= {*known.rows}:
+            places = [known.rows.index(row) for row in asked]
+            now, j = like[0] if like else (len(asked) - 1, 0)
+            differences = weights - known.weights[places]
+            differ = differences.any(0)
+            differ[j] = True
+            x, where = self.inputs[batch].x.to(kernel.dtype), offsets(self.fan_in, *self.plane, self.folded)[differ]
+            likes = [(now, int(differ[:j].sum()))] * len(like)
+            made = compiled.rows_conv(x, differences[:, differ], where, self.size, likes, known.z, places)
+        else:
             made = super().convolved(batch, kernel, rows, like)
-            self.known[batch] = Known(weights.clone(), made.z.clone())
-            return made
-        places = [*range(len(weights))] if rows is None else [*map(int, rows)]
-        now, j = like[0] if like else (len(weights) - 1, 0)
-        differences = weights - known.weights[places]
-        differ = differences.any(0)
-        differ[j] = True
-        x, where = self.inputs[batch].x.to(kernel.dtype), offsets(self.fan_in, *self.plane, self.folded)[differ]
-        likes = [(now, int(differ[:j].sum()))] * len(like)
-        made = compiled.rows_conv(x, differences[:, differ], where, self.size, likes, known.z, places)
-        for k in range(now + 1 if rows is None else len(rows) - len(like)):  # not the variants
-            known.weights[places[k]], known.z[:, places[k]] = weights[k], made.z[:, k]
+        count = len(asked) - len(like)
+        self.keep(batch, asked[:count], weights[:count], made.z[:, :count])
         return made
+
+    def keep(self, batch: int, rows: list[int], weights: Tensor, z: Tensor) -> None:
+        """Keep outputs of the convolution, in the same memory each time: new pieces would riddle the heap."""
+        if not self.returns:
+            rows, weights, z = rows[-1:], weights[-1:], z[:, -1:]
+        if batch not in self.known:
+            self.known[batch] = Known([*rows], weights.clone(), z.clone(memory_format=torch.contiguous_format))
+            return
+        known = self.known[batch]
+        if not self.returns:
+            known.rows[:] = rows
+        for row, weight, output in zip(rows, weights, z.unbind(1), strict=True):
+            place = known.rows.index(row)
+            known.weights[place], known.z[:, place] = weight, output
 
     def remember(self, batch: int) -> None:
         """Note that the cache of a batch is due to the weights as they stand."""
@@ -152,8 +166,12 @@ def picked_rows(rows: Sequence[Index]) -> list[slice | Tensor]:
 
 
 class Known(NamedTuple):
-    """The output z [N, channels, H, W] of a convolution on a batch, and the weights [channels, fan in] it is due to."""
+    """Outputs z [N, channels, H, W] of a convolution on a batch, and the weights [channels, fan in] behind them.
 
+    rows  the channels: the one that was visited last, or all where the order of visits comes back to a channel
+    """
+
+    rows: list[int]
     weights: Tensor
     z: Tensor
 
