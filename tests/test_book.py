@@ -65,6 +65,11 @@ def offline(browser: Browser, url: str) -> Iterator[Page]:
     context.close()
 
 
+def written_in(path: Path) -> int:
+    """Pictures in the text of a notebook."""
+    return sum(cell.source.count("<img") for cell in nbformat.read(path, as_version=4).cells)
+
+
 def pictures_in(path: Path) -> int:
     cells = nbformat.read(path, as_version=4).cells
     shown = [output.get("data", {}).get("text/html", "") for cell in cells for output in cell.get("outputs", [])]
@@ -80,7 +85,7 @@ DRAWN = "() => [...document.querySelectorAll('math')].every(formula => formula.g
 def test_the_book_has_its_pictures_and_formulas(path: Path, pages: Path, browser: Browser) -> None:
     """Sliders' pictures too: notebook 01 ends with three panels."""
     with offline(browser, (pages / f"{path.stem}.html").as_uri()) as page:
-        assert page.evaluate(SEEN) == pictures_in(path)
+        assert page.evaluate(SEEN) == pictures_in(path) + written_in(path)
         assert page.get_by_text("$").count() == 0
         page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
         assert page.evaluate(DRAWN)

@@ -4,6 +4,8 @@ Sphinx and MyST-NB write the pages, with a search that runs in the browser. Form
 by themselves, so no page loads a script from elsewhere. A warning, such as a link that leads nowhere, is an error.
 """
 
+import base64
+import mimetypes
 import os
 import re
 import shutil
@@ -23,6 +25,7 @@ from ..run import cli as command
 from . import editions
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+PICTURE = re.compile(r'src="\.\./(figures/[^"]+)"')
 OUTWARD = re.compile(r"\[([^]]*)\]\(\.\./[^)]*\)")
 CONTENTS = """# RSO: a net trained without a gradient
 
@@ -101,10 +104,17 @@ def page(path: Path) -> NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = OUTWARD.sub(r"\1", cell.source)
+            cell.source = PICTURE.sub(embedded, OUTWARD.sub(r"\1", cell.source))
         for output in cell.get("outputs", []):
             output.get("data", {}).pop(WIDGET, None)
     return notebook
+
+
+def embedded(picture: re.Match[str]) -> str:
+    """Return the source of a picture in figures/ with the picture itself in it."""
+    file = editions.PROJECT / picture[1]
+    content = base64.b64encode(file.read_bytes()).decode()
+    return f'src="data:{mimetypes.guess_type(file.name)[0]};base64,{content}"'
 
 
 def mathml(formula: str, block: bool) -> str:
