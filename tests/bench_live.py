@@ -106,7 +106,7 @@ def main() -> None:
         with serve(LAB, Path(home), Path(folder)) as lab, chromium() as browser:
             for path in LIVE:
                 times = measure(browser, lab, path, options.screenshots)
-                notebooks[path.stem] = {what: summary(each) for what, each in times.items()}
+                notebooks[path.stem] = {what: summary(each) for what, each in times.items() if each}
                 print("\n".join(line(path.stem, what, row) for what, row in notebooks[path.stem].items()), flush=True)
             machine["browser"] = f"chromium {browser.version}"
     options.json.write_text(json.dumps({"machine": machine, "notebooks": notebooks}, indent=1) + "\n")
