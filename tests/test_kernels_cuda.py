@@ -153,6 +153,25 @@ def test_rows_conv_and_norm_changes(folded: bool, size: tuple[int, int], dtype: 
         close(changes, torch.stack([u[:, now, None] - u[:, was, None] for was, now in pairs]))
 
 
+def test_tensors_of_another_layout_are_refused() -> None:
+    """The kernels read memory in one order: they would read other numbers, without a word."""
+    run, z = CudaKernels(), random(4, 16, 6, 6, dtype=torch.float32)
+    norm, taps = (
+        (torch.ones(16).to(DEVICE), torch.zeros(16).to(DEVICE), 1e-5, "relu"),
+        random(3, 3, 16, 16, dtype=z.dtype),
+    )
+    fine, planes_of_one = channels_last(z), random(1, 4, 1, 6, 6, dtype=z.dtype)
+    for call in (
+        lambda: run.norm_conv(Preactivation(z), *norm, taps, 1, None),
+        lambda: run.norm_conv(Preactivation(fine), *norm, taps, 1, z),
+        lambda: run.norm_max(Preactivation(z), *norm),
+        lambda: run.add_channels(z, planes_of_one, taps[None, :, :, 0], 1),
+        lambda: run.side_by_side(z, planes_of_one, taps[None, :, :, 0], 1),
+    ):
+        with pytest.raises(ValueError, match="must be channels last"):
+            call()
+
+
 def test_they_compile_for_a_gpu() -> None:
     """Without one; in a process of its own, as Triton's interpreter takes the place of the compiler here."""
     code = """

@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .kernels import Preactivation
+from .kernels import Preactivation, last
 from .kernels_triton import (
     add_channels_kernel,
     affine_kernel,
@@ -72,7 +72,14 @@ class CudaKernels:
         out = torch.empty((images, channels, *size), dtype=x.dtype, device=x.device, memory_format=layout)
         pixels = size[0] * size[1]
         rows_conv_kernel[(triton.cdiv(images * pixels, BLOCK),)](
-            *(x, shifts, weights, on(x.device, [row for row, _ in like]), _taps(x.device, [j for _, j in like]), out),
+            *(
+                x.contiguous(),
+                shifts,
+                weights.contiguous(),
+                on(x.device, [row for row, _ in like]),
+                _taps(x.device, [j for _, j in like]),
+                out,
+            ),
             *(images, x[0].numel(), taps, rows, len(like), pixels, size[1], x.shape[3]),
             *(out.stride(0), out.stride(1), out.stride(3)),
             R=triton.next_power_of_2(rows),
@@ -95,7 +102,12 @@ class CudaKernels:
         out = z.z.new_empty((len(pairs), images, 1, height, width))
         pixels, many = height * width, 4 * BLOCK
         norm_changes_kernel[triton.cdiv(images * pixels, many), len(pairs)](
-            *(z.z, self.affine(z, scale, shift, eps), on(z.z.device, [row for pair in pairs for row in pair]), out),
+            *(
+                z.z.contiguous(),
+                self.affine(z, scale, shift, eps),
+                on(z.z.device, [row for pair in pairs for row in pair]),
+                out,
+            ),
             *(images, rows, pixels),
             ACTIVATION=activation,
             B=many,
@@ -111,7 +123,7 @@ class CudaKernels:
         planes  [channels, N, 1, H, W], contiguous
         taps    [channels, side, side, CO]
         """
-        out = torch.empty_like(base) if out is None else out
+        out = torch.empty_like(last(base)) if out is None else last(out)
         self._add_channels(base, planes, taps, out, stride, apart=False)
         return Preactivation(out)
 
@@ -127,7 +139,18 @@ class CudaKernels:
         channels, images, _, height, width = planes.shape
         _, outputs, lines, columns = base.shape
         add_channels_kernel[(triton.cdiv(images * lines * columns, BLOCK),)](
-            *(base, planes, taps, out, images, height, width, lines * columns, columns, channels),
+            *(
+                last(base),
+                planes.contiguous(),
+                taps.contiguous(),
+                out,
+                images,
+                height,
+                width,
+                lines * columns,
+                columns,
+                channels,
+            ),
             CO=outputs,
             SIDE=taps.shape[1],
             STRIDE=stride,
@@ -155,7 +178,8 @@ class CudaKernels:
         out = torch.empty((images, outputs, *size), dtype=z.dtype, device=z.device, memory_format=torch.channels_last)
         images, pixels = images // groups, size[0] * size[1]
         norm_conv_kernel[triton.cdiv(images * pixels, BLOCK), groups](
-            *(z, self.affine(before, scale, shift, eps), taps, base, out),
+            *(last(z), self.affine(before, scale, shift, eps), taps.contiguous()),
+            *(None if base is None else last(base), out),
             *(images, height, width, pixels, size[1]),
             CI=inputs,
             CO=outputs,
@@ -177,7 +201,7 @@ class CudaKernels:
         out = z.new_empty((images, channels))
         images, many = images // groups, 32
         norm_max_kernel[triton.cdiv(images, many), groups](
-            *(z, self.affine(before, scale, shift, eps), out, images, height * width),
+            *(last(z), self.affine(before, scale, shift, eps), out, images, height * width),
             C=channels,
             ACTIVATION=activation,
             B=many,

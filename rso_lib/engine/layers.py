@@ -138,7 +138,7 @@ class BlockStage:
     def response(self, x: Tensor, channels: slice | Tensor = slice(None)) -> Tensor:
         """Apply the linear map to x [N, C, H, W], or the part of it that some input channels contribute."""
         kernel = self.layout(self.kernel[:, channels])
-        return F.conv2d(self.layout(x), kernel, stride=self.stride, padding=1)
+        return self.layout(F.conv2d(self.layout(x), kernel, stride=self.stride, padding=1))  # a GPU may choose another
 
     def finish(self, z: Preactivation, skip: Tensor | None) -> Flow:
         """Return the block's output, given its preactivation and the skip before it."""
