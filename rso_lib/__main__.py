@@ -10,7 +10,6 @@ COMMANDS = {
     "sgd": ("run.baseline", "the same nets by backpropagation, once or as a grid search"),
     "bench": ("lab.bench", "how long a step takes"),
     "scoreboard": ("lab.scoreboard", "methods against each other, for the same images through the net"),
-    "precision": ("lab.precision", "how many decisions of a run rounding changes"),
     "figures": ("lab.redraw", "draw pictures and write pages from results/"),
     "movie": ("lab.movie", "draw figures/step.gif, one step after another"),
     "demo": ("lab.demo", "execute the first notebook"),

@@ -16,7 +16,7 @@ from .losses import Metric, accuracies, checked
 from .models import Net, grids, least_size
 from .passes import buffers_kept, mode
 from .proposals import noise
-from .settings import RSO, arithmetic, called
+from .settings import RSO, called, exact_products
 from .sweep import ALONE, Alone, Step
 
 
@@ -60,7 +60,7 @@ def check(
 
 
 @torch.no_grad()
-@arithmetic("float32")
+@exact_products()
 def check_fit(
     net: nn.Module, data: Data, batch_size: int, loss: Loss = cross_entropies, metric: Metric = accuracies
 ) -> None:

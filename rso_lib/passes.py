@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from .proposals import noise
-from .settings import arithmetic
+from .settings import exact_products
 
 CALIBRATION_IMAGES = 2000
 
 
 @torch.no_grad()
-@arithmetic("float32")
+@exact_products()
 def calibrate(net: nn.Module, images: Tensor) -> None:
     """Set the statistics that batch norm uses in eval mode: those of the first 2,000 training images."""
     norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]

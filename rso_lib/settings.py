@@ -24,13 +24,12 @@ LEVELS = ("weight", "layer", "network")
 DIRECTIONS = ("backward", "forward")
 STRATEGIES = ("sequential", "neuron", "layer")
 CACHES = ("full", "half", "input")
-PRECISIONS = ("float32", "tf32")
 Number = TypeVar("Number", int, float)
 MOST_CYCLES = 10**9
 JOINT_SIGMA = 0.1
 """Factor of σ when a whole layer or network is perturbed at once (section 4.2)."""
-ARITHMETIC = RLock()
-"""PyTorch has one arithmetic for all threads, so that they take turns."""
+ONE_AT_A_TIME = RLock()
+"""PyTorch rounds products alike in all threads, so that they take turns in `exact_products`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +81,6 @@ class RSO:
     """what the engine keeps for every slice: "full", all that saves work; "half", with the searched layer's input
     in float16; "input", that input only, which is all at the other levels. Less memory, slower steps; "half"
     rounds, so that close decisions can differ"""
-    precision: str = "float32"
-    """of products on a CUDA device: "float32", or "tf32", faster, with factors rounded to 10 bits, so that close
-    decisions can differ (`python -m rso_lib precision` counts them); scores are in float32"""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -108,7 +104,6 @@ class RSO:
         check_choice("direction", self.direction, DIRECTIONS)
         check_choice("strategy", self.strategy, STRATEGIES)
         check_choice("cache", self.cache, CACHES)
-        check_choice("precision", self.precision, PRECISIONS)
         if self.strategy != "sequential" and self.level != "weight":
             raise ValueError(f'strategy={self.strategy!r} needs level="weight", not {self.level!r}')
         check_number("weight_decay", self.weight_decay)
@@ -208,17 +203,17 @@ def called(function: Any) -> str:
 
 
 @contextmanager
-def arithmetic(precision: str) -> Iterator[None]:
-    """Let a CUDA device round the factors of a product to 10 bits ("tf32"), or not ("float32").
+def exact_products() -> Iterator[None]:
+    """Keep a CUDA device from rounding the factors of float32 products to 10 bits (TF32).
 
     Left alone, PyTorch rounds those of convolutions. Nothing changes on a CPU.
     """
     products = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]  # they are there
-    with ARITHMETIC:
+    with ONE_AT_A_TIME:
         before = [product.fp32_precision for product in products]
-        for product in products:
-            product.fp32_precision = "tf32" if precision == "tf32" else "ieee"
         try:
+            for product in products:
+                product.fp32_precision = "ieee"
             yield
         finally:
             for product, usual in zip(products, before, strict=True):

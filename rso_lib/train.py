@@ -22,7 +22,7 @@ from .losses import Metric, accuracies, checked
 from .models import Net, count_weights, searched
 from .passes import calibrate, mode
 from .proposals import generator, noise
-from .settings import RSO, arithmetic
+from .settings import RSO, exact_products
 from .sweep import ALONE, NOISE, SHUFFLE, Alone, Position, Step, Sweep, SweepResult, scales, steps_of
 
 WITHIN_A_BLOCK = (
@@ -104,7 +104,7 @@ def train(
     reports = _reports(net, data, settings, rows, begun, (loss, metric), world)
     while True:
         began = time.perf_counter()
-        with arithmetic(settings.precision):
+        with exact_products():
             item = next(reports, None)
         seconds += time.perf_counter() - began
         if item is None:
@@ -197,7 +197,7 @@ def shown(report: Report) -> dict[str, float]:
 
 
 @torch.no_grad()
-@arithmetic("float32")
+@exact_products()
 def evaluate(
     net: nn.Module, split: Split, loss: Loss = cross_entropies, metric: Metric = accuracies
 ) -> tuple[float, float]:

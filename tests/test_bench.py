@@ -220,16 +220,6 @@ def test_errors_of_the_command(
     assert says in capsys.readouterr().err
 
 
-def test_float32_is_not_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CUDA device PyTorch would round the factors of convolutions."""
-    products: list[str] = []
-    monkeypatch.setattr(bench, "bench", lambda *_: products.append(torch.backends.cudnn.conv.fp32_precision) or {})
-    for options in ([], ["--precision", "tf32"]):
-        monkeypatch.setattr(sys, "argv", ["bench", *options])
-        bench.main()
-    assert products == ["ieee", "tf32"]
-
-
 def test_the_report_follows_from_its_medians(report: tuple[dict[str, Any], str]) -> None:
     """A cycle as it can be recomputed from the layers in the file."""
     made, _ = report

@@ -19,9 +19,7 @@ from rso_lib.algorithm import Batches, algorithm_1, cross_entropy
 from rso_lib.data import Data, load
 from rso_lib.discrete import Grid, activate, moved
 from rso_lib.engine.block import BlockScorer
-from rso_lib.engine.sequential import SequentialScorer
 from rso_lib.known import unlike
-from rso_lib.lab import precision
 from rso_lib.models import Block, Flow, Head, Net, grids, initialise, size_in_bytes
 from rso_lib.passes import calibrate
 from rso_lib.run.nets import read_options
@@ -302,19 +300,6 @@ def step_before(net: Net, step: Step) -> Tensor:
     """The weight as it was before a step that moved it or not: binary weights change their sign."""
     now = net.get_parameter(step.layer).detach().view(-1)[step.index]
     return -now if step.choice else now
-
-
-def test_the_command_precision_moves_by_levels() -> None:
-    """With σ at a millionth, a weight of a net on a grid moves as far as ever."""
-    net, shape = discrete("flat", "relu", 3)
-    settings = RSO(cycles=1, batch_size=13, schedule=lambda cycle, cycles: 1e-6)
-    data, before = images(26, shape, dtype=torch.float32), SequentialScorer.score
-    losses: list[Tensor] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SequentialScorer, "score", lambda *args: (made := before(*args), losses.append(made.losses))[0])
-        list(precision.compare(net.float(), data, settings, 0, visits=5))
-    moves = torch.cat(losses)
-    assert (moves[:, 1:] - moves[:, :1]).abs().max() > 1e-3
 
 
 # Without the engine

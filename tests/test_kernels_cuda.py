@@ -183,7 +183,6 @@ from rso_lib.engine import kernels_triton as kernels
 POINTERS = dict.fromkeys(["z", "norm", "scale", "shift", "kernel", "base", "out", "planes", "x", "weights"], "*fp32")
 POINTERS |= dict.fromkeys(["shifts", "like", "changed", "pairs"], "*i64") | {"sums": "*fp64"}
 CHOSEN = dict(B=128, C=16, P=64, R=4, CI=16, CO=32, EPS=1e-5, STRIDE=2, SIDE=4, APART=True, ACTIVATION="sign")
-CHOSEN |= dict(PRECISION="ieee")
 for name, function in vars(kernels).items():
     if name.endswith("_kernel"):
         names = function.arg_names

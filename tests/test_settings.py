@@ -30,7 +30,6 @@ def test_defaults_are_the_papers() -> None:
         "weight_decay": 0.0,
         "seed": 0,
         "cache": "full",
-        "precision": "float32",
     }
 
 
@@ -77,7 +76,6 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"batch_size": "all"}, TypeError, "batch_size must be a whole number, not 'all'"),
     ({"first_batch": 0}, ValueError, "first_batch must be at least 1, not 0"),
     ({"first_batch": 9, "batch_size": 8}, ValueError, "first_batch must be at most batch_size, 8, not 9"),
-    ({"precision": "tf23"}, ValueError, "precision must be one of float32, tf32, not 'tf23'; did you mean 'tf32'?"),
     ({"seed": -1}, ValueError, "seed must be at least 0, not -1"),
     ({"seed": None}, TypeError, "seed must be a whole number, not None"),
     (

@@ -186,7 +186,6 @@ class CudaKernels:
             SIDE=side,
             STRIDE=stride,
             ACTIVATION=activation,
-            PRECISION=_precision(),
             B=BLOCK,
             **OPTIONS,
         )
@@ -224,9 +223,3 @@ def _taps(device: torch.device, taps: Sequence[int | Tensor]) -> Tensor:
     """Return taps on a device, each a number or a tensor [1]."""
     there = [tap for tap in taps if isinstance(tap, Tensor)]
     return torch.cat(there) if there else on(device, [int(tap) for tap in taps])
-
-
-def _precision() -> str:
-    """Return how Triton multiplies float32, as `settings.arithmetic` has set it for convolutions."""
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # it is there
-    return "tf32" if convolutions.fp32_precision == "tf32" else "ieee"

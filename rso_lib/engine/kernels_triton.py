@@ -73,7 +73,7 @@ def affine_kernel(
 def norm_conv_kernel(
     z, norm, kernel, base, out, images, height, width, pixels, columns,
     CI: tl.constexpr, CO: tl.constexpr, SIDE: tl.constexpr, STRIDE: tl.constexpr, ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr, B: tl.constexpr,
+    B: tl.constexpr,
 ):  # fmt: skip
     group = tl.program_id(1).to(tl.int64)
     m, ci, co = tl.program_id(0) * B + tl.arange(0, B), tl.arange(0, CI), tl.arange(0, CO)
@@ -91,7 +91,7 @@ def norm_conv_kernel(
         at = image[:, None] + (line * width + column)[:, None] * CI + ci[None, :]
         u = activate(tl.load(at, mask=there[:, None], other=0.0) * a[None, :] + b[None, :], ACTIVATION)
         weights = tl.load(kernel + (tap * CI + ci)[:, None] * CO + co[None, :])
-        acc = tl.dot(tl.where(there[:, None], u, 0.0), weights, acc, input_precision=PRECISION)
+        acc = tl.dot(tl.where(there[:, None], u, 0.0), weights, acc, input_precision="ieee")
     tl.store(out + place, acc, mask=within[:, None])
 
 

@@ -13,7 +13,7 @@ row of weights begins, so whole rows are timed; on a CUDA device whole sweeps, i
 Steps are medians of several rounds. With --slices only so many are built and visited, which takes less memory and time:
 the cache's time grows with the images, and the weights visited lie as far apart as they would on all slices; those
 between are changed, as if visited. Images are random: the time does not depend on them. All three run with the same
-allocator settings (`memory.keep_freed`). --precision tf32 lets a CUDA device round the factors of products.
+allocator settings (`memory.keep_freed`).
 """
 
 import json
@@ -47,7 +47,7 @@ from ..rules import argmin
 from ..run import cli as command
 from ..run.files import replacing
 from ..run.nets import NETS, read_options
-from ..settings import PRECISIONS, RSO, arithmetic, check_choice, check_whole
+from ..settings import RSO, check_choice, check_whole, exact_products
 from .bench_report import Timing, machine, operations, operations_per_step, summary, table
 
 SHAPES = {"one_conv": (1, 28, 28), "two_conv": (1, 28, 28), "mnist_net": (1, 28, 28)}
@@ -271,8 +271,6 @@ class Options:
     """timed rounds in every layer"""
     json: str | None = None
     """file for the figures"""
-    precision: str = field(default="float32", metadata={"more": " or ".join(PRECISIONS)})
-    """of products on a CUDA device:"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -284,10 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = Options(**command.parse("bench", main, arguments, Options))
     with command.ending("bench"):
         device, file = _checked(options)
-        with arithmetic(options.precision):
+        with exact_products():
             size = options.images, options.repeats, options.slices
             result = bench(options.net, options.batch, device, *size, options.net_options)
-        result["precision"] = options.precision
         if file:
             with replacing(file) as part:
                 part.write_text(json.dumps(result, indent=1) + "\n")
@@ -296,7 +293,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _checked(options: Options) -> tuple[torch.device, Path | None]:
     """Set the threads; return the device and the file. Raises ValueError for what would fail after the measuring."""
     check_choice("net", options.net, [*SHAPES, *CIFAR])
-    check_choice("precision", options.precision, PRECISIONS)
     for name in ("batch", "images", "slices", "repeats"):
         if (value := getattr(options, name)) is not None:
             check_whole(name, value, least=1)

@@ -20,7 +20,7 @@ from ..engine.module import ModuleScorer
 from ..models import count_weights, searched
 from ..proposals import generator, linear, sigma
 from ..run import sgd
-from ..settings import RSO, arithmetic
+from ..settings import RSO, exact_products
 from ..train import train
 
 SHUFFLE, DRAWS = 1, 2
@@ -55,7 +55,7 @@ class Losses:
         self.weights = [weight.detach() for weight in searched(net).values()]
 
     @torch.no_grad()
-    @arithmetic("float32")
+    @exact_products()
     def __call__(self, vector: Tensor) -> float:
         """Return the mean loss of the net with these weights on the batch whose turn it is."""
         self.write(vector)

@@ -30,6 +30,8 @@ Settings = dict[str, Any]
 WHAT = ("dataset", "net", "net_options", "data_seed", "val_size", "loss", "metric")
 NEWER = {"loss": "cross_entropy", "metric": "accuracy"}
 """What folders did not note once, and what it was."""
+FORMER = {"precision": "float32"}
+"""What folders noted once, and the only value that is left."""
 AS_IT_IS = "it stays as it is: move the folder away to begin the run anew, or choose another folder"
 
 
@@ -115,7 +117,7 @@ def plain_settings(settings: Mapping[str, Any]) -> Settings:
 
 def stored(settings: Mapping[str, Any]) -> Settings:
     """The settings of a file, with the net's options as they were understood."""
-    plain = plain_settings(settings)
+    plain = plain_settings({name: value for name, value in settings.items() if (name, value) not in FORMER.items()})
     return {**plain, "net_options": as_built(plain["net"], plain["net_options"])}
 
 

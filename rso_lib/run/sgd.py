@@ -19,7 +19,7 @@ from ..history import NAN, History, Report
 from ..losses import Metric, accuracies
 from ..models import grids
 from ..proposals import generator
-from ..settings import arithmetic, called, check_choice, check_number, check_whole
+from ..settings import called, check_choice, check_number, check_whole, exact_products
 from ..train import scores
 from .straight import StraightThrough
 
@@ -205,7 +205,7 @@ def ended(row: Report, epochs: int, settings: SGD) -> bool:
     return epochs == settings.epochs or reached or not math.isfinite(row.train_loss)
 
 
-@arithmetic("float32")
+@exact_products()
 def _epoch(net: nn.Module, optimiser: torch.optim.Optimizer, data: Data, settings: SGD, epoch: int, loss: Loss) -> int:
     """One pass over the training part in a random order. Returns the number of steps."""
     net.train()
