@@ -256,8 +256,8 @@ class Panel:
         return int(said[1].replace(",", "")) if said else 0
 
     def accuracy(self) -> float:
-        """The last test accuracy of the upper run, in %."""
-        return float(re.search(r"full updates: test accuracy ([\d.]+)%", self.says())[1])
+        """The last validation accuracy of the upper run, in %."""
+        return float(re.search(r"full updates: validation accuracy ([\d.]+)%", self.says())[1])
 
     def until(self, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + HANGS
@@ -277,7 +277,7 @@ class Panel:
         self.press("Reset", until="Ready")
 
     def learn(self) -> None:
-        """Press Start, and wait until the test accuracy is above 90 %, from chance."""
+        """Press Start, and wait until the validation accuracy is above 90 %, from chance."""
         assert self.accuracy() < 25
         self.press("Start", until="Running")
         self.until(lambda: self.accuracy() > 90)

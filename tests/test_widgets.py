@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from rso_lib import RSO, Data, History, load, train
+from rso_lib.data import Split
 from rso_lib.lab import figure, pictures, worker
 from rso_lib.lab import live as live_module
 from rso_lib.lab import panel as panel_module
@@ -457,7 +458,7 @@ def test_sgd(data: Data) -> None:
     assert (run.updates, run.state, run.settings.rate) == (0, READY, 0.05)
     finish(run)
     assert run.updates == 30
-    assert run.curve[-1].test_accuracy == run.history.last.test_accuracy > 0.5
+    assert run.curve[-1].accuracy == run.history.last.val_accuracy > 0.5
 
 
 # What is shown.
@@ -605,7 +606,21 @@ def test_text_says_what_the_step_did(data: Data) -> None:
     assert f"Losses {losses[0]} for w, {losses[1]} for w + Δ, {losses[2]} for w − Δ" in text
     won = ["w", "w + Δ", "w − Δ"][int(step.losses.argmin())]
     assert f" {won} wins." in text
-    assert f"test accuracy {trainer.run.curve[-1].test_accuracy:.1%}" in alt(trainer.screen.value)
+    assert f"validation accuracy {trainer.run.curve[-1].accuracy:.1%}" in alt(trainer.screen.value)
+
+
+def test_knobs_are_not_turned_by_the_test_part(data: Data) -> None:
+    """The curves are those of the validation part, unless there is none; axes and words say which."""
+    for part, given in (("val", data), ("test", replace(data, val=Split(data.val.images[:0], data.val.labels[:0])))):
+        trainer = LiveTrainer(small_net, given, SETTINGS)
+        finish(trainer.run)
+        last, name = trainer.run.history.last, {"val": "validation", "test": "test"}[part]
+        assert trainer.run.curve[-1].accuracy == getattr(last, f"{part}_accuracy")
+        assert trainer.run.curve[-1].loss == getattr(last, f"{part}_loss")
+        assert trainer.curves.axes[0].get_ylabel() == f"{name} accuracy (%)"
+        assert {name, "batches"} == {*trainer.curves.lines[1]}
+        words = trainer.numbers.value + trainer.status.value
+        assert f"{name} accuracy" in words.lower() and f"{name} loss" in words
 
 
 def test_text_names_other_candidates(data: Data) -> None:
@@ -657,14 +672,14 @@ def test_race(data: Data) -> None:
     for trainer in race.trainers:
         until(trainer.run, lambda run: run.state == FINISHED)
         settle(trainer.run)
-    for axes, score in zip(race.curves.lines, ("test_accuracy", "test_loss"), strict=True):
+    for axes, score in zip(race.curves.lines, ("accuracy", "loss"), strict=True):
         for trainer in race.trainers:
             assert list(axes[trainer.title].get_ydata()) == [getattr(s, score) for s in trainer.run.curve]
     race.against.value = "image_forwards"
     settle(race.trainers[0].run)
     assert race.curves.lines[0]["batch 256"].get_xdata()[-1] == 2 * 112 * 3 * 256
     for title, trainer in zip(make, race.trainers, strict=True):
-        assert f"{title}: After 2.00 full updates: test accuracy" in alt(race.screen.value)
+        assert f"{title}: After 2.00 full updates: validation accuracy" in alt(race.screen.value)
         assert trainer.run.updates == 2
 
 

@@ -27,7 +27,7 @@ from .worker import RUNNING
 READY, PAUSED, STOPPED, FINISHED, FAILED = "ready", "paused", "stopped", "finished", "failed"
 
 SCORED_IMAGES = 2000
-"""Test images behind a point of the curves, at most: a command waits while they are scored."""
+"""Images behind a point of the curves, at most: a command waits while they are scored."""
 SCORE_SECONDS, SHOW_SECONDS = 0.5, 0.1
 """The least time between two scores, and between two pictures."""
 TURN_SECONDS = 0.02
@@ -45,23 +45,23 @@ class Score(NamedTuple):
     image_forwards   images that Algorithm 1 has sent through the net
     seconds          of training, without scores and pictures
     batch_loss       mean loss of the winners since the last score, each on its own batch; NaN if there were none
-    test_loss, test_accuracy   on the first 2,000 images of the test part; the accuracy is the mean of the metric
+    loss, accuracy   on the first 2,000 images of `LiveRun.part`; the accuracy is the mean of the metric
     """
 
     updates: float
     image_forwards: int
     seconds: float
     batch_loss: float
-    test_loss: float
-    test_accuracy: float
+    loss: float
+    accuracy: float
 
 
 class LiveRun:
     """A run that takes commands between two steps.
 
-    net     a name in `models`, "module:function", or a callable that makes a fresh net
-    show    is called with the run after every command, and at most ten times a second while it runs
-    scored  loss and metric, as in `train`
+    net        a name in `models`, "module:function", or a callable that makes a fresh net
+    show       is called with the run after every command, and at most ten times a second while it runs
+    scored_by  loss and metric, as in `train`
 
     One thread, the `worker`, trains all live runs, in turns, and all that changes a run happens there: commands wait
     in a queue, and the thread takes them one by one behind the step that is under way. So nothing needs a lock,
@@ -78,11 +78,13 @@ class LiveRun:
         data: Data,
         settings: Any,
         show: Callable[["LiveRun"], None] = lambda run: None,
-        **scored: Any,
+        **scored_by: Any,
     ):
         function_of("net", net, runs.NETS)
-        self.make_net, self.data, self.settings, self.show, self.scored_by = net, data, settings, show, scored
-        self.scored = Split(data.test.images[:SCORED_IMAGES], data.test.labels[:SCORED_IMAGES])
+        self.make_net, self.data, self.settings, self.show, self.scored_by = net, data, settings, show, scored_by
+        self.part = "validation" if len(data.val) else "test"  # nobody should turn knobs by the test part
+        scored = data.val if len(data.val) else data.test
+        self.scored = Split(scored.images[:SCORED_IMAGES], scored.labels[:SCORED_IMAGES])
         worker.ask(self.join)
 
     # Commands, for any thread
@@ -309,10 +311,10 @@ class LiveRun:
     def score(self) -> None:
         """Add a point to the curves. Only batch norm's running statistics change, and no step reads them."""
         calibrate(self.net, self.data.train.images)
-        test_loss, test_accuracy = evaluate(self.net, self.scored, **self.scored_by)
+        loss, accuracy = evaluate(self.net, self.scored, **self.scored_by)
         batch_loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
         self.losses.clear()
-        self.curve.append(Score(self.updates, self.image_forwards, self.seconds, batch_loss, test_loss, test_accuracy))
+        self.curve.append(Score(self.updates, self.image_forwards, self.seconds, batch_loss, loss, accuracy))
 
 
 class LiveSGD(LiveRun):

@@ -36,7 +36,8 @@ class Curves:
     def __init__(self, accuracy: Mapping[str, str], loss: Mapping[str, str], run: LiveRun):
         """run  one of those that are drawn, whose metric and loss name the axes"""
         self.drawn: tuple[object, ...] = ()
-        self.metric, self.unit = metric_of(run), unit_of(run)
+        self.metric, self.unit = f"{run.part} {metric_of(run)}", unit_of(run)
+        self.is_share = metric_of(run) == "accuracy"
         with style():
             self.figure = Figure(figsize=(WIDTH / 100, 2.5), dpi=DPI)
             self.canvas = FigureCanvasAgg(self.figure)
@@ -68,9 +69,9 @@ class Curves:
             return
         with style():
             left, right = self.axes
-            left.set(xlim=(0, end), ylim=left_limits, xlabel=against, ylabel=f"test {self.metric}")
-            if self.metric == "accuracy":
-                left.set_ylabel("test accuracy (%)")
+            left.set(xlim=(0, end), ylim=left_limits, xlabel=against, ylabel=self.metric)
+            if self.is_share:
+                left.set_ylabel(f"{self.metric} (%)")
                 left.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
             right.set(xlim=(0, end), yscale="log" if log else "linear", xlabel=against, ylabel=f"loss{self.unit}")
             for axes in self.axes:
@@ -165,7 +166,7 @@ def describe_score(run: LiveRun) -> str:
     """Return the last score in words."""
     score = run.curve[-1]
     batches = "" if math.isnan(score.batch_loss) else f", loss on batches {score.batch_loss:.3f}"
-    return f"After {score.updates:.2f} full updates: {_measured(run)}test loss {score.test_loss:.3f}{batches}."
+    return f"After {score.updates:.2f} full updates: {_measured(run)}{run.part} loss {score.loss:.3f}{batches}."
 
 
 def metric_of(run: LiveRun) -> str:
@@ -181,16 +182,16 @@ def unit_of(run: LiveRun) -> str:
 
 def _measured(run: LiveRun) -> str:
     """Return the last mean of the metric in words, with a comma behind it; nothing where it is NaN."""
-    value = run.curve[-1].test_accuracy
+    value = run.curve[-1].accuracy
     said = f"{value:.1%}" if metric_of(run) == "accuracy" else f"{value:.4g}"
-    return "" if math.isnan(value) else f"test {metric_of(run)} {said}, "
+    return "" if math.isnan(value) else f"{run.part} {metric_of(run)} {said}, "
 
 
 def describe_state(run: LiveRun) -> str:
     """Return the state, and what can be done. It changes with the cycle only: screen readers read out each change."""
     last, now = (run.settings.epochs, "epoch") if isinstance(run, LiveSGD) else (run.settings.cycles, "cycle")
     at = f"{now} {min(len(run.history.cycles.rows) + 1, last)} of {last}"
-    measured = _measured(run) or f"test loss {run.curve[-1].test_loss:.3f}, "
+    measured = _measured(run) or f"{run.part} loss {run.curve[-1].loss:.3f}, "
     accuracy = f"{measured[0].upper()}{measured[1:-2]}."
     says = {
         READY: "Ready: press Start.",

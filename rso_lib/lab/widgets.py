@@ -82,7 +82,7 @@ class LiveTrainer(Panel):
         self.log_axis = widgets.Checkbox(False, description="log axis for the loss", indent=False)
         self.status, self.tiles, self.winners, self.numbers = Text(), Screen(), widgets.HTML(), Text()
         self.status.add_class("rso-status")
-        losses = {"test part": BLUE, "batches": VERMILION}
+        losses = {self.run.part: BLUE, "batches": VERMILION}
         self.curves, self.screen = Curves({self.title: BLUE}, losses, self.run), Screen()
         self.drawn: tuple[object, ...] = ()
         self.draw: Callable[[], None] = self.draw_curves
@@ -131,8 +131,8 @@ class LiveTrainer(Panel):
 
     def draw_curves(self) -> None:
         """Draw the curves of this run; a race draws those of all instead."""
-        run, accuracy = self.run, {self.title: curve_of(self.run, "updates", "test_accuracy")}
-        loss = {"test part": curve_of(run, "updates", "test_loss"), "batches": curve_of(run, "updates", "batch_loss")}
+        run, accuracy = self.run, {self.title: curve_of(self.run, "updates", "accuracy")}
+        loss = {run.part: curve_of(run, "updates", "loss"), "batches": curve_of(run, "updates", "batch_loss")}
         png = self.curves.png(accuracy, loss, "full updates", self.log_axis.value)
         self.screen.draw(png, describe_score(run))
 
@@ -186,7 +186,7 @@ class Race(Panel):
         runs = {trainer.title: trainer.run for trainer in self.trainers}
         accuracy, loss = (
             {title: curve_of(run, self.against.value, score) for title, run in runs.items()}
-            for score in ("test_accuracy", "test_loss")
+            for score in ("accuracy", "loss")
         )
         png = self.curves.png(accuracy, loss, self.against.label, self.log_axis.value)
         self.screen.draw(png, " ".join(f"{title}: {describe_score(run)}" for title, run in runs.items()))
