@@ -14,12 +14,26 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import nbformat
+from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, TimeoutError, sync_playwright
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 LIVE = [path for path in sorted(FOLDER.glob("[0-9]*.ipynb")) if "LiveTrainer" in path.read_text(encoding="utf-8")]
 SHORT = {"cycles": 2, "seeds": 2, "tried": 10, "out": '"out"'}
 """Parameters of the copies that are opened."""
+PANELS = "panels.ipynb"
+"""A notebook of the two kinds of panels and nothing else, for what does not depend on the notebook."""
+CELLS = (
+    "import ipywidgets\n\nfrom rso_lib import load\nfrom rso_lib.lab.figure import new_picture\n"
+    "from rso_lib.lab.widgets import Explorer, LiveTrainer",
+    "def draw(power, sign):\n"
+    "    picture = new_picture(4, 2)\n"
+    "    picture.subplots().plot([sign * k**power for k in range(10)])\n"
+    "    return picture\n\n\n"
+    'menu = ipywidgets.Dropdown(options=[1, -1], description="sign")\n'
+    'Explorer(draw, power=ipywidgets.IntSlider(1, max=3, description="power"), sign=menu)',
+    'LiveTrainer("one_conv", load("digits"))',
+)
 HANGS = 600
 """Seconds that nothing here takes, however busy the machine is: what waits for longer never ends."""
 
@@ -99,7 +113,8 @@ def chromium() -> Iterator[Browser]:
 
 
 def copy_notebooks(folder: Path) -> None:
-    """Fill a folder with the notebooks, with parameters for short runs."""
+    """Fill a folder with the notebooks, with parameters for short runs, and with `PANELS`."""
+    nbformat.write(new_notebook(cells=[new_code_cell(source) for source in CELLS]), folder / PANELS)
     for path in FOLDER.glob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
         for cell in notebook.cells:

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("playwright", reason="the browser tests need Playwright: pip install playwright")
 
-from browser import LAB, LIVE, Panel, Visit, chromium, copy_notebooks, find_chromium, free_port, serve
+from browser import LAB, LIVE, PANELS, Panel, Visit, chromium, copy_notebooks, find_chromium, free_port, serve
 from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no chromium: install it, or let CHROMIUM name one")
@@ -103,7 +103,7 @@ def make_one_step(panel: Panel) -> None:
 
 
 def test_notebook_7(lab: str, browser: Browser) -> None:
-    with Visit.to(browser, lab, "notebooks/02_batch_size_and_noise.ipynb") as visit:
+    with Visit.to(browser, lab, f"notebooks/{PANELS}") as visit:
         visit.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
         visit.errors.clear()  # of Notebook 7 itself, before any cell has run
         visit.run_all_cells()
@@ -116,7 +116,7 @@ def test_notebook_7(lab: str, browser: Browser) -> None:
 
 def test_voila(tmp_path: Path, browser: Browser, copies: Path) -> None:
     """`make voila NB=...`: a page with sliders and without code."""
-    command = ["voila", "--template=offline", "02_batch_size_and_noise.ipynb", "--no-browser", f"--port={free_port()}"]
+    command = ["voila", "--template=offline", PANELS, "--no-browser", f"--port={free_port()}"]
     with serve(command, tmp_path, copies) as url, Visit(browser, url) as visit:
         panels = visit.panels()
         visit.errors.clear()  # of Voilà itself, which loads JupyterLab's extensions
