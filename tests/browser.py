@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, TimeoutE
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 LIVE = [path for path in sorted(FOLDER.glob("[0-9]*.ipynb")) if "LiveTrainer" in path.read_text(encoding="utf-8")]
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 SHORT = {"cycles": 2, "seeds": 2, "tried": 10, "out": '"out"'}
 """Parameters of the copies that are opened."""
 PANELS = "panels.ipynb"
@@ -114,7 +115,8 @@ def chromium() -> Iterator[Browser]:
 
 def copy_notebooks(folder: Path) -> None:
     """Fill a folder with the notebooks, with parameters for short runs, and with `PANELS`."""
-    nbformat.write(new_notebook(cells=[new_code_cell(source) for source in CELLS]), folder / PANELS)
+    panels = new_notebook(cells=[new_code_cell(source) for source in CELLS], metadata={"kernelspec": KERNEL})
+    nbformat.write(panels, folder / PANELS)
     for path in FOLDER.glob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
         for cell in notebook.cells:
