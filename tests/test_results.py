@@ -202,10 +202,10 @@ def test_nets_without_a_gradient_are_named_in_words() -> None:
     straight = straight._replace(settings={**straight.settings, "epochs": 2})
     picture = redraw.plot_progress([search, straight], "image_forwards")
     one, two = picture.axes[0].lines
-    assert one.get_label() == "three-valued weights, sign neurons: search, 2 of 4 cycles"
-    assert two.get_label() == "three-valued weights, sign neurons: straight-through"
+    assert one.get_label() == "3-valued weights, sign neurons: search, 2 of 4 cycles"
+    assert two.get_label() == "3-valued weights, sign neurons: straight-through"
     assert one.get_color() == two.get_color() and (one.get_linestyle(), two.get_linestyle()) == ("-", "--")
-    assert result("c", [], 0, net_options={"levels": 2}).kind == "two-valued weights, ReLU: search"
+    assert result("c", [], 0, net_options={"levels": 2}).kind == "2-valued weights, ReLU: search"
 
 
 def test_filters_are_tiled() -> None:

@@ -119,7 +119,7 @@ def draw(shot: Shot, curve: Sequence[tuple[float, float]], end: float, decided: 
     valley.set(xlabel="value of the weight", ylabel="loss of all images", yticks=[])
     valley.locator_params(axis="x", nbins=3)
     valley.margins(y=0.15)
-    tile.imshow(shot.tiles[decided].numpy(), cmap="PuOr", norm=CenteredNorm(0), interpolation="nearest", aspect="auto")
+    tile.imshow(shot.tiles[decided].numpy(), cmap="PuOr", norm=CenteredNorm(0), interpolation="nearest")
     tile.add_patch(Rectangle((shot.cell[1] - 0.5, shot.cell[0] - 0.5), 1, 1, fill=False, linewidth=2.5))
     tile.set(xticks=[], yticks=[], facecolor="#DDDDDD", xlabel=f"weight {shot.weight} of {shot.name}")
     tile.grid(False)

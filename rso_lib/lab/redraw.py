@@ -104,14 +104,14 @@ def plot_first_filters(result: Result) -> Picture:
     began, ended = (net.get_parameter("block1.conv.weight").detach().cpu() for net in (fresh, result.net))
     last = result.history.rows[-1]
     now = f"after {result.progress}" if last.is_cycle else f"in cycle {last.cycle}"
-    picture = new_picture(9, 4.6, left=0.1, right=0.1, bottom=0.1, top=0.4)
+    picture = new_picture(9, 4.4, left=0.1, right=1.1, bottom=0.1, top=0.4, wspace=0.12)
     norm = CenteredNorm(0, max(float(filters.abs().max()) for filters in (began, ended)))
     panels = picture.subplots(1, 2)
     for axes, filters, when in zip(panels, (began, ended), ("random start", now), strict=True):
         shown = axes.imshow(tile(filters), cmap="PuOr", norm=norm, interpolation="nearest")
         axes.set_title(when)
         axes.set_axis_off()
-    picture.colorbar(shown, ax=list(panels), label="weight", fraction=0.03)
+    picture.colorbar(shown, cax=picture.add_axes((0.9, 0.1, 0.02, 0.72)), label="weight")
     moved = (ended - began).norm() / began.norm()
     picture.alt = (
         f"The filters of the first convolution of {result.name}: the random start (left) and {now} (right). The change "

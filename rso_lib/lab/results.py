@@ -85,7 +85,7 @@ class Result(NamedTuple):
     def kind(self) -> str:
         """Return the net and the method of a run without a gradient in words; of another run its method."""
         options = self.settings.get("net_options") or {}
-        weights = {2: "two-valued weights", 3: "three-valued weights"}.get(options.get("levels"), "")
+        weights = f"{options['levels']}-valued weights" if "levels" in options else ""
         neurons = {"sign": "sign neurons", "step": "step neurons"}.get(options.get("activation"), "ReLU")
         method = "search" if self.net else "straight-through"
         return f"{', '.join(filter(None, [weights, neurons]))}: {method}" if self.discrete else self.method
