@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import torch
@@ -73,7 +74,7 @@ def plot_progress(results: Sequence[Result], against: str = "cycle") -> Picture:
     for result in done:
         frame = result.history.cycles.frame()
         spent = frame[against] if against == "cycle" else frame[against].cumsum()
-        look = {"marker": "o", "markersize": 4, "label": _label(result, done)}
+        look: dict[str, Any] = {"marker": "o", "markersize": 4, "label": _label(result, done)}
         if result.discrete:  # a colour for each net, a line for each method
             look |= {"color": f"C{nets.index(result.discrete)}", "linestyle": "-" if result.net else "--"}
         axes.plot(spent, 100 * frame.test_accuracy, **look)

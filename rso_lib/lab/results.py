@@ -86,7 +86,7 @@ class Result(NamedTuple):
         """Return the net and the method of a run without a gradient in words; of another run its method."""
         options = self.settings.get("net_options") or {}
         weights = f"{options['levels']}-valued weights" if "levels" in options else ""
-        neurons = {"sign": "sign neurons", "step": "step neurons"}.get(options.get("activation"), "ReLU")
+        neurons = {"sign": "sign neurons", "step": "step neurons"}.get(options.get("activation", ""), "ReLU")
         method = "search" if self.net else "straight-through"
         return f"{', '.join(filter(None, [weights, neurons]))}: {method}" if self.discrete else self.method
 
