@@ -182,4 +182,4 @@ def test_a_replayed_step_launches_a_handful(monkeypatch: pytest.MonkeyPatch) -> 
             with Launches() as launches:
                 make(Moves("conv.weight", t % 2, t, [t], [t], at[t : t + 1], delta))
         counts[graphed] = launches.count
-    assert counts == {"0": 81, "1": 6}  # docs/speed.md says so
+    assert counts == {"0": 81, "1": 6}

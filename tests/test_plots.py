@@ -135,7 +135,7 @@ def test_curves_refuse_what_they_cannot_draw() -> None:
 
 
 def test_acceptance() -> None:
-    picture = pictures.plot_kept_shares(run([0.5, 0.7]))
+    picture = pictures.plot_kept_shares(run([0.5, 0.7]), least=10)
     left, right, bar = picture.axes
     heights = [[patch.get_height() for patch in bars] for bars in left.containers]
     same(np.array(heights), np.array([[11, 11], [16, 16], [13, 13]]) / 40)
@@ -152,7 +152,13 @@ def test_acceptance() -> None:
 def test_acceptance_leaves_out_a_cycle_that_is_not_finished() -> None:
     history = run([0.5, 0.7])
     history.rows.pop()
-    assert pictures.plot_kept_shares(history).axes[1].images[0].get_array().shape == (2, 1)
+    assert pictures.plot_kept_shares(history, least=10).axes[1].images[0].get_array().shape == (2, 1)
+
+
+@pytest.mark.parametrize(("least", "layers"), [(10, 2), (20, 1), (31, 2)])
+def test_acceptance_leaves_out_small_layers(least: int, layers: int) -> None:
+    """Of 30 and 10 weights; all of them are drawn where none is large enough."""
+    assert pictures.plot_kept_shares(run([0.5]), least=least).axes[1].images[0].get_array().shape == (layers, 1)
 
 
 def test_loss_along_one_weight() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import nbformat
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from rso_lib import RSO, models
@@ -166,15 +167,51 @@ SEARCH = result("search", [50, 90, 95], 100_000_000, order="input")
 DESCENT = result("descent", [60, 80, 90], 1_000_000, descent=True)
 
 
-def test_the_bill_is_for_what_both_have_reached() -> None:
-    """90 %: two cycles of 100 million, three epochs of one."""
-    [sentence] = results.bills([SEARCH, DESCENT, result("digits", [99], 1, descent=True, dataset="digits")])
-    assert sentence.startswith("To 90.00 % on the test part, the most that both have reached, RSO sends 200.0 million")
-    assert "(2 cycles of search)" in sentence
-    assert "SGD 3.0 million (3 epochs of descent;" in sentence
-    assert sentence.endswith("RSO pays 67 times as much.")
+def test_the_bill_is_for_the_last_cycle() -> None:
+    """80 %, after three cycles of 100 million; two epochs of one. The best cycle, at 90 %, does not count."""
+    search, other = (
+        result("search", [50, 90, 80], 100_000_000),
+        result("digits", [99], 1, descent=True, dataset="digits"),
+    )
+    [said] = results.bills([search, DESCENT, other])
+    assert said.startswith("After its last finished cycle (search, 3 of 4 cycles) RSO is at 80.00 % on the test part")
+    assert "has sent 300.0 million images" in said
+    assert "SGD (descent) first reaches that in epoch 2, after 2.0 million" in said
+    assert said.endswith("RSO pays 150 times as much.")
+
+
+def test_a_bill_that_sgd_has_not_reached() -> None:
+    [said] = results.bills([SEARCH, DESCENT])
+    assert said.endswith("whole net. SGD (descent) has not reached that after 3 of 30 epochs.")
     with pytest.raises(ValueError, match=r"never reached 96\.00 %"):
         results.reach(SEARCH, 96)
+
+
+def test_the_table_has_the_papers_column_where_the_paper_has_a_number() -> None:
+    flat = result("flat", [90], 1, net_options={"activation": "sign", "levels": 3})
+    assert results.tabulate([flat]).splitlines()[0] == "| run | what | done | test accuracy |"
+    assert results.tabulate([flat]).endswith("| 1 of 4 cycles | 90.00 % |")
+    both = results.tabulate([flat, SEARCH]).splitlines()
+    assert both[0].endswith("| the paper, at its end |") and both[2].endswith("| 90.00 % |  |")
+
+
+def test_nets_without_a_gradient_are_named_in_words() -> None:
+    """One colour for a net, one line for a method; a run that is not done says so."""
+    sign = {"net_options": {"activation": "sign", "levels": 3}}
+    search, straight = (result(name, [50, 90], 1, descent=name == "b", **sign) for name in "ab")
+    straight = straight._replace(settings={**straight.settings, "epochs": 2})
+    picture = redraw.plot_progress([search, straight], "image_forwards")
+    one, two = picture.axes[0].lines
+    assert one.get_label() == "3-valued weights, sign neurons: search, 2 of 4 cycles"
+    assert two.get_label() == "3-valued weights, sign neurons: straight-through"
+    assert one.get_color() == two.get_color() and (one.get_linestyle(), two.get_linestyle()) == ("-", "--")
+    assert result("c", [], 0, net_options={"levels": 2}).kind == "2-valued weights, ReLU: search"
+
+
+def test_filters_are_tiled() -> None:
+    kernels = torch.arange(12.0).view(3, 1, 2, 2)
+    rows = redraw.tile(kernels).nan_to_num(-1).tolist()
+    assert rows == [[0, 1, -1, 4, 5], [2, 3, -1, 6, 7], 5 * [-1], [8, 9, -1, -1, -1], [10, 11, -1, -1, -1]]
 
 
 def test_a_page_of_an_unfinished_run() -> None:

@@ -34,6 +34,8 @@ CAPTION = (
 """What a page says in place of the moving picture."""
 MILLISECONDS = (350, 250)
 """How long the three dots are shown, and the winner."""
+SLOW, SLOWLY = 4, (1500, 900)
+"""So many steps at the beginning are shown for longer: time to read the question, and to guess."""
 
 
 class Shot(NamedTuple):
@@ -117,7 +119,7 @@ def draw(shot: Shot, curve: Sequence[tuple[float, float]], end: float, decided: 
     valley.set(xlabel="value of the weight", ylabel="loss of all images", yticks=[])
     valley.locator_params(axis="x", nbins=3)
     valley.margins(y=0.15)
-    tile.imshow(shot.tiles[decided].numpy(), cmap="PuOr", norm=CenteredNorm(0), interpolation="nearest", aspect="auto")
+    tile.imshow(shot.tiles[decided].numpy(), cmap="PuOr", norm=CenteredNorm(0), interpolation="nearest")
     tile.add_patch(Rectangle((shot.cell[1] - 0.5, shot.cell[0] - 0.5), 1, 1, fill=False, linewidth=2.5))
     tile.set(xticks=[], yticks=[], facecolor="#DDDDDD", xlabel=f"weight {shot.weight} of {shot.name}")
     tile.grid(False)
@@ -146,7 +148,8 @@ def make_movie(net: nn.Module, data: Data, settings: RSO, every: dict[str, int])
         96, dither=Image.Dither.NONE
     )
     small = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    durations = [*MILLISECONDS] * (len(small) // 2)
+    steps = len(small) // 2
+    durations = [*SLOWLY * min(SLOW, steps), *MILLISECONDS * max(0, steps - SLOW)]
     durations[-1] = 2000
     buffer = io.BytesIO()
     small[0].save(buffer, "GIF", save_all=True, append_images=small[1:], duration=durations, loop=0, optimize=True)

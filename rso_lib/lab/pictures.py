@@ -117,14 +117,17 @@ def _describe_end(label: str, histories: Sequence[History], part: str) -> str:
 
 
 @style()
-def plot_kept_shares(history: History) -> Picture:
+def plot_kept_shares(history: History, *, least: int = 20) -> Picture:
     """Draw which candidate wins, by cycle (left), and the share of steps that keep w, by layer and cycle (right).
+
+    least  weights of a layer that is drawn on the right: a share of fewer steps is mostly noise
 
     Raises ValueError where no cycle is finished.
     """
     cycles = history.cycles.frame()
     last = history.last
-    names = list(dict.fromkeys(row.layer for row in history.rows if not row.is_cycle))
+    steps = {row.layer: row.steps for row in history.rows if not row.is_cycle}
+    names = [name for name, count in steps.items() if count >= least] or list(steps)
     picture = Picture(figsize=(9, max(3.6, 1 + 0.24 * len(names))), layout="constrained")
     left, right = picture.subplots(1, 2)
     bottom = 0 * cycles.steps

@@ -1,11 +1,16 @@
 """Draw figures/ and write the pages from results/, without training: `python -m rso_lib figures`, or `redraw`."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nbformat
+import torch
+import torch.nn.functional as F
 from matplotlib.colors import CenteredNorm
+from torch import Tensor
 
 from ..data import home
 from ..history import COLUMNS, History
@@ -13,7 +18,7 @@ from ..run import cli as command
 from ..run.folder import build
 from .figure import BLACK, Picture, new_picture, set_log_ticks, style
 from .paying import plot_board
-from .pictures import COSTS, lay_out_weights, plot_kept_shares
+from .pictures import COSTS, plot_kept_shares
 from .results import FIGURES, RESULTS, Result, experiment, fill, page, read_results
 from .scoreboard import read_board
 
@@ -65,10 +70,14 @@ def plot_progress(results: Sequence[Result], against: str = "cycle") -> Picture:
     lines = -(-(len(done) + len(ends)) // 2)
     picture = new_picture(9, 3.8 + 0.27 * lines, top=0.3 + 0.27 * lines)
     axes = picture.subplots()
+    nets = list(dict.fromkeys(result.discrete for result in done))
     for result in done:
         frame = result.history.cycles.frame()
         spent = frame[against] if against == "cycle" else frame[against].cumsum()
-        axes.plot(spent, 100 * frame.test_accuracy, marker="o", markersize=4, label=_label(result, done))
+        look: dict[str, Any] = {"marker": "o", "markersize": 4, "label": _label(result, done)}
+        if result.discrete:  # a colour for each net, a line for each method
+            look |= {"color": f"C{nets.index(result.discrete)}", "linestyle": "-" if result.net else "--"}
+        axes.plot(spent, 100 * frame.test_accuracy, **look)
     for mark, (label, (x, y)) in zip("s^vD", ends.items(), strict=False):
         axes.plot(x, y, mark, color=BLACK, markerfacecolor="none", markersize=9, label=label)
     low = min(100 * result.rows[-1].test_accuracy for result in done)
@@ -81,39 +90,45 @@ def plot_progress(results: Sequence[Result], against: str = "cycle") -> Picture:
 
 
 def _label(result: Result, beside: Sequence[Result]) -> str:
-    """Return a run's method and progress; its folder's name where the method does not tell it from the others."""
-    alone = [other.method for other in beside].count(result.method) == 1
-    return f"{result.method if alone else result.name}, {result.progress}"
+    """Return a run's kind, and its progress where it is not done; its folder's name where others are of its kind."""
+    alone = [other.kind for other in beside].count(result.kind) == 1
+    name = result.kind if alone else result.name
+    return name if result.discrete and result.finished else f"{name}, {result.progress}"
 
 
 @style()
 def plot_first_filters(result: Result) -> Picture:
-    """Draw the first convolution of a run of RSO before the first step (above) and as it stands (below)."""
+    """Draw the filters of the first convolution of a run of RSO: the random start (left), and as they are (right)."""
     assert result.net, "SGD keeps no net"
     settings, data = result.settings, result.about["data"]
     fresh = build(settings["net"], data["shape"], data["classes"], settings["seed"], **settings["net_options"])
-    name = "block1.conv.weight"
-    rasters = [lay_out_weights(net, name).values for net in (fresh, result.net)]
-    rows, columns = rasters[0].shape
-    scale = 8 / columns
-    picture = new_picture(9.5, 2 * rows * scale + 1.6, left=0.2, right=1.2, bottom=0.2, top=0.4)
-    picture.subplots_adjust(hspace=0.8)
-    norm = CenteredNorm(0, max(float(raster.nan_to_num().abs().max()) for raster in rasters))
-    panels = picture.subplots(2)
+    began, ended = (net.get_parameter("block1.conv.weight").detach().cpu() for net in (fresh, result.net))
     last = result.history.rows[-1]
     now = f"after {result.progress}" if last.is_cycle else f"in cycle {last.cycle}"
-    for axes, raster, when in zip(panels, rasters, ("as it began", now), strict=True):
-        shown = axes.imshow(raster.numpy(), cmap="PuOr", norm=norm, interpolation="nearest")
-        axes.set_title(f"{result.name}, {when}")
+    picture = new_picture(9, 4.4, left=0.1, right=1.1, bottom=0.1, top=0.4, wspace=0.12)
+    norm = CenteredNorm(0, max(float(filters.abs().max()) for filters in (began, ended)))
+    panels = picture.subplots(1, 2)
+    for axes, filters, when in zip(panels, (began, ended), ("random start", now), strict=True):
+        shown = axes.imshow(tile(filters), cmap="PuOr", norm=norm, interpolation="nearest")
+        axes.set_title(when)
         axes.set_axis_off()
-    picture.colorbar(shown, ax=list(panels), label="weight")
-    began, ended = (net.get_parameter(name).detach() for net in (fresh, result.net))
+    picture.colorbar(shown, cax=picture.add_axes((0.9, 0.1, 0.02, 0.72)), label="weight")
     moved = (ended - began).norm() / began.norm()
     picture.alt = (
-        f"The filters of the first convolution of {result.name}, as it began (above) and {now} (below). The change "
+        f"The filters of the first convolution of {result.name}: the random start (left) and {now} (right). The change "
         f"is {float(moved):.2f} times as large as the filters were."
     )
     return picture
+
+
+def tile(filters: Tensor) -> Tensor:
+    """Return the kernels [O, I, h, w] as one image, near to a square, with a line of NaN between neighbours."""
+    kernels = F.pad(filters.flatten(0, 1), (0, 1, 0, 1), value=math.nan)
+    columns = math.ceil(math.sqrt(len(kernels)))
+    rows = math.ceil(len(kernels) / columns)
+    empty = kernels.new_full((rows * columns - len(kernels), *kernels.shape[1:]), math.nan)
+    grid = torch.cat([kernels, empty]).unflatten(0, (rows, columns)).transpose(1, 2)
+    return grid.flatten(2, 3).flatten(0, 1)[:-1, :-1]
 
 
 def redraw(results: str | Path = RESULTS, figures: str | Path = FIGURES) -> list[Path]:

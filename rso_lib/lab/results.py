@@ -52,10 +52,19 @@ class Result(NamedTuple):
         return 100 * self.history.last.test_accuracy
 
     @property
+    def planned(self) -> int:
+        """Return how many cycles, or epochs, the whole run has."""
+        return int(self.settings["cycles" if self.net else "epochs"])
+
+    @property
+    def finished(self) -> bool:
+        """Return whether all of them are done."""
+        return len(self.rows) >= self.planned
+
+    @property
     def progress(self) -> str:
         """Return how far the run is, such as "7 of 50 cycles"."""
-        of, unit = (self.settings["cycles"], "cycles") if self.net else (self.settings["epochs"], "epochs")
-        return f"{len(self.rows)} of {of} {unit}"
+        return f"{len(self.rows)} of {self.planned} {'cycles' if self.net else 'epochs'}"
 
     @property
     def method(self) -> str:
@@ -71,6 +80,15 @@ class Result(NamedTuple):
         """Return what of the net has no gradient, such as "activation=sign,levels=3"; "" where all of it has one."""
         options = self.settings.get("net_options") or {}
         return ",".join(f"{name}={options[name]}" for name in ("activation", "levels") if name in options)
+
+    @property
+    def kind(self) -> str:
+        """Return the net and the method of a run without a gradient in words; of another run its method."""
+        options = self.settings.get("net_options") or {}
+        weights = f"{options['levels']}-valued weights" if "levels" in options else ""
+        neurons = {"sign": "sign neurons", "step": "step neurons"}.get(options.get("activation", ""), "ReLU")
+        method = "search" if self.net else "straight-through"
+        return f"{', '.join(filter(None, [weights, neurons]))}: {method}" if self.discrete else self.method
 
     @property
     def paper(self) -> float | None:
@@ -154,14 +172,21 @@ def reach(result: Result, accuracy: float) -> tuple[int, int]:
 
 
 def bill(search: Result, descent: Result) -> str:
-    """Return in a sentence what a run of RSO and one of SGD paid for the accuracy that both have reached."""
-    target = min(max(100 * row.test_accuracy for row in one.rows) for one in (search, descent))
-    (cycles, dear), (epochs, cheap) = reach(search, target), reach(descent, target)
+    """Return in two sentences what a run of RSO paid up to its last cycle, and a run of SGD for the same accuracy.
+
+    The last cycle, and not the best: which one is best on the test part is partly luck.
+    """
+    paid = (
+        f"After its last finished cycle ({search.name}, {search.progress}) RSO is at {search.accuracy:.2f} % on the "
+        f"test part, and has sent {search.image_forwards / 1e6:,.1f} million images through the whole net. "
+    )
+    try:
+        epochs, cheap = reach(descent, search.accuracy)
+    except ValueError:
+        return f"{paid}SGD ({descent.name}) has not reached that after {descent.progress}."
     return (
-        f"To {target:.2f} % on the test part, the most that both have reached, RSO sends {dear / 1e6:,.1f} million "
-        f"images through the whole net ({cycles} cycles of {search.name}) and SGD {cheap / 1e6:,.1f} million "
-        f"({epochs} epoch{'s' * (epochs > 1)} of {descent.name}; "
-        f"forward and backward count as three): RSO pays {dear / cheap:,.0f} times as much."
+        f"{paid}SGD ({descent.name}) first reaches that in epoch {epochs}, after {cheap / 1e6:,.1f} million (forward "
+        f"and backward count as three): RSO pays {search.image_forwards / cheap:,.0f} times as much."
     )
 
 
@@ -182,15 +207,22 @@ def bills(results: Sequence[Result]) -> list[str]:
 
 
 def tabulate(results: Sequence[Result], link: str = "") -> str:
-    """Return the runs as a table in Markdown; `link` leads from the page to the folder of the folders."""
-    lines = ["| run | what | done | test accuracy | the paper, at its end |", "|---|---|---|---:|---:|"]
+    """Return the runs as a table in Markdown; `link` leads from the page to the folder of the folders.
+
+    The paper has a column where it has a number for one of them.
+    """
+    known = any(one.paper for one in results)
+    lines = ["| run | what | done | test accuracy |", "|---|---|---|---:|"]
+    if known:
+        lines = [f"{lines[0]} the paper, at its end |", f"{lines[1]}---:|"]
     for one in results:
         settings = one.settings
         net = f"`{settings['net']}`" + (f" with `{one.discrete}`" if one.discrete else "")
         what = f"{one.method}: {net} on `{settings['dataset']}`, batches of {settings['batch_size']:,}"
         reached = f"{one.accuracy:.2f} %" if one.rows else "none yet"
-        paper = f"{one.paper:.2f} %" if one.paper else ""
-        lines.append(f"| [{one.name}]({link}{one.name}) | {what} | {one.progress} | {reached} | {paper} |")
+        paper = [f"{one.paper:.2f} %" if one.paper else ""] * known
+        row = [f"[{one.name}]({link}{one.name})", what, one.progress, reached, *paper]
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
