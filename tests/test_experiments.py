@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from types import SimpleNamespace
 
+import pandas
 import pytest
 import torch
 from cells import function_of
@@ -38,14 +39,20 @@ BY_HAND = TriedSteps(
 )
 
 
+def judge(size: int) -> tuple[Tensor, Tensor]:
+    """`judge` of notebook 02 for the steps above: how often batches are wrong, and how often they do harm."""
+    judged = function_of("02_batch_size_and_noise", "judge", noise=noise, choose=choose, seed=0)(BY_HAND, size)
+    return judged["wrong"], judged["harmful"]
+
+
 def test_all_images_are_never_wrong() -> None:
-    assert [share.tolist() for share in noise.measure_wrong(BY_HAND, 4, batches=50)] == [[0, 0], [0, 0]]
+    assert [share.tolist() for share in judge(4)] == [[0, 0], [0, 0]]
 
 
 def test_single_images_are_wrong_in_a_quarter_and_do_harm_where_all_lose() -> None:
     """w − Δ of the first visit is worse than w + Δ, but better than w."""
-    wrong, harmful = noise.measure_wrong(BY_HAND, 1, batches=4000)
-    assert wrong.tolist() == pytest.approx([0.25, 0.25], abs=0.03)
+    wrong, harmful = judge(1)
+    assert wrong.tolist() == pytest.approx([0.25, 0.25], abs=0.12)
     assert harmful.tolist() == [0, wrong[1]]
 
 
@@ -54,19 +61,23 @@ def test_a_batch_has_the_mean_loss_of_its_images() -> None:
     losses = noise.sample_batch_losses(BY_HAND, 2, 400)
     assert losses.shape == (2, 3, 400)
     assert {*losses[0, 1].tolist()} == {0, 1} and {*losses[0, 2].tolist()} == {0.75, 1}
-    assert noise.measure_wrong(BY_HAND, 2, batches=4000)[0][0] == pytest.approx(0.5, abs=0.03)
-    assert noise.measure_wrong(BY_HAND, 3)[0][0] == 0
+    assert judge(2)[0][0] == pytest.approx(0.5, abs=0.12)
+    assert judge(3)[0][0] == 0
 
 
 def test_wrong_decisions_by_layer() -> None:
-    both = TriedSteps(["a", "a"], BY_HAND.losses)
-    [row] = noise.tabulate_wrong(both, [1], batches=4000).to_dict("records")
-    wrong, harmful = noise.measure_wrong(BY_HAND, 1, batches=4000)
-    assert (row["batch_size"], row["layer"], row["visits"]) == (1, "a", 2)
-    assert (row["wrong"], row["harmful"]) == (float(wrong.mean()), float(harmful.mean()))
-    assert row["harmful_error"] == pytest.approx(float(harmful[1]) / 2)  # deviation of 0 and h: h / √2; over √2
-    table = noise.tabulate_wrong(BY_HAND, [1, 4])
-    assert list(zip(table.batch_size, table.layer, strict=True)) == [(1, "a"), (1, "b"), (4, "a"), (4, "b")]
+    """Points are means over the steps of a layer, with standard errors, in %; a panel for each number of cycles."""
+    rows = [(0, 16, "a", 0.2), (0, 16, "a", 0.4), (0, 32, "a", 0.1), (0, 32, "a", 0.1), (2, 16, "b", 0.5)]
+    rows += [(2, 32, "b", 0.5)]
+    picture = noise.plot_wrong(pandas.DataFrame(rows, columns=["cycles", "batch_size", "layer", "wrong"]))
+    first, second = picture.axes
+    assert (first.get_title(), second.get_title()) == ("after 0 cycles", "after 2 cycles")
+    line, _, [bars] = first.containers[0]
+    assert line.get_xdata().tolist() == [16, 32] and line.get_ydata().tolist() == pytest.approx([30, 10])
+    assert bars.get_segments()[0][:, 1].tolist() == pytest.approx([20, 40])  # deviation 14.1, over √2
+    assert [text.get_text() for text in first.get_legend().get_texts()] == ["a"]
+    assert second.containers[0][0].get_ydata().tolist() == [50, 50]
+    assert "a, 0 cycles: 10% ± 0%" in picture.alt
 
 
 def test_rules_that_choose_how_many_images_they_look_at() -> None:
@@ -155,7 +166,7 @@ def test_what_all_images_gain_is_all() -> None:
 
 def test_single_images_gain_less_where_many_weights_are_harmed() -> None:
     """All images gain 0.5 by the first step and nothing by the second; a single image in four loses 5/8 there."""
-    wrong = noise.measure_wrong(BY_HAND, 1)[0]
+    wrong = judge(1)[0]
     first = 0.5 - 0.375 * float(wrong[0])  # w − Δ gains 1/8
     assert gained(1) == pytest.approx((first - 3 * 0.625 * float(wrong[1])) / 0.5)
     assert gained(1, ("b", "b")) > gained(1)

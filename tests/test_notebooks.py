@@ -21,7 +21,7 @@ NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 TEACHING = ("01", "02", "03", "04", "06", "07", "09", "10")
 BRIEF: dict[str, dict[str, object]] = {
     "02": {"seeds": 1, "cycles": 1, "tried": 20},
-    "03": {"seeds": 2, "short": 1, "long": 2},
+    "03": {"seeds": 2, "fresh": 2, "short": 1, "long": 2},
     "06": {"seeds": 2, "cycles": 1, "tries": 40},
     "07": {"seeds": 2, "cycles": 1, "processes": "1"},
 }

@@ -186,14 +186,19 @@ def test_loss_along_one_weight_for_several_batches() -> None:
 
 
 def test_sweep() -> None:
-    losses = torch.tensor([[3.0, 2.0, 4.0], [2.0, 2.5, 2.0], [2.0, math.nan, 1.0]])
-    [axes] = pictures.plot_sweep(losses).axes
-    assert axes.lines[0].get_ydata().tolist() == [2, 2, 1]
-    points = axes.collections[0]
-    assert points.get_offsets().tolist() == [[1, 2], [2, 2], [3, 1]]
-    shown = [matplotlib.colors.to_hex(colour).upper() for colour in points.get_facecolors()]
-    assert shown == [figure.BLUE, figure.GREY, figure.VERMILION]
-    assert texts(axes.get_legend()) == ["w wins (1)", "w + Δ wins (1)", "w − Δ wins (1)"]
+    losses = torch.tensor([[3.0, 2.0, 4.0], [2.0, 2.5, 2.0], [2.0, math.nan, 1.0], [1.0, 2.0, 0.5]])
+    picture = pictures.plot_sweep(losses, block=2)
+    curve, wins = picture.axes
+    assert curve.lines[0].get_ydata().tolist() == [2, 2, 1, 0.5]
+    assert [text.get_text() for text in curve.texts] == ["0", "1"]
+    assert [text.get_position()[0] for text in curve.texts] == [1, 3]
+    assert wins.get_xticks().tolist() == [0, 2, 4]
+    rows = {tuple(row.get_positions()): matplotlib.colors.to_hex(row.get_color()).upper() for row in wins.collections}
+    assert rows == {(2,): figure.GREY, (1,): figure.BLUE, (3, 4): figure.VERMILION}
+    heights = {label.get_text(): tick for label, tick in zip(wins.get_yticklabels(), wins.get_yticks(), strict=True)}
+    assert heights == {"w (1)": 2, "w + Δ (1)": 1, "w − Δ (2)": 0}
+    assert [row.get_lineoffset() for row in wins.collections] == [2, 1, 0]
+    assert "Wins: w (1), w + Δ (1), w − Δ (2)." in picture.alt
 
 
 def pixels_of(picture: figure.Picture) -> np.ma.MaskedArray:

@@ -1,8 +1,7 @@
 """Batch noise: how often a batch decides otherwise than all images would (notebook 02, and the curves of 01)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import pandas
 import torch
@@ -13,8 +12,7 @@ from ..data import Split
 from ..engine.layers import chunk
 from ..proposals import generator
 from ..rules import choose
-from .figure import BLACK, CANDIDATES, GREY, Picture, new_picture, style
-from .tables import standard_error
+from .figure import BLACK, CANDIDATES, Picture, new_picture, style
 
 
 @torch.no_grad()
@@ -61,36 +59,6 @@ def sample_batch_losses(tried: TriedSteps, batch_size: int, batches: int, seed: 
     picks = torch.stack([torch.randperm(images, generator=rng)[:batch_size] for _ in range(batches)], 1)
     share = torch.zeros(images, batches, dtype=torch.float64).scatter_(0, picks, 1 / batch_size)
     return tried.losses @ share.to(tried.losses.device)
-
-
-def measure_wrong(tried: TriedSteps, batch_size: int, batches: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return how often random batches decide otherwise than all images, and how often that does harm: two [M].
-
-    Harm: on all images, the candidate that the batch chooses is worse than w. Both are fractions of 1.
-    """
-    full = tried.losses.mean(-1)
-    chosen = choose(sample_batch_losses(tried, batch_size, batches, seed).transpose(0, 1))
-    harmful = full.gather(1, chosen) > full[:, :1]
-    return (chosen != choose(full.T)[:, None]).double().mean(1), harmful.double().mean(1)
-
-
-def tabulate_wrong(
-    tried: TriedSteps, batch_sizes: Sequence[int], batches: int = 200, seed: int = 0
-) -> pandas.DataFrame:
-    """Return a row for each batch size and layer: visits, wrong, wrong_error, harmful, harmful_error.
-
-    Errors are standard errors of the mean over the steps.
-    """
-    rows = []
-    for batch_size in batch_sizes:
-        shares = dict(zip(("wrong", "harmful"), measure_wrong(tried, batch_size, batches, seed), strict=True))
-        for layer in dict.fromkeys(tried.layers):
-            here = torch.tensor([name == layer for name in tried.layers])
-            row: dict[str, Any] = {"batch_size": batch_size, "layer": layer, "visits": int(here.sum())}
-            for name, share in shares.items():
-                row |= {name: float(share[here].mean()), f"{name}_error": standard_error(share[here])}
-            rows.append(row)
-    return pandas.DataFrame(rows)
 
 
 def score_stopping_rule(
@@ -145,34 +113,25 @@ def plot_decision(tried: TriedSteps, step: int, batch_size: int, batches: int = 
 
 
 @style()
-def plot_wrong(table: pandas.DataFrame, batch_size: int | None = None, column: str = "wrong") -> Picture:
-    """Draw how often a batch is wrong (or does harm), by its size and layer, with standard errors.
+def plot_wrong(table: pandas.DataFrame) -> Picture:
+    """Draw how often a batch decides wrongly, by its size and layer, with standard errors over the steps.
 
-    table       of `tabulate_wrong`; a column `cycles` gives a panel for each number of cycles
-    batch_size  to mark
-    column      "wrong" or "harmful"
+    table  a row for each step that was tried: cycles (a panel each), batch_size, layer, and wrong as a fraction of 1
     """
-    by_cycles: dict[Any, Any] = dict(tuple(table.groupby("cycles"))) if "cycles" in table else {None: table}
-    picture = new_picture(max(7, 3.6 * len(by_cycles)), 3.6, right=0.3, wspace=0.15)
-    panels = picture.subplots(1, len(by_cycles), sharey=True, squeeze=False)[0]
-    sizes = sorted(set(table.batch_size))
-    for axes, (cycles, part) in zip(panels, by_cycles.items(), strict=True):
+    picture = new_picture(3.6 * table.cycles.nunique(), 3.6, right=0.3, wspace=0.15)
+    panels = picture.subplots(1, table.cycles.nunique(), sharey=True, squeeze=False)[0]
+    sizes, says = sorted(set(table.batch_size)), []
+    for axes, (cycles, part) in zip(panels, table.groupby("cycles"), strict=True):
         for layer, rows in part.groupby("layer", sort=False):
-            share, error = 100 * rows[column], 100 * rows[f"{column}_error"]
-            axes.errorbar(rows.batch_size, share, error, label=layer, capsize=4, marker="o")
-        if batch_size is not None:
-            axes.axvline(batch_size, color=GREY, linestyle=":")
+            share = 100 * rows.groupby("batch_size").wrong.agg(["mean", "sem"])
+            axes.errorbar(share.index, share["mean"], share["sem"], label=layer, capsize=4, marker="o")
+            mean, error = share.loc[sizes[len(sizes) // 2]]
+            says.append(f"{layer}, {cycles} cycles: {mean:.0f}% ± {error:.0f}%")
         axes.set_xscale("log", base=2)
-        axes.set_xticks(sizes[:: 1 if len(by_cycles) == 1 else 2], sizes[:: 1 if len(by_cycles) == 1 else 2])
-        axes.set(xlabel="batch size (images)", ylim=(0, 100), title="" if cycles is None else f"after {cycles} cycles")
-    panels[0].set_ylabel(f"{column} decisions (%)")
+        axes.set_xticks(sizes[::2], sizes[::2])
+        axes.set(xlabel="batch size (images)", ylim=(0, 100), title=f"after {cycles} cycles")
+    panels[0].set_ylabel("wrong decisions (%)")
     panels[0].legend(loc="upper right", fontsize=10)
-    picture.alt = f"Share of {column} decisions by batch size and layer, with standard errors. "
-    picture.alt += "; ".join(
-        f"{row['layer']}, {row['batch_size']:,} images{f', {cycles} cycles' if cycles is not None else ''}: "
-        f"{row[column]:.0%} ± {row[f'{column}_error']:.0%}"
-        for cycles, part in by_cycles.items()
-        for row in part.to_dict("records")
-        if row["batch_size"] == (batch_size or sizes[len(sizes) // 2])
-    )
+    picture.alt = "Share of wrong decisions by batch size and layer, with standard errors. "
+    picture.alt += f"With batches of {sizes[len(sizes) // 2]:,}: {'; '.join(says)}."
     return picture

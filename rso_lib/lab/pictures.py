@@ -203,27 +203,29 @@ def plot_loss_along(
 
 
 @style()
-def plot_sweep(losses: Tensor) -> Picture:
-    """Draw the lowest loss of each step of a sweep, in the colour of the candidate that won.
+def plot_sweep(losses: Tensor, block: int) -> Picture:
+    """Draw the lowest loss of each step of a sweep (above), and which candidate won the step (below).
 
     losses  of w, w + Δ and w − Δ, in nats: [steps, 3]
+    block   weights of an output, which are visited one after the other; the outputs are numbered above the curve
     """
     winners = choose(losses.T)
     best = losses.gather(1, winners[:, None]).flatten().numpy(force=True)
-    picture = new_picture(7, 3.6)
-    axes = picture.subplots()
-    axes.plot(range(1, len(best) + 1), best, color="#CCCCCC", zorder=1)
+    picture = new_picture(7, 4.4, left=1.5)
+    upper, lower = picture.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot(range(1, len(best) + 1), best, color=BLACK)
     names, colours = zip(*CANDIDATES.values(), strict=True)
-    axes.scatter(range(1, len(best) + 1), best, s=8, color=[colours[k] for k in winners.tolist()])
-    counts = winners.bincount(minlength=3).tolist()
-    for name, colour, count in zip(names, colours, counts, strict=True):
-        axes.scatter([], [], color=colour, label=f"{name} wins ({count:,})")
-    axes.set(xlabel=COSTS["steps"], ylabel=SCORES["loss"])
-    axes.legend()
-    wins = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
+    steps = [(winners == k).nonzero().flatten().add(1).tolist() for k in range(3)]
+    lower.eventplot(steps, lineoffsets=[2, 1, 0], linelengths=0.8, linewidths=0.8, colors=list(colours))
+    labels = [f"{name} ({len(won):,})" for name, won in zip(names, steps, strict=True)]
+    lower.set(xlabel=COSTS["steps"], yticks=[2, 1, 0], yticklabels=labels, xticks=range(0, len(best) + 1, block))
+    lower.grid(False)
+    upper.set(ylabel=SCORES["loss"])
+    for k in range(len(best) // block):
+        upper.text((k + 0.5) * block, 1, str(k), transform=upper.get_xaxis_transform(), ha="center", va="bottom")
     picture.alt = (
         f"The lowest of the three losses in each of {len(best):,} steps: it goes from {best[0]:.3f} to {best[-1]:.3f}. "
-        f"Wins: {wins}."
+        f"Wins: {', '.join(labels)}."
     )
     return picture
 
