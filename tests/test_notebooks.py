@@ -24,6 +24,8 @@ BRIEF: dict[str, dict[str, object]] = {
     "03": {"seeds": 2, "fresh": 2, "short": 1, "long": 2},
     "06": {"seeds": 2, "cycles": 1, "tries": 40},
     "07": {"seeds": 2, "cycles": 1, "processes": "1"},
+    "09": {"seeds": 2, "cycles": 1},
+    "10": {"seeds": 2, "cycles": 2},
 }
 """Parameters of the notebooks whose committed ones take minutes, since their claims need many seeds."""
 OTHER = {"cycles": 2, "batch_size": 128, "tries": 8}

@@ -1,18 +1,23 @@
 """What notebook 10 measures: the law of the kept share, claims of batches, gains of blocks; and ideas to pay less."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
+from cells import function_of
 
 from rso_lib import RSO, Data, fit, load, models
 from rso_lib.history import History, Report
 from rso_lib.lab import cheaper, paying
 from rso_lib.lab.cheaper import EXPECTED, IDEAS
 from rso_lib.lab.scoreboard import Entry, play
+from rso_lib.proposals import generator
 from rso_lib.rules import RULES, Scores
+from rso_lib.train import evaluate, train
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +25,15 @@ def digits() -> Data:
     return load("digits")
 
 
-def test_the_law_is_what_a_simulation_finds() -> None:
+@pytest.fixture(scope="module")
+def simulate_visits() -> Callable[..., dict[str, float]]:
+    return function_of("10_what_a_search_costs", "simulate_visits", torch=torch, generator=generator)
+
+
+def test_the_law_is_what_a_simulation_finds(simulate_visits: Callable[..., dict[str, float]]) -> None:
     """Whatever share of the noise is real: the law is about what the batches see."""
     for sigma, signal in ((0.1, 1.0), (1.0, 0.5), (5.0, 0.2)):
-        assert paying.simulate_visits(signal, sigma)["kept"] == pytest.approx(paying.kept_share(sigma), abs=0.005)
+        assert simulate_visits(signal, sigma)["kept"] == pytest.approx(paying.kept_share(sigma), abs=0.005)
 
 
 def test_the_spread_is_found_again() -> None:
@@ -32,18 +42,17 @@ def test_the_spread_is_found_again() -> None:
     assert paying.fit_spread(sigmas, kept) == pytest.approx(0.3, rel=0.02)
 
 
-def test_noise_asks_for_a_smaller_sigma() -> None:
+def test_noise_asks_for_a_smaller_sigma(simulate_visits: Callable[..., dict[str, float]]) -> None:
     """With all images a claim is true; else it is too high, and the best σ is smaller, and keeps fewer."""
-    clean = paying.simulate_visits(1.0, 1.3)
+    clean = simulate_visits(1.0, 1.3)
     assert clean["claimed"] == pytest.approx(clean["real"])
     sigmas = torch.logspace(-2, 1, 25).tolist()
-    best = [
-        max(sigmas, key=lambda one, s=signal: paying.simulate_visits(s, one, 20_000)["real"])
-        for signal in (1.0, 0.5, 0.2)
-    ]
+    tables = [pandas.DataFrame([simulate_visits(signal, one, 20_000) for one in sigmas]) for signal in (1.0, 0.5, 0.2)]
+    best = [table.sigma[table.real.idxmax()] for table in tables]
     assert best == sorted(best, reverse=True)
-    noisy = paying.simulate_visits(0.2, 1.3)
+    noisy = simulate_visits(0.2, 1.3)
     assert noisy["claimed"] > 1 and noisy["real"] < 0
+    assert f"noisy: best at σ = {best[2]:.2g} s" in paying.plot_noise({"noisy": tables[2]}).alt
 
 
 def test_measuring_moves_no_weight_and_follows_the_law(digits: Data) -> None:
@@ -61,13 +70,13 @@ def test_measuring_moves_no_weight_and_follows_the_law(digits: Data) -> None:
 
 def test_claims(digits: Data) -> None:
     """On all images, one after the other, every claim comes true; small batches claim more than comes."""
-    whole = RSO(cycles=1, batch_size=len(digits.train))
-    found = paying.measure_claims(models.one_conv(digits.shape), digits, whole)
-    assert found.claimed.tolist() == pytest.approx(found.real.tolist(), abs=1e-4)
-    small = paying.measure_claims(models.one_conv(digits.shape), digits, replace(whole, batch_size=16))
-    assert small.claimed.sum() > 1.5 * small.real.sum()
-    assert small.layer.tolist() == found.layer.tolist() and set(small.cycle) == {1}
-    assert "of what was claimed" in paying.plot_claims({"some": small}).alt
+    names = {"torch": torch, "models": models, "data": digits, "RSO": RSO, "cycles": 1, "train": train}
+    claims_of = function_of("10_what_a_search_costs", "claims_of", **names, evaluate=evaluate, Report=Report)
+    [(claimed, real)] = claims_of(len(digits.train), 0).tolist()
+    assert claimed == pytest.approx(real, abs=1e-4) and real > 0
+    small = claims_of(16, 0)
+    assert small.shape == (1, 2) and small[0, 0] > 1.5 * small[0, 1]
+    assert "of what was claimed" in paying.plot_claims({"some": torch.stack([small, small])}).alt
 
 
 def row(cycle: int, layer: str, loss: float, seconds: float, kept: int = 5) -> Report:
@@ -101,6 +110,7 @@ def test_spreads_by_cycle() -> None:
     spreads = paying.spread_by_cycle(HISTORY)
     assert spreads.kept.tolist() == [0.5] * 6
     assert spreads.spread.tolist() == pytest.approx([0.1] * 6)
+    assert "head.linear.weight 50% and 50%, s 0.1 and 0.1" in paying.plot_spreads(spreads).alt
 
 
 def test_published_costs() -> None:
@@ -126,11 +136,12 @@ def test_verdicts_compare_seed_by_seed() -> None:
     assert paying.tabulate_ideas([rso], 1000).empty
 
 
-def test_the_board_is_drawn_with_its_frontier() -> None:
+def test_the_board_is_drawn_with_the_best_method_on_top() -> None:
     entries = [entry("rso", 0.6, 0.7), entry("spsa", 0.5, 0.52), entry("backprop", 0.9), entry("rso_two", 0.99)]
-    picture = paying.plot_board(entries, "mnist")
-    assert picture.alt.endswith("after 1 k image-forwards. RSO 65.0; SPSA (as MeZO) 51.0; backpropagation 90.0.")
-    assert [*picture.axes[0].lines[0].get_ydata()] == [65.0]
+    picture = paying.plot_board(entries)
+    assert picture.alt.endswith("standard errors. 1 k: backpropagation 90.0, RSO 65.0, SPSA (as MeZO) 51.0.")
+    rows = [text.get_text() for text in picture.axes[0].get_yticklabels()]
+    assert rows == ["SPSA (as MeZO)", "RSO", "backpropagation"]
 
 
 @pytest.mark.parametrize("name", IDEAS)

@@ -216,17 +216,17 @@ def test_a_histogram_of_changes() -> None:
     assert [line.get_xdata()[0] for line in picture.axes[0].lines] == [0, -3]
     assert picture.alt.startswith("the net: the change of the loss has a mean of +1.5 and a deviation of 2.1 nats.")
     assert "50% of the directions help; a step changes the loss by -0.5 on average." in picture.alt
-    assert picture.alt.endswith("A step as long along the gradient changes it by -3.")
+    assert picture.alt.endswith("A gradient step of the same length changes it by -3.")
 
 
 def test_curves_of_directions() -> None:
     table = pandas.DataFrame({"weights": [1, 8], "factor": [0.5, 0.5], "helps": [0.75, 0.25], "helps_error": [0.1, 0]})
     picture = directions.plot_directions({"fresh": table, "trained": table.assign(factor=1.0)})
-    for axes, label in zip(picture.axes, ("0.5 σ", "σ"), strict=True):
+    for axes, label in zip(picture.axes, ("each moves by 0.5 σ", "each moves by σ"), strict=True):
         [curve] = axes.containers
         assert curve.get_label() == label
         assert curve.lines[0].get_xydata().tolist() == [[1, 75], [8, 25]]
-    assert "fresh, 0.5 σ: 75% for one weight, 25% for all 8; trained, σ: 75% for one weight" in picture.alt
+    assert "fresh, each moves by 0.5 σ: 75% for one weight, 25% for all 8; trained, each moves by σ: 75%" in picture.alt
 
 
 def test_presets_of_the_notebooks() -> None:

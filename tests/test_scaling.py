@@ -90,7 +90,7 @@ def test_the_fastest_of_the_cycles_sweep_by_sweep() -> None:
 
 def test_what_is_shared_is_divided() -> None:
     seconds = {"head.linear.weight": 2.0, "block1.conv.weight": 16.0, "": 1.0}
-    predict = function_of("07_in_parallel", "predict", fastest=lambda run: seconds)
+    predict = function_of("07_in_parallel", "predict", fastest=lambda run: seconds, math=math)
     neuron, layer = (SimpleNamespace(settings={"strategy": strategy}) for strategy in ("neuron", "layer"))
     assert predict(neuron, 1) == predict(layer, 1) == 19
     assert predict(neuron, 5) == 3 + 4  # of 16 neurons one process has four

@@ -19,7 +19,7 @@ def plot_directions(tables: Mapping[str, pandas.DataFrame]) -> Picture:
     ends = []
     for axes, (title, table) in zip(panels, tables.items(), strict=True):
         for factor, rows in table.groupby("factor", sort=False):
-            label = "σ" if factor == 1 else f"{factor:g} σ"
+            label = "each moves by σ" if factor == 1 else f"each moves by {factor:g} σ"
             axes.errorbar(rows.weights, 100 * rows.helps, 100 * rows.helps_error, label=label, capsize=3, marker="o")
             first, last = rows.helps.iloc[0], rows.helps.iloc[-1]
             ends.append(f"{title}, {label}: {first:.0%} for one weight, {last:.0%} for all {rows.weights.iloc[-1]:,}")
@@ -37,17 +37,17 @@ def plot_changes(changes: Tensor, about: str, along: float) -> Picture:
     about  begins the text
     """
     best = changes.min(1).values.clamp(max=0)
-    picture = new_picture(7, 3.2)
+    picture = new_picture(7, 3.4, top=0.6)
     axes = picture.subplots()
     axes.axvline(0, color=BLACK, linewidth=1)
     axes.hist(changes.flatten().numpy(), bins=40)
-    axes.axvline(along, color=VERMILION, linestyle="--", label="along the gradient, as long")
-    axes.set(xlabel="change of the loss (nats)", ylabel=f"of {changes.numel()} candidates")
-    axes.legend()
+    axes.axvline(along, color=VERMILION, linestyle="--", label="a gradient step of the same length")
+    axes.set(xlabel="change of the loss (nats)", ylabel=f"candidates (of {changes.numel()})")
+    picture.legend(loc="upper center")
     picture.alt = (
         f"{about}: the change of the loss has a mean of {float(changes.mean()):+.2g} and a deviation of "
         f"{float(changes.std()):.2g} nats. {float((best < 0).double().mean()):.0%} of the directions help; "
         f"a step changes the loss by {float(best.mean()):.2g} on average. "
-        f"A step as long along the gradient changes it by {along:+.2g}."
+        f"A gradient step of the same length changes it by {along:+.2g}."
     )
     return picture

@@ -10,25 +10,12 @@ from torch import Tensor, nn
 
 from ..data import Data
 from ..history import History, Report
-from ..proposals import constant, generator, sigma
+from ..proposals import constant, sigma
 from ..rules import Scores, choose
 from ..settings import RSO
-from ..train import evaluate, train
+from ..train import train
 from .cheaper import EXPECTED, IDEAS
-from .figure import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    Picture,
-    new_picture,
-    set_log_ticks,
-    style,
-)
+from .figure import BLACK, BLUE, GREY, VERMILION, Picture, new_picture, set_whole_ticks, style
 from .methods import METHODS
 from .scoreboard import Entry, said, tabulate
 from .tables import standard_error
@@ -88,52 +75,7 @@ def spread_by_cycle(history: History) -> pandas.DataFrame:
     return found.assign(spread=found.sigma / ratio.numpy())
 
 
-# Noise
-
-
-def simulate_visits(signal: float, sigma: float, visits: int = 200_000, seed: int = 0) -> dict[str, float]:
-    """Return what visits to weights with parabolas for losses do, where the batch sees slopes with noise.
-
-    signal  the share of the variance of the slopes that is real: 1 for a batch of all images
-    sigma   of Δ, in units of the spread of the minima that the batches see
-
-    kept is the share of visits that keep w; claimed and real are the mean falls of the loss that the batch sees and
-    that all images see, both as a share of what a step to the real minimum would bring.
-    """
-    rng = generator(seed)
-    real, noise, delta = torch.randn(3, visits, generator=rng, dtype=torch.float64)
-    real, noise, delta = real * math.sqrt(signal), noise * math.sqrt(1 - signal), delta * sigma
-    steps = torch.stack([torch.zeros_like(delta), delta, -delta])
-    choice = choose(fall(real + noise, steps))
-    step = steps.gather(0, choice[None])[0]
-    best = signal / 2
-    return {
-        "kept": float((choice == 0).double().mean()),
-        "claimed": float(-fall(real + noise, step).mean()) / best,
-        "real": float(-fall(real, step).mean()) / best,
-    }
-
-
-def fall(slope: Tensor, step: Tensor) -> Tensor:
-    """Return the change of a loss of bend 1 by a step."""
-    return slope * step + step**2 / 2
-
-
-def measure_claims(net: nn.Module, data: Data, settings: RSO) -> pandas.DataFrame:
-    """Train a net and return the winner's curse: cycle, layer, claimed, real for each sweep.
-
-    claimed  the sum over the visits of how much lower the winner's loss was than that of w, on the batch
-    real     the fall of the loss on all training images
-    """
-    rows, claimed, before = [], 0.0, evaluate(net, data.train)[0]
-    for item in train(net, data, settings, steps=True):
-        if not isinstance(item, Report):
-            claimed += float(item.losses[0] - item.losses[choose(item.losses)])
-        elif not item.is_cycle:
-            after = evaluate(net, data.train)[0]
-            rows.append({"cycle": item.cycle, "layer": item.layer, "claimed": claimed, "real": before - after})
-            claimed, before = 0.0, after
-    return pandas.DataFrame(rows)
+# What a run brings
 
 
 def gain_by_block(history: History) -> pandas.DataFrame:
@@ -190,35 +132,29 @@ def tabulate_ideas(entries: Sequence[Entry], budget: int) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-COLOURS = (BLUE, SKY, GREEN, ORANGE, PURPLE, VERMILION, "#8B4513", GREY, BLACK)
-LOOKS = dict(zip((one.label for one in METHODS.values()), zip("osv^D<>Ph", COLOURS, strict=True), strict=True))
-"""The mark and the colour of each method."""
-
-
 @style()
-def plot_board(entries: Sequence[Entry], published: str = "") -> Picture:
-    """Draw test accuracy against image-forwards for each method, and the frontier of those without a gradient.
+def plot_board(entries: Sequence[Entry]) -> Picture:
+    """Draw a panel for each budget: the test accuracy of each method in % with its standard error, the best on top.
 
-    published  the images whose published results are drawn beside them
+    All panels have the order of the largest budget. RSO and backpropagation have colours of their own.
     """
     table = tabulate([one for one in entries if one.method in METHODS])
-    picture = new_picture(9.5, 4.6, right=3.4)
-    axes = picture.subplots()
-    searches = table[table.method != METHODS["backprop"].label]
-    frontier = searches.groupby("budget").accuracy.max().cummax()
-    axes.plot(frontier.index, frontier, color=GREY, linestyle="-", linewidth=7, alpha=0.4, label="frontier")
+    budgets = sorted(table.budget.unique())
+    order = table[table.budget == budgets[-1]].sort_values("accuracy").method.tolist()
+    picture = new_picture(11, 4.0, left=2.9, wspace=0.08)
+    panels = picture.subplots(1, len(budgets), sharex=True, sharey=True, squeeze=False)[0]
+    colours = {METHODS["rso"].label: VERMILION, METHODS["backprop"].label: BLACK}
     texts = []
-    for method, rows in table.groupby("method", sort=False):
-        mark, colour = LOOKS[str(method)]
-        axes.errorbar(rows.budget, rows.accuracy, rows.error, marker=mark, capsize=3, color=colour, label=method)
-        texts.append(f"{method} {', '.join(f'{one:.1f}' for one in rows.accuracy)}")
-    for mark, (method, _, accuracy, cost, _) in zip("*Xdp8", [p for p in PUBLISHED if p[1] == published], strict=False):
-        axes.plot(cost, accuracy, mark, color=BLACK, markerfacecolor="none", markersize=9, label=f"reported: {method}")
-    axes.set(xlabel="image-forwards", ylabel="test accuracy (%)")
-    set_log_ticks(axes)
-    picture.legend(loc="center right", fontsize=9)
-    budgets = ", ".join(said(one) for one in sorted(table.budget.unique()))
-    picture.alt = f"Test accuracy in % after {budgets} image-forwards. {'; '.join(texts)}."
+    for axes, budget in zip(panels, budgets, strict=True):
+        rows = table[table.budget == budget].set_index("method").reindex(order)
+        for place, (method, row) in enumerate(rows.iterrows()):
+            colour = colours.get(str(method), BLUE)
+            axes.errorbar(row.accuracy, place, xerr=row.error, fmt="o", color=colour, markersize=7, capsize=4)
+        axes.set(title=f"{said(budget)} image-forwards", xlabel="test accuracy (%)")
+        texts.append(", ".join(f"{method} {row.accuracy:.1f}" for method, row in rows[::-1].iterrows()))
+    panels[0].set_yticks(range(len(order)), order)
+    each = "; ".join(f"{said(budget)}: {text}" for budget, text in zip(budgets, texts, strict=True))
+    picture.alt = f"Test accuracy in % by image-forwards, with standard errors. {each}."
     return picture
 
 
@@ -231,7 +167,10 @@ MANY = 30
 
 @style()
 def plot_law(measured: pandas.DataFrame) -> Picture:
-    """Draw measured shares of kept weights (`measure_kept`) against σ/s, and the law; s is fitted for each layer."""
+    """Draw measured shares of kept weights (`measure_kept`) with standard errors against σ/s, and the law.
+
+    s is fitted for each layer.
+    """
     picture = new_picture(7.5, 3.6)
     axes = picture.subplots()
     ratios = torch.logspace(-2, 2, 100).tolist()
@@ -240,7 +179,9 @@ def plot_law(measured: pandas.DataFrame) -> Picture:
     many = measured[measured.visits >= MANY]
     for mark, (layer, rows) in zip("osv^D", many.groupby("layer", sort=False), strict=False):
         spread = fit_spread(rows.sigma.tolist(), rows.kept.tolist())
-        axes.plot(rows.sigma / spread, 100 * rows.kept, mark, markersize=7, label=f"{layer}, s = {spread:.2g}")
+        error = (rows.kept * (1 - rows.kept) / rows.visits) ** 0.5
+        name = f"{layer}, s = {spread:.2g}"
+        axes.errorbar(rows.sigma / spread, 100 * rows.kept, 100 * error, fmt=mark, markersize=7, capsize=3, label=name)
         law = [kept_share(one / spread) for one in rows.sigma]
         worst = max(worst, *(abs(a - b) for a, b in zip(law, rows.kept, strict=True)))
         texts.append(f"{layer} with s = {spread:.2g}")
@@ -254,20 +195,40 @@ def plot_law(measured: pandas.DataFrame) -> Picture:
 
 
 @style()
-def plot_noise(signals: Sequence[float], sigmas: Sequence[float], visits: int = 200_000) -> Picture:
-    """Draw what a visit claims (left) and brings (right) against σ, for batches with more and less noise."""
+def plot_spreads(spreads: pandas.DataFrame) -> Picture:
+    """Draw the share of kept weights (left) and s (right) of each layer by cycle (`spread_by_cycle`)."""
+    picture = new_picture(10, 3.8, right=2.4, wspace=0.22)
+    panels = picture.subplots(1, 2)
+    texts = []
+    for mark, (layer, rows) in zip("osv^D<>", spreads.groupby("layer", sort=True), strict=False):
+        for axes, values in zip(panels, (100 * rows.kept, rows.spread), strict=True):
+            axes.plot(rows.cycle, values, marker=mark, markersize=5, label=str(layer))
+        first, last = rows.iloc[0], rows.iloc[-1]
+        texts.append(f"{layer} {first.kept:.0%} and {last.kept:.0%}, s {first.spread:.2g} and {last.spread:.2g}")
+    for axes, label in zip(panels, ("w is kept (%)", "s"), strict=True):
+        axes.set(xlabel="cycle", ylabel=label, ylim=(0, None))
+        set_whole_ticks(axes)
+    picture.legend(*panels[0].get_legend_handles_labels(), loc="center right", fontsize=10)
+    picture.alt = f"Kept weights and s in the first and in the last cycle so far: {'; '.join(texts)}."
+    return picture
+
+
+@style()
+def plot_noise(tables: Mapping[str, pandas.DataFrame]) -> Picture:
+    """Draw what a visit claims (left) and brings (right) against σ.
+
+    tables  with sigma, kept, claimed and real, by label
+    """
     picture = new_picture(9, 3.6, wspace=0.3)
     left, right = picture.subplots(1, 2)
     texts = []
-    for signal in signals:
-        rows = pandas.DataFrame([simulate_visits(signal, one, visits) for one in sigmas])
-        label = f"{100 * signal:.0f} % signal"
-        left.plot(sigmas, 100 * rows.claimed, label=label)
-        [line] = right.plot(sigmas, 100 * rows.real, label=label)
-        best = int(rows.real.argmax())
-        right.plot(sigmas[best], 100 * rows.real[best], "o", color=line.get_color(), markersize=9)
-        at = f"σ = {sigmas[best]:.2g} s, where {rows.kept[best]:.0%} are kept"
-        texts.append(f"{label}: best at {at}, which brings {rows.real[best]:.0%}")
+    for label, rows in tables.items():
+        left.plot(rows.sigma, 100 * rows.claimed, label=label)
+        [line] = right.plot(rows.sigma, 100 * rows.real, label=label)
+        best = rows.loc[rows.real.idxmax()]
+        right.plot(best.sigma, 100 * best.real, "o", color=line.get_color(), markersize=9)
+        at = f"σ = {best.sigma:.2g} s, where {best.kept:.0%} are kept"
+        texts.append(f"{label}: best at {at}, which brings {best.real:.0%}")
     for axes, title in ((left, "what the batch claims"), (right, "what all images see")):
         axes.axhline(0, color=BLACK, linewidth=1)
         axes.set(xlabel="σ / s", xscale="log", title=title)
@@ -279,18 +240,23 @@ def plot_noise(signals: Sequence[float], sigmas: Sequence[float], visits: int = 
 
 
 @style()
-def plot_claims(claims: Mapping[str, pandas.DataFrame]) -> Picture:
-    """Draw the fall of the loss in each cycle as the batches claimed it, and as it came (`measure_claims`)."""
-    picture = new_picture(9, 3.4, wspace=0.25)
-    panels = picture.subplots(1, len(claims), squeeze=False)[0]
+def plot_claims(claims: Mapping[str, Tensor]) -> Picture:
+    """Draw the fall of the loss in each cycle as the batches claimed it, and as it came: [seeds, cycles, 2], in nats.
+
+    A panel for each title. The bars are standard errors over the seeds.
+    """
+    picture = new_picture(9, 3.4, wspace=0.1)
+    panels = picture.subplots(1, len(claims), sharey=True, squeeze=False)[0]
     texts = []
-    for axes, (title, frame) in zip(panels, claims.items(), strict=True):
-        sums = frame.groupby("cycle")[["claimed", "real"]].sum()
+    for axes, (title, falls) in zip(panels, claims.items(), strict=True):
+        means, errors = falls.mean(0), falls.std(0) / len(falls) ** 0.5
+        cycles = range(1, falls.shape[1] + 1)
         axes.axhline(0, color=BLACK, linewidth=1)
-        axes.plot(sums.index, sums.claimed, marker="o", color=VERMILION, label="claimed")
-        axes.plot(sums.index, sums.real, marker="s", color=BLUE, label="came")
+        for k, (label, mark, colour) in enumerate((("claimed", "o", VERMILION), ("came", "s", BLUE))):
+            axes.errorbar(cycles, means[:, k], errors[:, k], marker=mark, capsize=3, color=colour, label=label)
         axes.set(xlabel="cycle", title=title)
-        first, last = (sums.real / sums.claimed).iloc[[0, -1]]
+        set_whole_ticks(axes)
+        first, last = (means[:, 1] / means[:, 0])[[0, -1]].tolist()
         texts.append(f"{title}: {first:.0%} of what was claimed came in the first cycle, {last:.0%} in the last")
     panels[0].set_ylabel("fall of the loss (nats)")
     panels[-1].legend()

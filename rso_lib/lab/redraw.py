@@ -152,7 +152,7 @@ def redraw(results: str | Path = RESULTS, figures: str | Path = FIGURES) -> list
             pictures[f"{result.name}_kept"] = plot_kept_shares(result.history)
     for board in sorted((Path(results) / "scoreboard").glob("*/README.md")):
         images = board.parent.name
-        pictures[f"scoreboard_{images}"] = plot_board(read_board(board.parent), published=images)
+        pictures[f"scoreboard_{images}"] = plot_board(read_board(board.parent))
     paths = {Path(figures) / f"{name}.png": picture for name, picture in pictures.items()}
     for path, picture in paths.items():
         picture.save(path)

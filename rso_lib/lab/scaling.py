@@ -123,7 +123,7 @@ def plot_speedups(layers: Sequence[Layer], network: Network, processes: int) -> 
 
     processes  the number to mark, and to tell in the text
     """
-    picture = new_picture(8, 3.8)
+    picture = new_picture(9.5, 3.8, right=2.8)
     axes = picture.subplots()
     counts, says = [2**k for k in range(13)], []
     for strategy, split in SPLITS.items():
@@ -134,9 +134,9 @@ def plot_speedups(layers: Sequence[Layer], network: Network, processes: int) -> 
         axes.scatter([processes], [here], color=line.get_color(), s=40, zorder=3)
         best = max(range(len(counts)), key=gains.__getitem__)
         says.append(f"{strategy} {here:.3g} times, at most {gains[best]:.3g} (with {counts[best]:,})")
-    axes.plot(counts, counts, color="#BBBBBB", linewidth=1, linestyle="-", zorder=0)
+    axes.plot(counts, counts, color="#8C8C8C", linewidth=1, linestyle="-", zorder=0, label="ideal")
     axes.axvline(processes, color="#BBBBBB", linewidth=1, linestyle=":", zorder=0)
     axes.set(xscale="log", yscale="log", xlabel="processes", ylabel="times as fast", ylim=(0.01, 5000))
-    axes.legend()
+    picture.legend(loc="center right", fontsize=10)
     picture.alt = f"A cycle by {processes:,} processes against one: {'; '.join(says)}."
     return picture
