@@ -225,7 +225,7 @@ def plot_noise(tables: Mapping[str, pandas.DataFrame]) -> Picture:
     for label, rows in tables.items():
         left.plot(rows.sigma, 100 * rows.claimed, label=label)
         [line] = right.plot(rows.sigma, 100 * rows.real, label=label)
-        best = rows.loc[rows.real.idxmax()]
+        best = rows.iloc[int(rows.real.argmax())]
         right.plot(best.sigma, 100 * best.real, "o", color=line.get_color(), markersize=9)
         at = f"σ = {best.sigma:.2g} s, where {best.kept:.0%} are kept"
         texts.append(f"{label}: best at {at}, which brings {best.real:.0%}")
