@@ -109,7 +109,7 @@ def plot_first_filters(result: Result) -> Picture:
     norm = CenteredNorm(0, max(float(filters.abs().max()) for filters in (began, ended)))
     panels = picture.subplots(1, 2)
     for axes, filters, when in zip(panels, (began, ended), ("random start", now), strict=True):
-        shown = axes.imshow(tile(filters), cmap="PuOr", norm=norm, interpolation="nearest")
+        shown = axes.imshow(tile(filters).numpy(), cmap="PuOr", norm=norm, interpolation="nearest")
         axes.set_title(when)
         axes.set_axis_off()
     picture.colorbar(shown, cax=picture.add_axes((0.9, 0.1, 0.02, 0.72)), label="weight")
