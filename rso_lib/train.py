@@ -287,10 +287,15 @@ def _place_in_block(name: str) -> int:
     return WITHIN_A_BLOCK.index(inner) if inner in WITHIN_A_BLOCK else 0
 
 
+def shuffled(data: Data, settings: RSO, cycle: int, position: int) -> Tensor:
+    """Return the order of the training images in the sweeps of a layer, whose slices are its batches: [N]."""
+    order = torch.randperm(len(data.train), generator=generator(settings.seed, cycle, SHUFFLE, position))
+    return order.to(data.train.labels.device)
+
+
 def _scorer(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int, loss: Loss) -> Scorer:
     """Return the scorer of the layer at a position, on a fresh shuffle of the training part."""
-    order = torch.randperm(len(data.train), generator=generator(settings.seed, cycle, SHUFFLE, position))
-    order = order.to(data.train.labels.device)
+    order = shuffled(data, settings, cycle, position)
     batches = Batches(data.train.images[order], data.train.labels[order], settings.batch(cycle))
     return engine.scorer_of(net, position, batches, settings, loss, (settings.seed, cycle, NOISE, position))
 

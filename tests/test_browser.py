@@ -77,6 +77,8 @@ def drive(panel: Panel, first: str = FIRST) -> None:
         assert name
     size = panel.root.get_by_role("slider", name="batch size").first.get_attribute("aria-valuetext")
     panel.press("Step", until=f"on {size} images")
+    for more in panel.root.get_by_role("button", name="More settings").all():
+        more.click()
     for menu in panel.root.get_by_role("combobox").all():
         menu.select_option(index=1)
     panel.press("Step", until=first)  # the direction is forward now

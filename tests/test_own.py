@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, TensorDataset
 from rso_lib import RSO, Data, History, Report, evaluate, fit, load, train
 from rso_lib.algorithm import algorithm_1
 from rso_lib.lab.live import FINISHED, LiveRun
-from rso_lib.lab.live_view import Curves, describe_score, describe_state, draw_layer
+from rso_lib.lab.live_view import Curves, describe_score, describe_state, draw_step
 from rso_lib.losses import accuracies
 from rso_lib.models import count_weights, initialise, one_conv
 from rso_lib.run import cli, sgd
@@ -554,23 +554,23 @@ def test_the_weights_of_the_best_cycle_are_kept(tmp_path: Path, monkeypatch: pyt
 
 def test_a_live_run_of_own_net_data_loss_and_metric() -> None:
     data, curves = table(), {}
-    for metric, words in ((minus_error, "test minus_error -"), (accuracies, "full updates: test loss")):
+    for metric, words in ((minus_error, "validation minus_error -"), (accuracies, "updates: validation loss")):
         settings = RSO(cycles=2, batch_size=100)
         run = LiveRun(f"{HERE}:mlp", data, settings, loss=squares, metric=metric)
         run.start()
         assert run.wait(lambda run: run.state == FINISHED)
         torch_net = build(f"{HERE}:mlp", data.shape, 1, 0)
         expected = fit(torch_net, data, settings, loss=squares, metric=metric, progress=False)
-        assert run.history.last.test_loss == expected.last.test_loss == pytest.approx(run.curve[-1].test_loss)
+        assert run.history.last.val_loss == expected.last.val_loss == pytest.approx(run.curve[-1].loss)
         assert words in describe_score(run) and "nan" not in describe_score(run) + describe_state(run)
-        assert draw_layer(run)[0].startswith(b"\x89PNG")
+        assert draw_step(run)[0].startswith(b"\x89PNG")
         curves[metric] = Curves({"a": "black"}, {"a": "black"}, run)
         run.end()
     points = {"a": ([0.0, 1.0], [-3.0, -0.5])}
     drawn = curves[minus_error]
     assert drawn.png(points, {"a": ([0.0, 1.0], [2.0, 1.0])}, "full updates", False).startswith(b"\x89PNG")
     left, right = drawn.axes
-    assert left.get_ylim() == (-4, 1) and left.get_ylabel() == "test minus_error" and right.get_ylabel() == "loss"
+    assert left.get_ylim() == (-4, 1) and left.get_ylabel() == "validation minus_error" and right.get_ylabel() == "loss"
 
 
 def test_a_live_run_of_a_mixed_net_shows_all_its_weights() -> None:
@@ -580,7 +580,7 @@ def test_a_live_run_of_a_mixed_net_shows_all_its_weights() -> None:
     assert run.wait(lambda run: run.steps == 3)
     for name in ("temperature", "along.weight", "norm.weight", "out.bias"):
         run.last = run.last._replace(layer=name, index=0)
-        assert draw_layer(run)[0].startswith(b"\x89PNG")
+        assert draw_step(run)[0].startswith(b"\x89PNG")
     run.end()
 
 

@@ -23,14 +23,15 @@ import pytest
 import torch
 from PIL import Image
 
-from rso_lib import RSO, Data, History, load, train
+from rso_lib import RSO, Data, History, load, models, train
 from rso_lib.data import Split
 from rso_lib.lab import figure, pictures, worker
 from rso_lib.lab import live as live_module
 from rso_lib.lab import panel as panel_module
 from rso_lib.lab.live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
-from rso_lib.lab.live_view import draw_layer, draw_wins, name_candidate
+from rso_lib.lab.live_view import draw_layer, draw_step, draw_wins, name_candidate
 from rso_lib.lab.panel import NAMES, SAVED, WAITS, Panel, all_parts
+from rso_lib.lab.valley import draw_valley, valley_of
 from rso_lib.lab.widgets import Explorer, LiveTrainer, Race, SGDTrainer, scale_schedule
 from rso_lib.models import Block, Head, Net, cifar_net, two_conv
 from rso_lib.proposals import linear
@@ -269,7 +270,7 @@ def test_a_failure_within_a_sweep_can_be_mended(
     if broken == "setting":
         run.change(order="inpt")
     else:
-        where = "rso_lib.lab.widgets.draw_layer" if broken == "picture" else "rso_lib.engine.layers.advance"
+        where = "rso_lib.lab.widgets.draw_step" if broken == "picture" else "rso_lib.engine.layers.advance"
         monkeypatch.setattr(where, lambda *_: 1 / 0)
         monkeypatch.setattr("rso_lib.engine.block.advance", lambda *_: 1 / 0)
         run.step()
@@ -281,7 +282,7 @@ def test_a_failure_within_a_sweep_can_be_mended(
 
 def test_a_picture_that_fails_is_said_too(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = LiveTrainer(small_net, data, SETTINGS)
-    monkeypatch.setattr("rso_lib.lab.widgets.draw_layer", lambda run: 1 / 0)
+    monkeypatch.setattr("rso_lib.lab.widgets.draw_step", lambda run: 1 / 0)
     trainer.run.step()
     assert wait_for(lambda: "Failed: ZeroDivisionError: division by zero" in trainer.status.value)
 
@@ -547,8 +548,8 @@ def test_the_visited_weight_is_framed(data: Data) -> None:
         weight = run.net.get_parameter(name).detach()
         weight.uniform_(-1, 1)
         run.last = Step(at=None, layer=name, index=index, delta=torch.zeros(()), losses=torch.zeros(3), choice=0.0)
-        png, text = draw_layer(run)
-        pixels = np.asarray(Image.open(io.BytesIO(png)))
+        drawn, text = draw_layer(run, (640, 180))
+        pixels = np.asarray(drawn)
         rows, columns = np.nonzero((pixels == 0).all(2))
         inside = pixels[(rows.min() + rows.max()) // 2, (columns.min() + columns.max()) // 2]
         value = float(weight.flatten()[index] / weight.abs().max())
@@ -577,7 +578,7 @@ def test_the_last_weight_of_many_is_in_the_picture(data: Data, make: Callable[[]
         losses=torch.zeros(3),
         choice=torch.zeros(()),
     )
-    rows, columns = np.nonzero((np.asarray(Image.open(io.BytesIO(draw_layer(run)[0]))) == 0).all(2))
+    rows, columns = np.nonzero((np.asarray(draw_layer(run, (640, 180))[0]) == 0).all(2))
     assert len(set(rows)) > 2 and len(set(columns)) > 2
 
 
@@ -617,7 +618,7 @@ def test_knobs_are_not_turned_by_the_test_part(data: Data) -> None:
         last, name = trainer.run.history.last, {"val": "validation", "test": "test"}[part]
         assert trainer.run.curve[-1].accuracy == getattr(last, f"{part}_accuracy")
         assert trainer.run.curve[-1].loss == getattr(last, f"{part}_loss")
-        assert trainer.curves.axes[0].get_ylabel() == f"{name} accuracy (%)"
+        assert trainer.curves.axes[0].get_ylabel() == f"{name}\naccuracy (%)"
         assert {name, "batches"} == {*trainer.curves.lines[1]}
         words = trainer.numbers.value + trainer.status.value
         assert f"{name} accuracy" in words.lower() and f"{name} loss" in words
@@ -727,3 +728,79 @@ def test_it_is_said_that_a_click_waits(data: Data) -> None:
     race = Race([LiveTrainer(small_net, data, SETTINGS, title=title) for title in "ab"])
     seen = [part for part in all_parts(race) if getattr(part, "value", "") == WAITS and part.layout.display != "none"]
     assert seen == [race.waits]
+
+
+# The valley of a step
+
+
+@pytest.mark.parametrize("make", [small_net, "one_conv"], ids=["batch norm", "one_conv"])
+@pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, candidates=(0, 1, -1, 2), order="shuffled")])
+def test_the_candidates_lie_on_the_valley_of_the_steps_own_batch(data: Data, make: Any, settings: RSO) -> None:
+    """Also behind the first slice and the first sweep: losses of the curve are those that the search has found."""
+    run = LiveRun(make, data, settings)
+    for count in (60, 400):
+        step = taken(run, count)[-1]
+        before = [tensor.clone() for tensor in (*run.net.parameters(), *run.net.buffers())]
+        valley = valley_of(run)
+        now = [*run.net.parameters(), *run.net.buffers()]
+        assert all(torch.equal(a, b) for a, b in zip(before, now, strict=True))
+        assert torch.equal(valley.losses, step.losses) and len(valley.places) == len(settings.candidates)
+        order = valley.values.argsort()
+        on_curve = np.interp(valley.places, valley.values[order], valley.along[order])
+        bend = float((valley.along[2:] - 2 * valley.along[1:-1] + valley.along[:-2]).abs().max())
+        assert np.abs(on_curve - valley.losses.numpy()).max() < bend / 2 + 1e-5
+        assert float(valley.along.max() - valley.along.min()) > 0
+        weight = run.net.get_parameter(step.layer).detach().view(-1)[step.index]
+        assert valley.chosen == float(weight)
+        assert float(valley.places[int(step.losses.argmin())]) == pytest.approx(valley.chosen, abs=1e-6)
+
+
+def test_where_there_is_no_valley(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert valley_of(LiveRun(small_net, data, SETTINGS)) is None
+    for changes in ({"level": "layer"}, {"strategy": "neuron"}):
+        run = LiveRun(small_net, data, replace(SETTINGS, **changes))
+        taken(run, 1)
+        assert valley_of(run) is None
+    run = LiveRun(lambda: models.one_conv(data.shape, levels=3), data, SETTINGS)
+    taken(run, 1)
+    assert valley_of(run) is None
+    run = LiveRun(small_net, data, SETTINGS)
+    taken(run, 1)
+    assert valley_of(run) is not None
+    monkeypatch.setattr("rso_lib.lab.valley.MOST_OPERATIONS", 1e3)
+    assert valley_of(run) is None
+
+
+def test_a_picture_of_the_valley(data: Data) -> None:
+    """A dot of each candidate's colour, at the height of its loss: the ring is around the lowest."""
+    run = LiveRun("one_conv", data, SETTINGS)
+    taken(run, 3)
+    valley = valley_of(run)
+    pixels = np.asarray(draw_valley(valley, (480, 280)))[40:-40]
+    heights = {}
+    for name, colour in (("w", figure.GREY), ("w + Δ", figure.BLUE), ("w − Δ", figure.VERMILION)):
+        rows, _ = np.nonzero((pixels == matplotlib.colors.to_rgba_array(colour)[0, :3].__mul__(255).round()).all(2))
+        heights[name] = rows.mean()
+    order = sorted(heights, key=heights.get, reverse=True)
+    assert order == [["w", "w + Δ", "w − Δ"][k] for k in valley.losses.argsort().tolist()]
+    assert "Along it the loss of the batch goes from" in draw_step(run)[1]
+
+
+def test_more_settings_wait_behind_a_button(data: Data) -> None:
+    trainer = LiveTrainer(small_net, data, SETTINGS)
+    [more] = [part for part in all_parts(trainer) if isinstance(part, ipywidgets.ToggleButton)]
+    [menus] = [part for part in trainer.children if trainer.controls["order"] in getattr(part, "children", ())]
+    assert menus.layout.display == "none"
+    more.value = True
+    assert menus.layout.display is None
+    more.value = False
+    assert menus.layout.display == "none"
+
+
+def test_the_valley_is_that_of_the_settings_that_the_step_was_made_with(data: Data) -> None:
+    run = LiveRun(small_net, data, SETTINGS)
+    taken(run, 5)
+    before = valley_of(run)
+    run.change(batch_size=200, candidates=(0, 2))
+    settle(run)
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(before, valley_of(run), strict=True))

@@ -174,6 +174,7 @@ class LiveRun:
         self.items: Iterator[Report | Step] | None = None
         self.history = History()
         self.last: Step | None = None
+        self.made_with = self.settings  # the last step
         self.recent: deque[int] = deque(maxlen=RECENT_STEPS)
         self.steps = self.image_forwards = 0
         self.begun: list[Step] = []  # of a sweep that is not reported yet
@@ -283,7 +284,7 @@ class LiveRun:
             self.history.append(item)
             self.begun.clear()
             return self.keep()
-        self.last = item
+        self.last, self.made_with = item, self.settings
         self.begun.append(item)
         self.steps += 1
         choice, candidates = float(item.choice), self.settings.candidates

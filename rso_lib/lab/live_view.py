@@ -16,14 +16,19 @@ from ..settings import called
 from .figure import style
 from .live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
 from .pictures import lay_out_weights
+from .valley import FONT, INK, draw_valley, valley_of
 from .worker import RUNNING
 
 WIDTH, DPI = 640, 150
 """Picture width in CSS pixels; dots of a picture for 100 of them."""
-TILES = (WIDTH, 180)
-"""Size of the picture of a layer's weights."""
-MARGIN = 6
-"""Pixels around the weights, so that a frame at the edge is seen."""
+STEP = (2 * WIDTH, 280)
+"""Size of the picture of a step, in dots, of which two are a CSS pixel."""
+VALLEY = 480
+"""Its left part, where the step has a valley; the weights take the rest."""
+MARGIN = 12
+"""Dots around the weights, so that a frame at the edge is seen."""
+NAMED = 12
+"""Rows and columns of tiles that are numbered, at most."""
 LIGHT = {"w": "#D9D9D9", "w + Δ": "#A6D8F5", "w − Δ": "#FFBE8A"}
 """The colours of the candidates, light enough to write on."""
 Points = Mapping[str, tuple[Sequence[float], Sequence[float]]]
@@ -39,9 +44,9 @@ class Curves:
         self.metric, self.unit = f"{run.part} {metric_of(run)}", unit_of(run)
         self.is_share = metric_of(run) == "accuracy"
         with style():
-            self.figure = Figure(figsize=(WIDTH / 100, 2.5), dpi=DPI)
+            self.figure = Figure(figsize=(WIDTH / 100, 2.1), dpi=DPI)
             self.canvas = FigureCanvasAgg(self.figure)
-            self.figure.subplots_adjust(left=0.115, right=0.965, bottom=0.22, top=0.95, wspace=0.3)
+            self.figure.subplots_adjust(left=0.13, right=0.965, bottom=0.26, top=0.95, wspace=0.3)
             self.axes = self.figure.subplots(1, 2)
             self.lines = [
                 {name: axes.plot([], [], color=colour, label=name, animated=True)[0] for name, colour in lines.items()}
@@ -71,7 +76,7 @@ class Curves:
             left, right = self.axes
             left.set(xlim=(0, end), ylim=left_limits, xlabel=against, ylabel=self.metric)
             if self.is_share:
-                left.set_ylabel(f"{self.metric} (%)")
+                left.set_ylabel(self.metric.replace(" ", "\n", 1) + " (%)")
                 left.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
             right.set(xlim=(0, end), yscale="log" if log else "linear", xlabel=against, ylabel=f"loss{self.unit}")
             for axes in self.axes:
@@ -102,35 +107,60 @@ def _power(base: float, value: float, rounded: Callable[[float], int]) -> float:
 # Weights
 
 
-def draw_layer(run: LiveRun) -> tuple[bytes, str]:
-    """Draw the weights of the layer that is searched, the one visited last framed: a PNG, and its alt text."""
+def draw_step(run: LiveRun) -> tuple[bytes, str]:
+    """Draw the last step: the loss along the visited weight (left) and its layer (right): a PNG, and its alt text."""
+    valley, picture = valley_of(run), Image.new("RGB", STEP, "white")
+    room = VALLEY if valley else 0
+    layer, text = draw_layer(run, (STEP[0] - room, STEP[1]))
+    picture.paste(layer, (room, 0))
+    if valley:
+        picture.paste(draw_valley(valley, (VALLEY, STEP[1])), (0, 0))
+        low, high = float(valley.along.min()), float(valley.along.max())
+        text += f" Along it the loss of the batch goes from {low:.4f} to {high:.4f}."
+    return encode(picture), text
+
+
+def draw_layer(run: LiveRun, size: tuple[int, int]) -> tuple[Image.Image, str]:
+    """Draw the weights of the layer that is searched, the one visited last framed: a picture, and its text."""
     matrix = max(reversed([*run.net.named_parameters()]), key=lambda item: min(item[1].dim(), 2))[0]  # the last one
     name = run.last.layer if run.last and run.last.layer != "network" else matrix
     raster = lay_out_weights(run.net, name)
     values = raster.values.numpy()
-    outputs, inputs, *_ = raster.tiles
+    outputs, inputs, height, width = raster.tiles
     largest = float(np.nanmax(np.abs(values))) or 1.0
     colours = matplotlib.colormaps["PuOr"](0.5 + values / (2 * largest), bytes=True)[..., :3]
     colours[np.isnan(values)] = 255
     rows, columns = values.shape
-    scale = min((TILES[0] - 2 * MARGIN) / columns, (TILES[1] - 2 * MARGIN) / rows, 40)
+    named = max(outputs, inputs) <= NAMED and run.net.get_parameter(name).dim() > 1
+    left, top = (MARGIN + 28, MARGIN + 28) if named else (MARGIN, MARGIN)
+    scale = min((size[0] - left - MARGIN) / columns, (size[1] - top - MARGIN) / rows, 60)
     scale = int(scale) if scale > 1 else scale
     resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
-    size = max(1, int(scale * columns)), max(1, int(scale * rows))
-    picture = Image.new("RGB", TILES, "white")
-    picture.paste(Image.fromarray(colours).resize(size, resampling), (MARGIN, MARGIN))
+    scaled = max(1, int(scale * columns)), max(1, int(scale * rows))
+    picture = Image.new("RGB", size, "white")
+    picture.paste(Image.fromarray(colours).resize(scaled, resampling), (left, top))
+    if named:
+        for k in range(outputs):
+            _number(picture, k, left + scale * (k * (width + raster.gap) + width / 2), MARGIN + 10)
+        for k in range(inputs):
+            _number(picture, k, MARGIN + 8, top + scale * (k * (height + raster.gap) + height / 2))
     text = f"{name}: {inputs} × {outputs} pictures, from −{largest:.2f} (orange) to {largest:.2f} (purple)."
     if run.last and run.last.index is not None:
         row, column = raster.cell(run.last.index)
-        _frame(picture, MARGIN + int(scale * column), MARGIN + int(scale * row), max(1, int(scale)))
+        _frame(picture, left + int(scale * column), top + int(scale * row), max(1, int(scale)))
         text += f" Weight {run.last.index:,} is framed."
-    return encode(picture), text
+    return picture, text
+
+
+def _number(picture: Image.Image, number: int, x: float, y: float) -> None:
+    """Write the number of an output or an input channel beside its tiles."""
+    ImageDraw.Draw(picture).text((x, y), str(number), INK, FONT, anchor="mm")
 
 
 def _frame(picture: Image.Image, x: int, y: int, side: int) -> None:
     """Draw a square in black on white, to be seen on any colour."""
     draw = ImageDraw.Draw(picture)
-    for outside, width, colour in ((4, 5, "white"), (3, 3, "black")):
+    for outside, width, colour in ((8, 9, "white"), (6, 6, "black")):
         draw.rectangle((x - outside, y - outside, x + side - 1 + outside, y + side - 1 + outside), None, colour, width)
 
 

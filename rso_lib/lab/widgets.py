@@ -23,7 +23,7 @@ from .live_view import (
     describe_score,
     describe_state,
     describe_step,
-    draw_layer,
+    draw_step,
     draw_wins,
     encode,
 )
@@ -91,10 +91,13 @@ class LiveTrainer(Panel):
         for control in self.controls.values():
             control.observe(self.change, names="value")
         self.log_axis.observe(lambda change: self.run.do(lambda: None), names="value")
-        left = make_column([*self.controls.values(), self.log_axis])
-        room = {"flex": "1 1 26em", "min_width": "0", "max_width": f"{WIDTH + 8}px"}  # else below the controls
-        right = widgets.VBox([self.tiles, self.winners, self.numbers, self.screen], layout=room)
-        self.fill([make_buttons([self.run]), self.status, widgets.HBox([left, right], layout=WRAP)])
+        first, rest = self.sort_controls()
+        buttons = make_buttons([self.run])
+        buttons.children += (make_toggle("More settings", rest),)
+        pictures = [self.tiles, self.winners, self.screen, self.numbers]
+        for picture in pictures:
+            picture.layout.max_width = f"{WIDTH + 8}px"
+        self.fill([buttons, self.status, first, rest, *pictures])
 
     def make_run(self, net: str | Callable[[], nn.Module], data: Data, settings: Any) -> LiveRun:
         """Return the run that the panel shows."""
@@ -111,6 +114,13 @@ class LiveTrainer(Panel):
             "direction": make_menu("direction", DIRECTIONS, settings.direction),
         }
 
+    def sort_controls(self) -> tuple[widgets.Widget, widgets.Widget]:
+        """Return the sliders beside each other, which are always there, and a column of all other controls."""
+        controls = [*self.controls.values(), self.log_axis]
+        sliders = [one for one in controls if isinstance(one, widgets.SelectionSlider)]
+        rest = make_column(one for one in controls if one not in sliders)
+        return widgets.HBox(make_column(sliders, width="17em", room="5.5em").children, layout=WRAP), rest
+
     def change(self, change: object) -> None:
         """Send the settings that the controls show."""
         values = {name: control.value for name, control in self.controls.items()}
@@ -123,7 +133,7 @@ class LiveTrainer(Panel):
         self.status.say(f"{self.title}. {describe_state(run)}")
         self.numbers.say(f"{describe_step(run)} {describe_score(run)}")
         self.winners.value = draw_wins(run)
-        self.tiles.draw(*draw_layer(run))
+        self.tiles.draw(*draw_step(run))
         drawn = run.curve[-1], self.log_axis.value
         if drawn != self.drawn:
             self.drawn = drawn
@@ -199,20 +209,28 @@ class Race(Panel):
 # Controls
 
 
-def make_column(controls: Iterable[widgets.Widget]) -> widgets.VBox:
+def make_column(controls: Iterable[widgets.Widget], width: str = "23em", room: str = "8em") -> widgets.VBox:
     """Return controls below each other, with room for their names."""
     controls = list(controls)
     for control in controls:
-        control.style.description_width = "8em"
-        control.layout.width = "23em"
+        control.style.description_width = room
+        control.layout.width = width
     return widgets.VBox(controls)
+
+
+def make_toggle(description: str, hidden: widgets.Widget) -> widgets.ToggleButton:
+    """Return a button that shows what is hidden, or hides it again."""
+    button = widgets.ToggleButton(False, description=description, layout={"width": "8em"})
+    hidden.layout.display = "none"
+    button.observe(lambda change: setattr(hidden.layout, "display", None if change.new else "none"), names="value")
+    return button
 
 
 def make_buttons(runs: Sequence[LiveRun]) -> widgets.HBox:
     """Return a button for each command, which goes to all the runs."""
     row = []
     for command in COMMANDS:
-        button = widgets.Button(description=command.capitalize(), layout={"width": "6em"})
+        button = widgets.Button(description=command.capitalize(), layout={"width": "4.7em"})
         button.on_click(lambda _, command=command: [getattr(run, command)() for run in runs])
         row.append(button)
     return widgets.HBox(row, layout=WRAP)
