@@ -77,7 +77,7 @@ def drive(panel: Panel, first: str = FIRST) -> None:
         assert name
     size = panel.root.get_by_role("slider", name="batch size").first.get_attribute("aria-valuetext")
     panel.press("Step", until=f"on {size} images")
-    for more in panel.root.get_by_role("button", name="More settings").all():
+    for more in panel.root.get_by_role("button", name="More").all():
         more.click()
     for menu in panel.root.get_by_role("combobox").all():
         menu.select_option(index=1)

@@ -21,7 +21,7 @@ from .worker import RUNNING
 
 WIDTH, DPI = 640, 150
 """Picture width in CSS pixels; dots of a picture for 100 of them."""
-STEP = (2 * WIDTH, 280)
+STEP = (2 * WIDTH, 224)
 """Size of the picture of a step, in dots, of which two are a CSS pixel."""
 VALLEY = 480
 """Its left part, where the step has a valley; the weights take the rest."""
@@ -44,9 +44,9 @@ class Curves:
         self.metric, self.unit = f"{run.part} {metric_of(run)}", unit_of(run)
         self.is_share = metric_of(run) == "accuracy"
         with style():
-            self.figure = Figure(figsize=(WIDTH / 100, 2.1), dpi=DPI)
+            self.figure = Figure(figsize=(WIDTH / 100, 1.8), dpi=DPI)
             self.canvas = FigureCanvasAgg(self.figure)
-            self.figure.subplots_adjust(left=0.13, right=0.965, bottom=0.26, top=0.95, wspace=0.3)
+            self.figure.subplots_adjust(left=0.15, right=0.965, bottom=0.3, top=0.95, wspace=0.3)
             self.axes = self.figure.subplots(1, 2)
             self.lines = [
                 {name: axes.plot([], [], color=colour, label=name, animated=True)[0] for name, colour in lines.items()}

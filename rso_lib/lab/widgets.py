@@ -93,7 +93,7 @@ class LiveTrainer(Panel):
         self.log_axis.observe(lambda change: self.run.do(lambda: None), names="value")
         first, rest = self.sort_controls()
         buttons = make_buttons([self.run])
-        buttons.children += (make_toggle("More settings", rest),)
+        buttons.children += (make_toggle("More", rest),)
         pictures = [self.tiles, self.winners, self.screen, self.numbers]
         for picture in pictures:
             picture.layout.max_width = f"{WIDTH + 8}px"
@@ -220,7 +220,7 @@ def make_column(controls: Iterable[widgets.Widget], width: str = "23em", room: s
 
 def make_toggle(description: str, hidden: widgets.Widget) -> widgets.ToggleButton:
     """Return a button that shows what is hidden, or hides it again."""
-    button = widgets.ToggleButton(False, description=description, layout={"width": "8em"})
+    button = widgets.ToggleButton(False, description=description, layout={"width": "5em"})
     hidden.layout.display = "none"
     button.observe(lambda change: setattr(hidden.layout, "display", None if change.new else "none"), names="value")
     return button
