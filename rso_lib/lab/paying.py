@@ -197,7 +197,7 @@ def plot_law(measured: pandas.DataFrame) -> Picture:
 @style()
 def plot_spreads(spreads: pandas.DataFrame) -> Picture:
     """Draw the share of kept weights (left) and s (right) of each layer by cycle (`spread_by_cycle`)."""
-    picture = new_picture(10, 3.8, right=2.4, wspace=0.22)
+    picture = new_picture(10, 3.8, right=2.4, wspace=0.35)
     panels = picture.subplots(1, 2)
     texts = []
     for mark, (layer, rows) in zip("osv^D<>", spreads.groupby("layer", sort=True), strict=False):
@@ -232,7 +232,7 @@ def plot_noise(tables: Mapping[str, pandas.DataFrame]) -> Picture:
     for axes, title in ((left, "what the batch claims"), (right, "what all images see")):
         axes.axhline(0, color=BLACK, linewidth=1)
         axes.set(xlabel="σ / s", xscale="log", title=title)
-    left.set_ylabel("of the best step's fall (%)")
+    left.set_ylabel("fall of the loss\n(% of the best step's)")
     right.set_ylim(-100, 70)
     right.legend(fontsize=10)
     picture.alt = f"The fall of the loss of a visit against σ. {'; '.join(texts)}."
