@@ -79,7 +79,7 @@ def drive(panel: Panel, first: str = FIRST) -> None:
     panel.press("Step", until=f"on {size} images")
     for more in panel.root.get_by_role("button", name="More").all():
         more.click()
-    for menu in panel.root.get_by_role("combobox").all():
+    for menu in panel.root.locator("select").all():  # also those that are not shown yet
         menu.select_option(index=1)
     panel.press("Step", until=first)  # the direction is forward now
     panel.press("Reset", until="Ready")
