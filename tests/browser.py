@@ -114,7 +114,8 @@ def chromium() -> Iterator[Browser]:
 
 
 def copy_notebooks(folder: Path) -> None:
-    """Fill a folder with the notebooks, with parameters for short runs, and with `PANELS`."""
+    """Fill a folder with the notebooks, with parameters for short runs, and with `PANELS` and their pictures."""
+    shutil.copytree(FOLDER.parent / "figures", folder / "figures")  # where JupyterLab looks for ../figures at its top
     panels = new_notebook(cells=[new_code_cell(source) for source in CELLS], metadata={"kernelspec": KERNEL})
     nbformat.write(panels, folder / PANELS)
     for path in FOLDER.glob("*.ipynb"):

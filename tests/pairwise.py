@@ -14,6 +14,12 @@ def crossed(*options: Sequence[Any]) -> list[Any]:
     return [row if row in chosen else pytest.param(*row, marks=rest) for row in product(*options)]
 
 
+def halved(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
+    """All crossings of two options, to be parameters of a test; every other one is exhaustive, as on a chessboard."""
+    rows = [(i + j, (a, b)) for i, a in enumerate(first) for j, b in enumerate(second)]
+    return [pytest.param(*row, marks=pytest.mark.exhaustive) if place % 2 else row for place, row in rows]
+
+
 def pairwise(*options: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Rows with a value of each option; every two values of two options meet in some row.
 

@@ -13,7 +13,7 @@ pytest.importorskip("sphinx_revealjs", reason="the slides need reveal.js: pip in
 pytest.importorskip("latex2mathml", reason="formulas need latex2mathml: pip install latex2mathml")
 pytest.importorskip("playwright", reason="the browser tests need Playwright: pip install playwright")
 
-from browser import Visit, chromium, find_chromium, free_port, serve
+from browser import KERNEL, Visit, chromium, find_chromium, free_port, serve
 from playwright.sync_api import Browser, Page
 
 from rso_lib.teach import book, editions, slides
@@ -158,7 +158,8 @@ def test_tags_choose_slides() -> None:
 @needs_browser
 def test_the_demos_are_listed(browser: Browser, tmp_path: Path, project: Path) -> None:
     """`make voila`: a page of links, which asks for nothing from elsewhere, and a notebook behind each of them."""
-    editions.write(book.page(NOTEBOOKS[0]), tmp_path / "demos" / "00_start_here.ipynb")
+    page = new_notebook(cells=[new_markdown_cell("# Start here")], metadata={"kernelspec": KERNEL})
+    editions.write(page, tmp_path / "demos" / "00_start_here.ipynb")
     command = ["voila", "--template=demos", "demos", "--no-browser", f"--port={free_port()}"]
     places = [str(project / folder) for folder in ("notebooks", "teach")]
     with serve(command, tmp_path, tmp_path, places) as url, Visit(browser, url) as visit:

@@ -100,7 +100,12 @@ class Unrecorded:
 
 @pytest.mark.parametrize(
     ("name", "cache"),
-    [("one_conv", "full"), ("mnist_net", "full"), ("mnist_net of the text", "half"), ("depth 10", "input")],
+    [
+        ("one_conv", "full"),
+        ("mnist_net", "full"),
+        ("mnist_net of the text", "half"),
+        pytest.param("depth 10", "input", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_step_stays_on_the_device(name: str, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "Graph", Unrecorded)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from oracle import NARROW, Visit, best, images, narrow, plain, plan, stirred
-from pairwise import crossed
+from pairwise import crossed, halved
 from steps import one_step, scorer
 from torch import Tensor
 
@@ -169,7 +169,7 @@ def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     return request.param
 
 
-@pytest.mark.parametrize("kind", REAL)
+@pytest.mark.parametrize(("kind", "loops"), halved([*REAL], LOOPS), indirect=["loops"])
 def test_real_nets_at_every_tensor(kind: str, loops: str) -> None:
     compare_at_every_tensor(kind, "mixed", 5)
 
@@ -195,8 +195,7 @@ def test_real_nets_where_steps_do_not_see_each_other(
         compare(net, data, settings, (0, sweep, 0), 18)
 
 
-@pytest.mark.parametrize("name", ["layer", "network"])
-@pytest.mark.parametrize("kind", REAL)
+@pytest.mark.parametrize(("kind", "name"), halved([*REAL], ["layer", "network"]))
 def test_real_nets_at_the_joint_levels(kind: str, name: str) -> None:
     compare_at_every_tensor(kind, name, 2)
 

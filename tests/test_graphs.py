@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from oracle import NARROW, images, narrow, plan, stirred
+from pairwise import halved
 from steps import scorer
 from test_engine import DEVICES, REAL, compare, settings_of
 from torch import Tensor
@@ -81,8 +82,7 @@ def test_replayed_steps_decide_as_the_plain_algorithm(kind: str, name: str, reco
     assert recorded.replays > 20
 
 
-@pytest.mark.parametrize("name", ["paper", "mixed"])
-@pytest.mark.parametrize("kind", REAL)
+@pytest.mark.parametrize(("kind", "name"), halved([*REAL], ["paper", "mixed"]))
 def test_real_nets(kind: str, name: str, recorded: type[Recording]) -> None:
     """Around the boundary of two rows: steps where one row has changed, and where two have."""
     net, data = stirred(REAL[kind]()), images(20, (3, 5, 4) if "depth" in kind else (1, 8, 8))

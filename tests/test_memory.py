@@ -132,13 +132,13 @@ def test_the_network_level_keeps_the_images_alone() -> None:
         pytest.param("mnist_net", 4000, 500, "full", "sequential", "output", "weight", marks=pytest.mark.exhaustive),
         ("mnist_net", 4000, 500, "full", "sequential", "shuffled", "weight"),
         pytest.param("mnist_net", 4000, 500, "half", "sequential", "output", "weight", marks=pytest.mark.exhaustive),
-        ("mnist_net", 4000, 500, "input", "sequential", "output", "weight"),
+        pytest.param("mnist_net", 4000, 500, "input", "sequential", "output", "weight", marks=pytest.mark.exhaustive),
         ("two_conv", 6000, 1000, "full", "sequential", "output", "weight"),
-        ("cifar_net_10", 1000, 200, "full", "sequential", "output", "weight"),
+        pytest.param("cifar_net_10", 1000, 200, "full", "sequential", "output", "weight", marks=pytest.mark.exhaustive),
         pytest.param("cifar_net_10", 500, 8, "full", "neuron", "output", "weight", marks=pytest.mark.exhaustive),
         ("cifar_net_10", 500, 8, "full", "layer", "output", "weight"),
         pytest.param("mnist_net", 4000, 500, "full", "sequential", "output", "layer", marks=pytest.mark.exhaustive),
-        ("mnist_net", 4000, 500, "half", "sequential", "output", "layer"),
+        pytest.param("mnist_net", 4000, 500, "half", "sequential", "output", "layer", marks=pytest.mark.exhaustive),
     ],
 )
 def test_the_estimate_against_the_peak_of_a_process(

@@ -20,8 +20,10 @@ FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 TEACHING = ("01", "02", "03", "04", "06", "07", "09", "10")
 BRIEF: dict[str, dict[str, object]] = {
+    "01": {"cycles": 5},
     "02": {"seeds": 1, "cycles": 1, "tried": 20},
     "03": {"seeds": 2, "fresh": 2, "short": 1, "long": 2},
+    "04": {"batch_size": 200},
     "06": {"seeds": 2, "cycles": 1, "tries": 40},
     "07": {"seeds": 2, "cycles": 1, "processes": "1"},
     "09": {"seeds": 2, "cycles": 1},

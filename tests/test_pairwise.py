@@ -3,7 +3,7 @@
 from itertools import combinations, product
 
 import pytest
-from pairwise import crossed, pairwise
+from pairwise import crossed, halved, pairwise
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (8, 5, 3, 2), (2, 3, 4, 5), (1, 4, 4), (3,) * 13, (7, 1, 2, 2, 2, 2)])
@@ -29,3 +29,10 @@ def test_the_other_crossings_are_exhaustive() -> None:
     assert {mark.name for row in marked for mark in row.marks} == {"exhaustive"}
     assert sorted(others) == sorted(pairwise(*options))
     assert sorted([*others, *(row.values for row in marked)]) == sorted(product(*options))
+
+
+def test_half_of_the_crossings_with_every_value() -> None:
+    rows = halved("abc", [1, 2])
+    chosen = [row for row in rows if isinstance(row, tuple) and not hasattr(row, "marks")]
+    assert len(rows) == 6 and len(chosen) == 3
+    assert {a for a, _ in chosen} == {*"abc"} and {b for _, b in chosen} == {1, 2}
