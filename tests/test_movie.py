@@ -9,6 +9,7 @@ from PIL import Image
 from rso_lib import RSO, Data, load, models, train
 from rso_lib.algorithm import cross_entropy
 from rso_lib.lab import movie
+from rso_lib.lab.valley import loss_along
 from rso_lib.sweep import Step
 
 
@@ -46,7 +47,8 @@ def test_a_valley_is_the_loss_of_all_images(digits: Data) -> None:
     net = models.one_conv(digits.shape)
     bias = net.get_parameter("head.linear.bias").detach().view(-1)
     with torch.no_grad():
-        along = movie.loss_along(net, bias, 3, torch.tensor([0.0, 1.0]), digits.train)
+        loss = lambda: cross_entropy(net(digits.train.images), digits.train.labels)  # noqa: E731
+        along = loss_along(loss, bias, 3, torch.tensor([0.0, 1.0]))
         assert float(bias[3]) == 1
         assert float(along[1]) == float(cross_entropy(net(digits.train.images), digits.train.labels))
     assert along[0] != along[1]

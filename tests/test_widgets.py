@@ -28,6 +28,7 @@ from rso_lib.data import Split
 from rso_lib.lab import figure, pictures, worker
 from rso_lib.lab import live as live_module
 from rso_lib.lab import panel as panel_module
+from rso_lib.lab.bench_report import operations
 from rso_lib.lab.live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
 from rso_lib.lab.live_view import draw_layer, draw_step, draw_wins, name_candidate
 from rso_lib.lab.panel import NAMES, SAVED, WAITS, Panel, all_parts
@@ -753,6 +754,39 @@ def test_the_candidates_lie_on_the_valley_of_the_steps_own_batch(data: Data, mak
         weight = run.net.get_parameter(step.layer).detach().view(-1)[step.index]
         assert valley.chosen == float(weight)
         assert float(valley.places[int(step.losses.argmin())]) == pytest.approx(valley.chosen, abs=1e-6)
+
+
+def test_the_ring_is_where_the_weight_is(data: Data) -> None:
+    """Also where a rule goes beyond all candidates, as the minimum of a parabola may lie."""
+    run = LiveRun("one_conv", data, replace(SETTINGS, rule="parabola"))
+    choices = set()
+    for _ in range(12):
+        [step] = taken(run, 1)
+        valley = valley_of(run)
+        assert valley.chosen == float(run.net.get_parameter(step.layer).detach().view(-1)[step.index])
+        assert float(valley.values[0]) < valley.chosen < float(valley.values[-1])
+        x = 24 + (valley.chosen - float(valley.values[0])) / float(valley.values[-1] - valley.values[0]) * (480 - 48)
+        ink = (np.asarray(draw_valley(valley, (480, 280)))[:, round(x)] == (0x1A, 0x1A, 0x1A)).all(1)
+        assert ink.sum() >= 8  # the ring is cut twice, 4 dots thick
+        choices.add(float(step.choice))
+    assert not choices <= {0.0, 1.0, -1.0}
+
+
+def test_words_are_those_of_the_settings_that_the_step_was_made_with(data: Data) -> None:
+    trainer = LiveTrainer(small_net, data, SETTINGS)
+    taken(trainer.run, 2)
+    before = trainer.numbers.value
+    trainer.run.change(batch_size=200, candidates=(0, 2))
+    settle(trainer.run)
+    assert trainer.run.state == PAUSED
+    assert trainer.numbers.value == before
+
+
+def test_counting_operations_leaves_the_net_as_it_is() -> None:
+    net = small_net().double().train()
+    before = [tensor.clone() for tensor in net.state_dict().values()]
+    assert operations(net, (1, 8, 8))
+    assert all(torch.equal(a, b) for a, b in zip(before, net.state_dict().values(), strict=True))
 
 
 def test_where_there_is_no_valley(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 from ..engine import kernels
 from ..engine.layers import folds
 from ..models import Flow, Net
+from ..passes import mode
 
 
 @dataclass
@@ -21,16 +22,17 @@ class Operations:
 
 
 def operations(net: Net, shape: tuple[int, int, int]) -> list[Operations]:
-    """Of every layer's linear maps, for images of a shape (C, H, W)."""
-    flow, counts = Flow(torch.zeros(1, *shape)), []
-    for block in net.blocks:
-        channels, height, width = flow.x.shape[1:]
-        pairs = channels * block.conv.out_channels
-        plain = 2 * 9 * height * width * pairs
-        folded = 2 * 16 * (height // 2) * (width // 2) * pairs if folds(block) else plain
-        shortcut = 2 * height * width * block.get_parameter("shortcut.0.weight").numel() if block.shortcut else 0
-        counts.append(Operations(plain + shortcut, folded + shortcut, folded // channels))
-        flow = block(flow)
+    """Count those of every layer's linear maps, for images of a shape (C, H, W). The net stays as it is."""
+    flow, counts = Flow(net.head.linear.weight.new_zeros(1, *shape)), []
+    with mode(net, training=False):  # an image goes through the blocks, and batch norm's statistics stay
+        for block in net.blocks:
+            channels, height, width = flow.x.shape[1:]
+            pairs = channels * block.conv.out_channels
+            plain = 2 * 9 * height * width * pairs
+            folded = 2 * 16 * (height // 2) * (width // 2) * pairs if folds(block) else plain
+            shortcut = 2 * height * width * block.get_parameter("shortcut.0.weight").numel() if block.shortcut else 0
+            counts.append(Operations(plain + shortcut, folded + shortcut, folded // channels))
+            flow = block(flow)
     plain = 2 * net.head.linear.weight.numel()
     return [*counts, Operations(plain, plain, plain // flow.x.shape[1])]
 

@@ -82,8 +82,8 @@ class LiveRun:
     ):
         function_of("net", net, runs.NETS)
         self.make_net, self.data, self.settings, self.show, self.scored_by = net, data, settings, show, scored_by
-        self.part = "validation" if len(data.val) else "test"  # nobody should turn knobs by the test part
-        scored = data.val if len(data.val) else data.test
+        # nobody should turn knobs by the test part
+        self.part, scored = ("validation", data.val) if len(data.val) else ("test", data.test)
         self.scored = Split(scored.images[:SCORED_IMAGES], scored.labels[:SCORED_IMAGES])
         worker.ask(self.join)
 

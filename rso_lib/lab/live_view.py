@@ -16,7 +16,7 @@ from ..settings import called
 from .figure import style
 from .live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
 from .pictures import lay_out_weights
-from .valley import FONT, INK, draw_valley, valley_of
+from .valley import FONT, INK, draw_valley, name_candidate, valley_of
 from .worker import RUNNING
 
 WIDTH, DPI = 640, 150
@@ -241,15 +241,9 @@ def describe_step(run: LiveRun) -> str:
     step = run.last
     visited = "all weights" if step.index is None else f"weight {step.index:,}"
     delta = "" if step.index is None else f", Δ = {float(step.delta):+.3f}"
-    pairs = zip(step.losses.tolist(), run.settings.candidates, strict=True)
+    pairs = zip(step.losses.tolist(), run.made_with.candidates, strict=True)
     losses = ", ".join(f"{loss:.4f} for {name_candidate(multiple)}" for loss, multiple in pairs)
     return (
-        f"Step {run.steps:,}, on {run.settings.batch(step.at.cycle):,} images: {visited} of {step.layer}{delta}. "
+        f"Step {run.steps:,}, on {run.made_with.batch(step.at.cycle):,} images: {visited} of {step.layer}{delta}. "
         f"Losses {losses}. {name_candidate(float(step.choice))} wins."
     )
-
-
-def name_candidate(multiple: float) -> str:
-    """Return the name of w + m·Δ: w, w + Δ, w − 2 Δ …"""
-    size = "" if abs(multiple) == 1 else f"{abs(multiple):.3g} "
-    return f"w {'+' if multiple > 0 else '−'} {size}Δ" if multiple else "w"

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..algorithm import cross_entropy
-from ..data import Data, Split, load
+from ..data import Data, load
 from ..models import count_weights
 from ..passes import mode
 from ..run import cli as command
@@ -25,6 +25,7 @@ from ..train import evaluate, train
 from .figure import BLACK, BLUE, CANDIDATES, GREY, Picture, new_picture, style
 from .pictures import lay_out_weights
 from .results import FIGURES
+from .valley import loss_along
 
 CAPTION = (
     "Steps of RSO on handwritten digits, one after the other. Left: the loss along the visited weight, with three dots "
@@ -86,23 +87,14 @@ def look(net: nn.Module, data: Data, step: Step, updates: float) -> Shot:
     after = lay_out_weights(net, step.layer)
     flat[step.index] = places[0]
     before = lay_out_weights(net, step.layer)
-    along = loss_along(net, flat, step.index, values, data.train)
+    with mode(net, training=False):
+        along = loss_along(lambda: cross_entropy(net(data.train.images), data.train.labels), flat, step.index, values)
     flat[step.index] = now
     tiles, cell = (before.values, after.values), after.cell(step.index)
     accuracy = evaluate(net, data.val)[1]
     return Shot(
         step.layer, step.index, values, along, places, step.losses.cpu(), winner, tiles, cell, updates, accuracy
     )
-
-
-def loss_along(net: nn.Module, flat: Tensor, index: int, values: Tensor, split: Split) -> Tensor:
-    """Return the loss of a split while one weight takes some values: [K]. The weight keeps the last one."""
-    losses = []
-    with mode(net, training=False):
-        for value in values:
-            flat[index] = value
-            losses.append(cross_entropy(net(split.images), split.labels))
-    return torch.stack(losses).cpu()
 
 
 @style()

@@ -1,8 +1,10 @@
 """The valley of a live step: the loss of its batch along the visited weight, with the candidates on it."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import matplotlib
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -14,7 +16,7 @@ from ..passes import buffers_kept, mode
 from ..settings import exact_products
 from ..train import shuffled, sweeps
 from .bench_report import operations
-from .figure import BLUE, GREY, VERMILION
+from .figure import CANDIDATES
 from .live import LiveRun
 
 POINTS = 25
@@ -28,12 +30,14 @@ class Valley(NamedTuple):
     """The loss of a step's batch along the visited weight.
 
     values, along   of the weight, and the loss there: [POINTS], around the weight as it was
-    places, losses  of the candidates: [K], w first
+    multiples       of Δ, of the candidates: w is 0
+    places, losses  of the candidates: [K]
     chosen          the value that the weight has now
     """
 
     values: Tensor
     along: Tensor
+    multiples: Sequence[float]
     places: Tensor
     losses: Tensor
     chosen: float
@@ -60,32 +64,43 @@ def valley_of(run: LiveRun) -> Valley | None:
     loss = run.scored_by.get("loss", cross_entropies)
 
     weight = net.get_parameter(step.layer).detach().view(-1)
-    now, delta = weight[step.index].clone(), step.delta.cpu()
-    places = now.cpu() + (torch.tensor(settings.candidates) - step.choice.cpu()) * delta
-    reach = 1.3 * float((places - places[0]).abs().max()) or 1.0
+    now, delta = weight[step.index].cpu().clone(), step.delta.cpu()
+    places = now + (torch.tensor(settings.candidates) - step.choice.cpu()) * delta
+    reach = 1.3 * float((torch.cat([places, now[None]]) - places[0]).abs().max()) or 1.0
     values = (places[0] + reach * torch.linspace(-1, 1, POINTS)).to(weight)
-    along = []
     try:
         with mode(net, training=True), buffers_kept(net):
             for block in [*net.children()][: sweep.position]:  # the search takes their statistics as they are
                 block.eval()
-            for value in values:
-                weight[step.index] = value
-                along.append(loss(net(images), targets).double().mean())
+            along = loss_along(lambda: loss(net(images), targets).double().mean(), weight, step.index, values)
     finally:
         weight[step.index] = now
-    return Valley(values.cpu(), torch.stack(along).cpu(), places, step.losses.cpu(), float(now))
+    return Valley(values.cpu(), along, settings.candidates, places, step.losses.cpu(), float(now))
+
+
+def loss_along(loss: Callable[[], Tensor], weights: Tensor, index: int, values: Tensor) -> Tensor:
+    """Return a loss while one of some weights takes some values, on the CPU: [K]. The weight keeps the last one."""
+    losses = []
+    for value in values:
+        weights[index] = value
+        losses.append(loss())
+    return torch.stack(losses).cpu()
 
 
 def _operations(net: Net, run: LiveRun) -> int:
     """Count the additions and multiplications of one image in the linear maps of a net."""
     channels, height, width = run.data.shape
-    with mode(net, training=False):  # an image goes through the net, whose statistics stay
-        return sum(count.plain for count in operations(net, (channels, height, width)))
+    return sum(count.plain for count in operations(net, (channels, height, width)))
+
+
+def name_candidate(multiple: float) -> str:
+    """Return the name of w + m·Δ: w, w + Δ, w − 2 Δ …"""
+    size = "" if abs(multiple) == 1 else f"{abs(multiple):.3g} "
+    return f"w {'+' if multiple > 0 else '−'} {size}Δ" if multiple else "w"
 
 
 def draw_valley(valley: Valley, size: tuple[int, int]) -> Image.Image:
-    """Draw the curve, a dot for each candidate with its name above it, and a ring around the one that was kept."""
+    """Draw the curve, a dot for each candidate with its name above it, and a ring where the weight is now."""
     picture = Image.new("RGB", size, PAPER)
     draw, (width, height) = ImageDraw.Draw(picture), size
     heights = torch.cat([valley.along, valley.losses])
@@ -98,17 +113,15 @@ def draw_valley(valley: Valley, size: tuple[int, int]) -> Image.Image:
         return x, bottom - (loss - low) / ((high - low) or 1.0) * (bottom - top)
 
     draw.line([at(*point) for point in zip(valley.values.tolist(), valley.along.tolist(), strict=True)], INK, 4)
-    for place, loss in zip(valley.places.tolist(), valley.losses.tolist(), strict=True):
-        moved = place - float(valley.places[0])
+    for multiple, place, loss in zip(valley.multiples, valley.places.tolist(), valley.losses.tolist(), strict=True):
         x, y = at(place, loss)
-        ahead = moved * float(valley.places[min(1, len(valley.places) - 1)] - valley.places[0]) > 0
-        colour, name = (GREY, "w") if moved == 0 else (BLUE, "w + Δ") if ahead else (VERMILION, "w − Δ")
+        _, colour = CANDIDATES["kept" if multiple == 0 else "plus" if multiple > 0 else "minus"]
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
-        if len(valley.places) == 3:
+        if len(valley.places) <= 3:  # the names of more would overlap
+            name = name_candidate(multiple)
             half = draw.textlength(name, FONT) / 2
             draw.text((min(max(x - half, 0), width - 2 * half), 2), name, colour, FONT)
-    kept = int((valley.places - valley.chosen).abs().argmin())
-    x, y = at(float(valley.places[kept]), float(valley.losses[kept]))
+    x, y = at(valley.chosen, float(np.interp(valley.chosen, valley.values, valley.along)))
     draw.ellipse((x - 20, y - 20, x + 20, y + 20), outline=INK, width=4)
     said = "loss of the batch along the weight"
     draw.text(((width - draw.textlength(said, FONT)) / 2, height - 32), said, INK, FONT)
