@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..history import COLUMNS, NEEDED, History
-from .about import AS_IT_IS, FORMAT, NUMBER, ours
+from .about import AS_IT_IS, FORMAT, is_of_a_run
 from .files import replacing
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Checkpoint:
         if history.rows[-1].is_cycle and history.validated and history.best is history.rows[-1]:
             self.best = {"cycle": history.best.cycle, "net": {name: value.clone() for name, value in state.items()}}
         content = {
-            "format": f"{FORMAT} {NUMBER}",
+            "format": FORMAT,
             "settings": self.run.settings,
             "history": [vars(row) for row in history.rows],
             "net": state,
@@ -92,7 +92,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # whatever the readers trip over in a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is torn or no checkpoint ({reason}); {AS_IT_IS}") from error
-    if not ours(path, content, {"settings": dict, "history": list, "net": dict}):
+    if not is_of_a_run(path, content, {"settings": dict, "history": list, "net": dict}):
         raise ValueError(f"{path} is not a checkpoint of a run; {AS_IT_IS}")
     return content
 
@@ -117,13 +117,9 @@ def saved_rows(path: Path) -> int:
 
 
 def check_weights(net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where weights are missing, of another shape or type, or not finite."""
+    """Raise ValueError where the weights that a net was loaded from are not finite, or of another type than its own."""
     for name, weight in net.named_parameters():
-        if name not in state:
-            raise ValueError(f"{name} is missing")
-        there = state[name]
-        if (there.shape, there.dtype) != (weight.shape, weight.dtype):
-            unlike = f"{list(there.shape)} of {there.dtype}, not {list(weight.shape)} of {weight.dtype}"
-            raise ValueError(f"{name} is {unlike}")
-        if not there.isfinite().all():
+        if state[name].dtype != weight.dtype:
+            raise ValueError(f"{name} is of {state[name].dtype}, not {weight.dtype}")
+        if not weight.isfinite().all():
             raise ValueError(f"{name} has weights that are not finite")

@@ -116,7 +116,7 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 def _asked(given: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `start`."""
-    asked = {**vars(What()), **vars(Score()), "net_options": {}, **there, **given}
+    asked = {**vars(What()), **vars(Score()), **there, **given}
     asked.setdefault("batch_size", presets.batch_size(asked["dataset"]))
     what = {name: asked.pop(name) for name in runs.WHAT}
     what["net_options"] = options_of(what["net"], what["net_options"])
@@ -124,8 +124,10 @@ def _asked(given: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]
 
 
 def options_of(net: str, options: str | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a net's options, which the command line has as a text."""
-    return read_options(net, options) if isinstance(options, str) else options
+    """Return the options of a net, which the command line has as a text, and a folder as a table."""
+    if isinstance(options, Mapping):
+        return options
+    return read_options(net, options) if options else {}
 
 
 # What all commands share

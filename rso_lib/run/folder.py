@@ -10,6 +10,7 @@ the net and the history are all that is needed to go on. They are in one file, w
 whenever a run is killed, it goes on behind the last finished sweep and ends with the same bits.
 """
 
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -30,24 +31,22 @@ from .about import (
     AS_IT_IS,
     FILES,
     FORMAT,
-    NUMBER,
     WHAT,
     Scored,
     Settings,
     agreed,
     check_dataset,
+    complete,
     differences,
     moved_to,
     note_machine,
-    plain_settings,
     read_about,
     rso_of,
     scored_by,
     settings_of,
-    stored,
 )
 from .checkpoint import Checkpoint, check_weights, copy_history, read_checkpoint, saved_rows, state_of
-from .files import alone, check_files, folder_at, make
+from .files import alone, folder_at, make
 from .nets import NETS as NETS
 from .nets import build
 from .processes import world
@@ -126,43 +125,47 @@ def start(
     check_named("metric", metric)
     scored = scored_by(loss, metric)
     asked = {
+        **settings.to_dict(),
+        "loss": qualified(loss, LOSSES),
+        "metric": qualified(metric, METRICS),
         "dataset": dataset,
         "net": net,
         "net_options": dict(net_options or {}),
         "data_seed": data_seed,
         "val_size": val_size,
-        "loss": qualified(loss, LOSSES),
-        "metric": qualified(metric, METRICS),
-        **settings.to_dict(),
     }
     about, data, fresh = world.together(lambda: _prepared(asked, root, device))
-    able = lambda: check(fresh, data, settings, world=world, **scored)  # noqa: E731
     if world.size > 1:
         world.compare({**about["settings"], **about["data"], **_traits(fresh, data, settings)})
+    begun = Run(folder, about["settings"], fresh, History())
+
+    def able() -> None:
+        check(fresh, data, settings, world=world, **scored)
+
     with ExitStack() as held:
-        run = Run(folder, about["settings"], fresh, History())
-        if not world.rank:
-            run = world.together(lambda: _opened(held, run, about, able, device))
-        else:
-            world.together(lambda: None)
+        run = world.together(lambda: begun if world.rank else _opened(held, begun, about, able, device))
         state, rows = world.tell((state_of(run.net), [vars(row) for row in run.history.rows]))
         run.net.load_state_dict(state)
         run = run._replace(history=History([*map(read, rows)]))
         if not run.finished:
             world.together(able)
             _train(run, data, settings, scored, progress)
-        return run if world.rank else load(folder)
+        if world.rank:
+            return run
+        saved = load(folder)
+        copy_history(saved)
+        return saved
 
 
 def _prepared(
     asked: Settings, root: str | Path | None, device: str | torch.device
 ) -> tuple[dict[str, Any], Data, nn.Module]:
     """Return the content of a new settings.json, the images, and the net as it begins."""
-    dataset, data_seed, val_size = (asked[name] for name in ("dataset", "data_seed", "val_size"))
-    check_whole("data_seed", data_seed, least=0)
-    check_dataset(dataset)
-    data = images.load(dataset, root, device, data_seed, val_size)
-    about = {"format": f"{FORMAT} {NUMBER}", "settings": plain_settings(asked), "data": facts(data), "machines": []}
+    check_whole("data_seed", asked["data_seed"], least=0)
+    check_dataset(asked["dataset"])
+    data = images.load(asked["dataset"], root, device, asked["data_seed"], asked["val_size"])
+    plain = json.loads(json.dumps(asked))
+    about = {"format": FORMAT, "settings": plain, "data": facts(data), "machines": []}
     return about, data, _build(about).to(device)
 
 
@@ -178,26 +181,26 @@ def _traits(net: nn.Module, data: Data, settings: RSO) -> dict[str, Any]:
 def _opened(
     held: ExitStack, run: Run, about: dict[str, Any], able: Callable[[], None], device: str | torch.device
 ) -> Run:
-    """Return the run as its folder has it, with the folder held, and written to, where it is not finished.
+    """Return the run as its folder has it, with the folder locked, and written to, where it is not finished.
 
+    held  closes the lock
     able  raises what keeps the run from beginning, which leaves no folder
     """
-    folder = run.folder
-    check_files(folder, *FILES)
-    if (folder / "settings.json").exists() and (done := _restore(folder, agreed(folder, about), run.net)).finished:
-        copy_history(done)
+    folder, fresh = run.folder, run.net
+    path = folder / "settings.json"
+    if path.exists() and (done := _restore(folder, agreed(folder, about), fresh)).finished:
         return done
     able()
     make(folder)
     held.enter_context(alone(folder))
-    if (folder / "settings.json").exists():
+    if path.exists():  # another process may have changed it before the folder was locked
         about = agreed(folder, about)
     elif strange := [name for name in FILES if (folder / name).exists()]:
         raise ValueError(
             f"{folder / strange[0]} belongs to no run, as there is no settings.json; put that back, or choose another "
             f"folder"
         )
-    run = _restore(folder, about, run.net)
+    run = _restore(folder, about, fresh)
     if not run.finished:
         note_machine(folder, about, device)  # the first file of a run: without it the others belong to none
     return run
@@ -260,8 +263,6 @@ def _train(run: Run, data: Data, settings: RSO, scored: Scored, progress: bool) 
             raise
         warnings.warn(f"stopped before the end; the same command goes on in {run.folder}", stacklevel=3)
     checkpoint.finish()
-    if not world.rank:
-        copy_history(load(run.folder))
 
 
 def _build(about: Mapping[str, Any]) -> nn.Module:
@@ -285,12 +286,12 @@ def _restore(folder: Path, about: Mapping[str, Any], net: nn.Module) -> Run:
             )
         return Run(folder, settings, net, History())
     content = read_checkpoint(path)
-    if unlike := differences(moved_to(stored(content["settings"]), settings["dataset"]), settings):
+    if unlike := differences(moved_to(complete(content["settings"]), settings["dataset"]), settings):
         raise ValueError(f"{path} is of another run than settings.json beside it; it stays as it is:\n{unlike}")
     try:
         history = History([*map(read, content["history"])])
-        check_weights(net, content["net"])
         net.load_state_dict(content["net"])
+        check_weights(net, content["net"])
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} does not fit the run ({reason}); {AS_IT_IS}") from error
