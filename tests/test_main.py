@@ -272,15 +272,6 @@ def _no_network(*_: object) -> None:
     raise OSError("no network")
 
 
-@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&- <&-"])
-def test_a_closed_terminal_does_not_end_the_run(tmp_path: Path, project: Path, closed: str) -> None:
-    """Nor does what is meant for it get into a file of the run."""
-    words = " ".join(["-m", "rso_lib", "train", str(tmp_path / "run"), *ONCE, "--cycles=1"])
-    done = subprocess.run(f"{sys.executable} {words} {closed}", shell=True, cwd=project, check=False)
-    assert done.returncode == 0
-    assert runs.load(tmp_path / "run").finished
-
-
 @pytest.mark.parametrize("name", ["", " ", "~/run"])
 def test_the_name_of_the_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str

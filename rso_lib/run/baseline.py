@@ -178,8 +178,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _summary(history: History) -> str:
     """Say in a line what a run of SGD reached."""
-    last = history.last
-    what = "loss" if math.isnan(last.test_accuracy) else "accuracy"
+    last, (what, score) = history.last, command.score_of(history.last)
     end = "" if math.isfinite(last.train_loss) else "; it diverged: set rate lower"
-    score = getattr(last, f"test_{what}")
     return f"test {what} {score:.4f} after {last.cycle:,} updates, {last.seconds:.0f} seconds{end}"

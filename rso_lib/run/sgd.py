@@ -80,7 +80,7 @@ class SGD:
             )
 
     def rate_at(self, step: int, per_epoch: int) -> float:
-        """The learning rate of a step, counted from 0 over the whole run."""
+        """Return the learning rate of a step, counted from 0 over the whole run."""
         progress = step / (self.epochs * per_epoch)
         drops = (progress >= 0.5) + (progress >= 0.75) if self.schedule == "step" else 0
         warm = min(1.0, (step + 1) / (self.warmup * per_epoch)) if self.warmup else 1.0
@@ -108,10 +108,10 @@ def train(
 
 
 class Descent:
-    """A run of SGD, as its reports: the epochs that are not done yet. `state` is what they need beside the arguments.
+    """A run of SGD: iterating trains the epochs that are left, and yields the report of each.
 
-    done     epochs
-    seconds  that these took
+    done     epochs that are finished
+    seconds  spent on them
     """
 
     def __init__(self, net: nn.Module, data: Data, settings: SGD, loss: Loss, metric: Metric):
@@ -124,12 +124,12 @@ class Descent:
         self.done, self.seconds = 0, 0.0
 
     def state(self) -> dict[str, Any]:
-        """Return what the epochs that are left depend on."""
+        """Return what the epochs that are left depend on, beside the arguments."""
         learner, optimiser = self.learner.state_dict(), self.optimiser.state_dict()
         return {"done": self.done, "seconds": self.seconds, "learner": learner, "optimiser": optimiser}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Go on behind the epochs that `state` was taken after."""
         self.learner.load_state_dict(state["learner"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.done, self.seconds = state["done"], state["seconds"]
@@ -170,10 +170,7 @@ def learner_of(net: nn.Module, settings: SGD) -> nn.Module:
 
 
 def check(data: Data, settings: SGD, loss: Loss = cross_entropies) -> None:
-    """Raise ValueError where the batch is larger than the training part, or a target has no validation part.
-
-    And what `check_data` raises.
-    """
+    """Raise ValueError where settings do not fit the data, and what `check_data` raises."""
     check_data(data, labels=loss is cross_entropies)
     if settings.batch_size > len(data.train):
         raise ValueError(f"batch_size must be at most the {len(data.train)} training images, not {settings.batch_size}")
