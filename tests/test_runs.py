@@ -23,8 +23,8 @@ from rso_lib.engine import memory
 from rso_lib.history import Report
 from rso_lib.models import Block, Head, Net
 from rso_lib.passes import calibrate
-from rso_lib.run import checkpoint, provenance
 from rso_lib.run import folder as runs
+from rso_lib.run import provenance
 from rso_lib.run.files import alone
 from rso_lib.run.folder import Run
 
@@ -426,11 +426,6 @@ def test_a_run_without_memory_leaves_no_folder_behind(tmp_path: Path, monkeypatc
 # Half a folder
 
 
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "PAUSES", (0, 0))
-
-
 def test_a_history_without_its_checkpoint_is_not_written_over(copy: Path) -> None:
     (copy / "checkpoint.pt").unlink()
     refused(copy, ValueError, "checkpoint.pt is gone", "has 40 rows of the run", "move history.csv away")
@@ -445,11 +440,6 @@ def test_an_older_checkpoint_beside_a_newer_history_is_refused(
         begin(tmp_path)
     shutil.copy(unbroken.folder / "history.csv", tmp_path)
     refused(tmp_path, ValueError, "has 40 rows", "is an older one of 3", "move history.csv away")
-
-
-def test_a_foreign_history_is_named_and_kept(copy: Path) -> None:
-    (copy / "history.csv").write_text("when,what\n1066,a battle\n")
-    refused(copy, ValueError, str(copy / "history.csv"), "no history of a run", "move it away")
 
 
 @pytest.mark.parametrize("name", ["settings.json", "checkpoint.pt", "history.csv"])
@@ -550,20 +540,20 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_locked_for_a_moment(
     unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twice in a row it is tried again; where that fails too, the run goes on to the next sweep."""
+    """The run goes on to the next sweep."""
     replaced, tries = os.replace, []
 
     def locked(part: Path, path: Path) -> None:
         if path.name == "checkpoint.pt":
             tries.append(path)
-            if len(tries) in (1, 2, 7, 8, 9):
+            if len(tries) in (3, 4, 40):  # 40: the last sweep, which is saved in a second try
                 raise PermissionError(13, "Permission denied")
         replaced(part, path)
 
     monkeypatch.setattr(os, "replace", locked)
     with pytest.warns(UserWarning, match=r"Permission denied.*the run goes on, and saves again") as warned:
         run = begin(tmp_path)
-    assert len(warned) == 1
+    assert len(warned) == 3
     assert_same(run, unbroken)
     assert_same(runs.load(tmp_path), unbroken)
 

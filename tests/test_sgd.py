@@ -105,16 +105,6 @@ def test_every_epoch_uses_every_image_once(digits: Data) -> None:
     assert torch.cat(batches).tolist() != labels.tolist()
 
 
-def test_it_stops_at_the_target(digits: Data) -> None:
-    full = sgd.fit(small(), digits, replace(QUICK, epochs=8, schedule="constant"), progress=False)
-    accuracies = [row.val_accuracy for row in full.rows]
-    target = accuracies[3]
-    first = next(k for k, accuracy in enumerate(accuracies) if accuracy >= target)
-    stopped = sgd.fit(small(), digits, replace(QUICK, epochs=8, schedule="constant", target=target), progress=False)
-    assert facts(stopped) == facts(History(full.rows[: first + 1]))
-    assert stopped.last.cycle == 12 * (first + 1)
-
-
 def test_it_ends_where_the_loss_is_not_finite(digits: Data) -> None:
     net = models.one_conv((1, 8, 8))
     said = r"diverged in epoch \d of 50: the loss is nan.*set rate lower than 1e\+30, or warmup higher than 0"
@@ -132,13 +122,11 @@ def test_it_ends_where_the_loss_is_not_finite(digits: Data) -> None:
         ("rate", 0, ValueError),
         ("rate", "0.1", TypeError),
         ("momentum", None, TypeError),
-        ("target", "x", TypeError),
         ("rate", math.nan, ValueError),
         ("momentum", 1, ValueError),
         ("weight_decay", -1, ValueError),
         ("warmup", -1, ValueError),
         ("warmup", 26, ValueError),
-        ("target", 99.12, ValueError),
         ("schedule", "stairs", ValueError),
     ],
 )
@@ -150,8 +138,6 @@ def test_settings_are_checked(name: str, value: object, error: type[Exception]) 
 def test_what_does_not_fit_the_data_is_an_error(digits: Data) -> None:
     with pytest.raises(ValueError, match="batch_size must be at most the 1294 training images"):
         sgd.fit(small(), digits, SGD(), progress=False)
-    with pytest.raises(ValueError, match=r"^target .* load with val_size"):
-        sgd.fit(small(), load("digits", val_size=0), replace(QUICK, target=0.9), progress=False)
 
 
 def test_what_cannot_begin_leaves_nothing_behind(digits: Data, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """A run's checkpoint.pt, and its copy of the history: how they are written, and what is found when they are read."""
 
 import io
-import time
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -11,19 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..history import COLUMNS, NEEDED, History
+from ..history import History
 from .about import AS_IT_IS, FORMAT, is_of_a_run
 from .files import replacing
 
 if TYPE_CHECKING:
     from .folder import Run
 
-PAUSES = (0.2, 1.0, 5.0)
-"""Seconds before a checkpoint that could not be written is tried again."""
-
 
 class Checkpoint:
-    """The file of a run's checkpoint. Where one cannot be written, the run goes on, and the next is tried."""
+    """The file of a run's checkpoint. Where it cannot be written, the run goes on and saves after the next sweep."""
 
     def __init__(self, run: "Run"):
         self.run, self.best = run, run.best
@@ -31,7 +27,7 @@ class Checkpoint:
         self.unsaved: bytes | None = None
 
     def save(self) -> None:
-        """Write the net and the history of the run; warn where that fails several times."""
+        """Write the net and the history of the run; warn where that fails."""
         history, state = self.run.history, state_of(self.run.net)
         if history.rows[-1].is_cycle and history.validated and history.best is history.rows[-1]:
             self.best = {"cycle": history.best.cycle, "net": {name: value.clone() for name, value in state.items()}}
@@ -47,21 +43,15 @@ class Checkpoint:
         self.unsaved = buffer.getvalue()
         try:
             self.finish()
-        except OSError as error:
+        except OSError as error:  # a full disk, or another program that holds the file for a moment
             warnings.warn(f"{error}; the run goes on, and saves again after the next sweep", stacklevel=3)
 
     def finish(self) -> None:
-        """Write what is not saved yet. Raises OSError where that fails several times."""
-        pauses = list(PAUSES)
-        while self.unsaved is not None:
-            try:
-                with replacing(self.path) as part:
-                    part.write_bytes(self.unsaved)
-                self.unsaved = None
-            except OSError:  # another program may hold the file for a moment
-                if not pauses:
-                    raise
-                time.sleep(pauses.pop(0))
+        """Write what is not saved yet. Raises OSError where that fails."""
+        if self.unsaved is not None:
+            with replacing(self.path) as part:
+                part.write_bytes(self.unsaved)
+            self.unsaved = None
 
 
 def copy_history(run: "Run") -> None:
@@ -83,7 +73,7 @@ def _is_copy(path: Path, history: History) -> bool:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint. Raises ValueError for a file that is torn, damaged or not one of ours."""
+    """Read a checkpoint. Raises ValueError for a file that is torn, damaged or not one of a run."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():  # checksums, which torch.load does not look at
@@ -98,21 +88,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def state_of(net: nn.Module) -> dict[str, Tensor]:
-    """Weights and statistics on the CPU: whoever reads them has them on a device of its own."""
+    """Return the weights and buffers of a net on the CPU, for readers that have another device."""
     return {name: value.cpu() for name, value in net.state_dict().items()}
 
 
 def saved_rows(path: Path) -> int:
-    """Return how many rows history.csv has: 0 where it is missing, or torn before its first.
-
-    Raises ValueError where it is another table.
-    """
-    if not path.exists():
-        return 0
-    lines = path.read_bytes().decode("utf-8", "replace").splitlines()
-    known = lines and (",".join(COLUMNS).startswith(lines[0]) or {*NEEDED} <= {*lines[0].split(",")})
-    if lines and not known:
-        raise ValueError(f"{path} is no history of a run, and would be written over: move it away")
+    """Return how many rows history.csv has: 0 where it is missing, or torn before its first."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
     return max(len(lines) - 1, 0)
 
 
