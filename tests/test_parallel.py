@@ -3,17 +3,19 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+import torch.multiprocessing as mp
 from oracle import images, narrow
-from ranks import free_port, spawn
 from torch import Tensor
 
 from rso_lib.engine import Visits, owners
@@ -72,6 +74,24 @@ def process(rank: int, folder: Path, ports: dict[int, int]) -> None:
             if size == 2:
                 leave_alone(rank, folder)
             parallel.leave()
+
+
+def spawn(work: Callable[..., None], count: int, *arguments: Any, seconds: float = 900) -> None:
+    """Run work(rank, *arguments) in some processes, which all end with this call. Raises what one of them raises."""
+    ranks = mp.spawn(work, arguments, count, join=False)
+    end = time.monotonic() + seconds
+    try:
+        while not ranks.join(timeout=1):
+            assert time.monotonic() < end, f"some of {count} processes have not ended after {seconds} s"
+    finally:
+        for process in ranks.processes:
+            process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 def meet(rank: int, size: int, port: int) -> None:
@@ -293,21 +313,14 @@ def test_processes_that_disagree_end_with_what_differs(
 
 
 def test_what_processes_must_have_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Code, types, and what the functions among the settings do; they tell each other of what they compare."""
-    net, shape = narrow("flat")
-    data = images(26, shape)
-    mine = runs._traits(net, data, RSO(cycles=3))
+    """Code and types, beside settings and images."""
+    net, _ = narrow("flat")
+    mine = runs._traits(net, torch.device("cpu"))
     assert mine.keys() >= {"engine", "code", "torch", "dtype", "kernels", "device"}
-    assert runs._traits(net.double(), data, RSO(cycles=3))["dtype"] == "torch.float64"
-    for name, value in {
-        "schedule": lambda cycle, cycles: 0.5,
-        "distribution": lambda shape, rng: torch.ones(shape),
-    }.items():
-        theirs = runs._traits(net, data, RSO(cycles=3, **{name: value}))
-        monkeypatch.setattr(world, "size", 2)
-        monkeypatch.setattr(world, "everyone", lambda value, theirs=theirs: [value, theirs])
-        with pytest.raises(ValueError, match=f"{name}'s .* in process 1, not .* as in process 0"):
-            world.compare(runs._traits(net, data, RSO(cycles=3)))
+    monkeypatch.setattr(world, "size", 2)
+    monkeypatch.setattr(world, "everyone", lambda value: [value, {**mine, "dtype": "torch.float32"}])
+    with pytest.raises(ValueError, match=r"dtype is 'torch.float32' in process 1, not 'torch.float64' as in process 0"):
+        world.compare(runs._traits(net.double(), torch.device("cpu")))
 
 
 def test_nothing_is_saved_that_processes_do_not_agree_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

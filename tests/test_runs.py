@@ -135,7 +135,7 @@ def test_killed_at_five_random_moments_it_ends_with_the_same_bits(unbroken: Run,
     assert_same(begin(folder), unbroken)
 
 
-@pytest.mark.parametrize("files", range(5))
+@pytest.mark.parametrize("files", range(3))
 def test_killed_between_its_first_files_it_ends_with_the_same_bits(
     unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
 ) -> None:
@@ -220,24 +220,6 @@ def test_other_images_of_the_same_name_are_refused(copy: Path) -> None:
     about = copy / "settings.json"
     about.write_text(about.read_text().replace("0.3059", "0.3058"))
     refused(copy, ValueError, "mean is [0.3058] there, not [0.3059]")
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
-def test_a_torn_checkpoint_is_named_and_kept(copy: Path, share: float) -> None:
-    path = copy / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    refused(copy, ValueError, str(path), "torn", "move the folder away")
-    with pytest.raises(ValueError, match=re.escape(str(path))):
-        runs.load(copy)
-
-
-def test_a_flipped_bit_is_noticed(copy: Path) -> None:
-    path = copy / "checkpoint.pt"
-    content = bytearray(path.read_bytes())
-    weights = runs.load(copy).net.block2.conv.weight.detach().numpy().tobytes()
-    content[content.index(weights) + 5] ^= 1
-    path.write_bytes(content)
-    refused(copy, ValueError, str(path), "checksums")
 
 
 class Trap:
@@ -375,15 +357,6 @@ def test_a_function_is_asked_for_where_only_its_name_is_known(tmp_path: Path) ->
             act()
 
 
-def test_a_run_from_before_a_setting_was_added_goes_on(copy: Path) -> None:
-    about = copy / "settings.json"
-    content = json.loads(about.read_text())
-    assert content["settings"].pop("direction") == RSO().direction
-    about.write_text(json.dumps(content))
-    assert begin(copy).finished
-    refused(copy, ValueError, "direction is 'backward' there", settings=replace(SETTINGS, direction="forward"))
-
-
 def test_the_bar_counts_the_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     steps = 5 * models.count_weights(tiny((1, 8, 8), 10))
     with stopping_after(9, monkeypatch, KeyboardInterrupt), pytest.warns(UserWarning, match="stopped"):
@@ -451,7 +424,9 @@ def test_a_torn_file_is_an_error_or_is_made_whole(copy: Path, unbroken: Run, nam
         assert_same(begin(copy), unbroken)
         assert facts(History.load(path)) == facts(unbroken.history)
     else:
-        refused(copy, ValueError, str(path), "torn")
+        refused(copy, ValueError, str(path), "torn", "move the folder away")
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            runs.load(copy)
 
 
 def test_a_flipped_byte_is_an_error_or_changes_nothing(copy: Path, unbroken: Run) -> None:
@@ -644,14 +619,6 @@ def test_images_that_moved_as_a_whole_are_the_same(interrupted: Path, tmp_path: 
     assert_same(run, begin(tmp_path / "unbroken", settings, dataset=moved))
 
 
-def test_a_folder_without_digests_goes_on_and_gets_them(interrupted: Path) -> None:
-    whole = json.loads((interrupted / "settings.json").read_text())["data"]
-    for name in ("labels", "pixels", "class_names"):
-        edit_settings(interrupted, lambda content, name=name: content["data"].pop(name))
-    assert runs.resume(interrupted, progress=False).finished
-    assert json.loads((interrupted / "settings.json").read_text())["data"] == whole
-
-
 def test_the_digest_is_of_the_pixels_as_they_were_read() -> None:
     """It does not depend on how they are standardised, and one pixel of 256 levels counts."""
     data = load("digits")
@@ -675,14 +642,6 @@ def test_another_engine_is_warned_of_and_noted(interrupted: Path, monkeypatch: p
     machines = json.loads((interrupted / "settings.json").read_text())["machines"]
     assert [machine["engine"] for machine in machines] == [1, 2]
     assert all(machine[name] for machine in machines for name in ("code", "kernels_cpp", "rso_lib"))
-
-
-def test_a_folder_without_an_engine_goes_on(interrupted: Path) -> None:
-    for name in ("engine", "code", "commit", "kernels_cpp"):
-        edit_settings(interrupted, lambda content, name=name: content["machines"][0].pop(name))
-    with pytest.warns(UserWarning, match="engine is None there, not 1") as warned:
-        assert runs.resume(interrupted, progress=False).finished
-    assert len(warned) == 1
 
 
 def test_the_commit_of_a_clone(tmp_path: Path) -> None:

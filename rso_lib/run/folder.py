@@ -136,7 +136,7 @@ def start(
     }
     about, data, fresh = world.together(lambda: _prepared(asked, root, device))
     if world.size > 1:
-        world.compare({**about["settings"], **about["data"], **_traits(fresh, data, settings)})
+        world.compare({**about["settings"], **about["data"], **_traits(fresh, data.train.images.device)})
     begun = Run(folder, about["settings"], fresh, History())
 
     def able() -> None:
@@ -169,13 +169,10 @@ def _prepared(
     return about, data, _build(about).to(device)
 
 
-def _traits(net: nn.Module, data: Data, settings: RSO) -> dict[str, Any]:
+def _traits(net: nn.Module, device: torch.device) -> dict[str, Any]:
     """Return what processes must have in common beside settings and images."""
-    factors = [settings.sigma_factor(cycle) for cycle in range(settings.cycles)]  # a function may have anyone's name
-    draws = settings.draw()((8,), torch.Generator().manual_seed(0)).tolist()
-    types = {"dtype": str(next(net.parameters()).dtype), "device": data.train.images.device.type}
-    here = {**code(), "kernels": machine(types["device"])["kernels"], **types}
-    return {**here, "schedule's factors": factors, "distribution's draws": draws}
+    dtype = str(next(net.parameters()).dtype)
+    return {**code(), "kernels": machine(device)["kernels"], "dtype": dtype, "device": device.type}
 
 
 def _opened(

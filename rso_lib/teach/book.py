@@ -21,7 +21,6 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from ..run import cli as command
 from . import editions
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -61,15 +60,11 @@ CONF: dict[str, Any] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the book into a folder; open its index.html."""
-    given = command.parse("book", main, arguments, folder="FOLDER")
-    with command.ending("book"):
-        folder = command.folder_at(given["folder"], "FOLDER")
-        build(editions.sources(), folder)
-        print(folder / "index.html")
+    editions.write_folder("book", main, arguments, lambda folder: build(editions.sources(), folder))
 
 
-def build(notebooks: Sequence[Path], folder: Path) -> None:
-    """Write the pages of some notebooks. Raises RuntimeError with Sphinx's warnings."""
+def build(notebooks: Sequence[Path], folder: Path) -> Path:
+    """Write the pages of some notebooks, and return the first page. Raises RuntimeError with Sphinx's warnings."""
     needs("sphinx", "myst_nb", "latex2mathml")
     with tempfile.TemporaryDirectory() as scratch:
         pages = Path(scratch, "pages")
@@ -81,16 +76,16 @@ def build(notebooks: Sequence[Path], folder: Path) -> None:
         words = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "--no-color"]
         places = os.pathsep.join(filter(None, [str(editions.PROJECT), os.environ.get("PYTHONPATH")]))
         done = subprocess.run(
-            [*words, str(pages), str(folder)],
+            [*words, f"--doctree-dir={scratch}/doctrees", str(pages), str(folder)],
             env=os.environ | {"PYTHONPATH": places},
             capture_output=True,
             text=True,
             encoding="utf-8",
             check=False,
         )
-        shutil.rmtree(folder / ".doctrees", ignore_errors=True)
         if done.returncode:
             raise RuntimeError(done.stderr.replace(f"{pages}{os.sep}", "").strip())
+    return folder / "index.html"
 
 
 def needs(*modules: str) -> None:

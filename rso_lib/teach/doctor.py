@@ -59,12 +59,12 @@ def examine() -> Iterator[Finding]:
         return
     yield packages("packages", _asked(), NEEDED, INSTALL)
     if find_spec("torch"):
-        yield from (torch_itself(), threads(), gpu(), kernels())
+        yield from (torch_itself(), gpu(), kernels())
     yield data()
     if names := _asked("dev"):
         yield packages("tests, book", names, USEFUL, "pip install --editable '.[dev]'")
-    yield tool("browser", ("chromium", "chromium-browser", "google-chrome"), "the tests in a browser skip")
-    yield tool("make", ("make",), "docs/install.md has the commands behind it")
+    if not shutil.which("make"):
+        yield Finding("make", "docs/install.md has the commands behind it", USEFUL)
 
 
 def python() -> Finding:
@@ -84,17 +84,10 @@ def packages(what: str, asked: Sequence[str], state: str, remedy: str) -> Findin
 
 
 def torch_itself() -> Finding:
-    """The installed torch, for CPUs or for CUDA."""
+    """The installed torch, for CPUs or for CUDA, and how many cores it takes."""
     torch = import_module("torch")
     kind = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs"
-    return Finding("torch", f"{torch.__version__}, {kind}")
-
-
-def threads() -> Finding:
-    """How many threads torch takes of how many cores."""
-    torch, cores = import_module("torch"), os.cpu_count()
-    free = f", {import_module('psutil').virtual_memory().available / 2**30:.0f} GiB free" if find_spec("psutil") else ""
-    return Finding("threads", f"{torch.get_num_threads()} of {cores} cores{free}")
+    return Finding("torch", f"{torch.__version__}, {kind}, on {torch.get_num_threads()} of {os.cpu_count()} cores")
 
 
 def gpu() -> Finding:
@@ -134,12 +127,6 @@ FILES = {
     "FashionMNIST": "FashionMNIST/raw/train-images-idx3-ubyte",
     "CIFAR-10": "cifar-10-batches-py",
 }
-
-
-def tool(what: str, names: Sequence[str], without: str) -> Finding:
-    """Whether a program is on the path."""
-    found = next(filter(None, map(shutil.which, names)), None)
-    return Finding(what, found or without, "ok" if found else USEFUL)
 
 
 def _asked(extra: str = "") -> list[str]:

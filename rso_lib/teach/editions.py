@@ -4,12 +4,8 @@ They are made from the notebooks' tags and from the lecturer's notes in teach/ex
 metadata: plain data that a notebook runs with where nbgrader is not installed; otter's tests need its package there.
 """
 
-import ast
-import copy
-import io
 import re
-import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +16,6 @@ from ..lab.checks import assigned_names
 from ..run import cli as command
 
 PROJECT = Path(__file__).resolve().parents[2]
-SILENT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE)
-"""Tokens that an argument may stand behind."""
 NOTEBOOKS, NOTES = PROJECT / "notebooks", PROJECT / "teach" / "exercises.md"
 CONTROLS = ("Explorer(", "LiveTrainer(")
 """What a notebook has that Voilà can move."""
@@ -54,15 +48,26 @@ class Exercise(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the students' and the instructors' edition of every notebook into a folder, and demos without exercises."""
-    given = command.parse("classroom", main, arguments, folder="FOLDER")
-    with command.ending("classroom"):
-        folder = command.folder_at(given["folder"], "FOLDER")
-        for path in sources():
-            for edition, make in (("student", student), ("instructor", instructor)):
-                write(make(path), folder / edition / path.name)
-            if any(control in path.read_text(encoding="utf-8") for control in CONTROLS):
-                write(demonstration(path), folder / "demos" / path.name)
-        print(f"{len(sources())} notebooks in {folder / 'student'} and {folder / 'instructor'}")
+    write_folder("classroom", main, arguments, classroom)
+
+
+def write_folder(
+    name: str, about: Callable[..., None], arguments: Sequence[str] | None, build: Callable[[Path], str | Path]
+) -> None:
+    """Carry out a command that writes a folder, and print what `build` returns. `--help` shows what `about` says."""
+    given = command.parse(name, about, arguments, folder="FOLDER")
+    with command.ending(name):
+        print(build(command.folder_at(given["folder"], "FOLDER")))
+
+
+def classroom(folder: Path) -> str:
+    """Write the editions and the demos into a folder, and say how many."""
+    for path in sources():
+        write(student(path), folder / "student" / path.name)
+        write(instructor(path), folder / "instructor" / path.name)
+        if any(control in path.read_text(encoding="utf-8") for control in CONTROLS):
+            write(demonstration(path), folder / "demos" / path.name)
+    return f"{len(sources())} notebooks in {folder / 'student'} and {folder / 'instructor'}"
 
 
 def sources(folder: Path = NOTEBOOKS) -> list[Path]:
@@ -163,8 +168,8 @@ def read_notes(file: Path = NOTES) -> dict[tuple[str, str], Note]:
 
 
 def _opened(path: Path) -> tuple[NotebookNode, list[Exercise]]:
-    """A copy whose links still lead out of the folder, one level deeper; and its exercises."""
-    notebook = copy.deepcopy(nbformat.read(path, as_version=4))
+    """Read a notebook, whose links then lead out of a folder one level deeper, and find its exercises."""
+    notebook = nbformat.read(path, as_version=4)
     found = exercises(notebook, path)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -178,7 +183,7 @@ def _mark(notebook: NotebookNode, one: Exercise, hidden: bool) -> None:
     check.source = named(check.source, one)
     if hidden and one.note.hidden:
         tests = named(one.note.hidden, one)
-        check.source += f"\n### BEGIN HIDDEN TESTS\n{tests}### END HIDDEN TESTS"
+        check.source += f"\n### BEGIN HIDDEN TESTS\n{tests}\n### END HIDDEN TESTS"
     common = {"schema_version": 3, "task": False}
     answer.metadata["nbgrader"] = common | {"grade": False, "solution": True, "locked": False, "grade_id": one.mark}
     check.metadata["nbgrader"] = common | {
@@ -188,21 +193,6 @@ def _mark(notebook: NotebookNode, one: Exercise, hidden: bool) -> None:
 
 
 def named(source: str, one: Exercise) -> str:
-    """Return a cell whose calls of `check` say which exercise they belong to."""
-    for call in reversed(list(_checks(source))):
-        assert call.end_lineno and call.end_col_offset
-        lines = source.splitlines(keepends=True)
-        column = len(lines[call.end_lineno - 1].encode()[: call.end_col_offset].decode()) - 1
-        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-        last = [t for t in tokens if t.type not in SILENT and t.end <= (call.end_lineno, column)][-1]
-        row, at = last.end[0] - 1, last.end[1]
-        comma = "" if last.string == "," else ","
-        lines[row] = f'{lines[row][:at]}{comma} exercise="{one.mark}", points={one.note.points}{lines[row][at:]}'
-        source = "".join(lines)
-    return source
-
-
-def _checks(source: str) -> Iterator[ast.Call]:
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check":
-            yield node
+    """Return a cell, which ends with a call of `check`, whose call says which exercise it belongs to."""
+    call = source.rstrip().removesuffix(")").rstrip().removesuffix(",")
+    return f'{call}, exercise="{one.mark}", points={one.note.points})'
