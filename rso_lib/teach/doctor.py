@@ -24,7 +24,7 @@ NEEDED, USEFUL = "MISSING", "without"
 
 
 class Finding(NamedTuple):
-    """What was looked for, in words, whether it is here, and what to type where it is not."""
+    """What was looked for, what was found, in words, whether it is enough, and what to type where it is not."""
 
     what: str
     said: str
@@ -53,10 +53,12 @@ def report(findings: Sequence[Finding]) -> str:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at each thing in turn."""
-    yield python()
+    """Yield a finding for each thing that the notebooks need or can use."""
+    said = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.prefix}"
     if sys.version_info[:2] < OLDEST:
+        yield Finding("Python", said, NEEDED, "another Python: 3.11 or later")
         return
+    yield Finding("Python", said)
     yield packages("packages", _asked(), NEEDED, INSTALL)
     if find_spec("torch"):
         yield from (torch_itself(), gpu(), kernels())
@@ -67,16 +69,8 @@ def examine() -> Iterator[Finding]:
         yield Finding("make", "docs/install.md has the commands behind it", USEFUL)
 
 
-def python() -> Finding:
-    """Python itself, and whether it is in an environment of its own."""
-    said = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.prefix}"
-    if sys.version_info[:2] < OLDEST:
-        return Finding("Python", said, NEEDED, "another Python: 3.11 or later")
-    return Finding("Python", said)
-
-
 def packages(what: str, asked: Sequence[str], state: str, remedy: str) -> Finding:
-    """Whether the packages are installed that pyproject.toml asks for."""
+    """Look for the packages that pyproject.toml asks for."""
     missing = [name for name in asked if not _installed(name)]
     if missing:
         return Finding(what, f"{', '.join(missing)} not installed", state, remedy)
@@ -84,14 +78,14 @@ def packages(what: str, asked: Sequence[str], state: str, remedy: str) -> Findin
 
 
 def torch_itself() -> Finding:
-    """The installed torch, for CPUs or for CUDA, and how many cores it takes."""
+    """Look at the installed torch: for CPUs or for CUDA, and how many cores it takes."""
     torch = import_module("torch")
     kind = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs"
     return Finding("torch", f"{torch.__version__}, {kind}, on {torch.get_num_threads()} of {os.cpu_count()} cores")
 
 
 def gpu() -> Finding:
-    """What CUDA sees."""
+    """Look for a GPU that CUDA sees."""
     cuda: Any = import_module("torch").cuda
     if cuda.is_available():
         return Finding("GPU", f"{cuda.get_device_name()}: device = 'cuda' in a notebook's second cell")
@@ -99,7 +93,7 @@ def gpu() -> Finding:
 
 
 def kernels() -> Finding:
-    """Whether the CPU's inner loops are compiled; compiles them where they are not yet."""
+    """Look whether the inner loops for the CPU are compiled, and compile them where they are not yet."""
     sys.path.insert(0, str(PROJECT))
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
@@ -113,7 +107,7 @@ def kernels() -> Finding:
 
 
 def data() -> Finding:
-    """Which images are on the disk."""
+    """Look for images on the disk."""
     root = Path(os.environ.get("RSO_DATA") or PROJECT / "data").expanduser()
     there = [name for name, file in FILES.items() if (root / file).exists()]
     if "MNIST" in there:
@@ -130,7 +124,7 @@ FILES = {
 
 
 def _asked(extra: str = "") -> list[str]:
-    """The names of the packages that pyproject.toml asks for; none where there is no clone."""
+    """Return the names of the packages that pyproject.toml asks for; none where there is no clone."""
     file = PROJECT / "pyproject.toml"
     table = import_module("tomllib").loads(file.read_text(encoding="utf-8"))["project"] if file.is_file() else {}
     lines = table.get("optional-dependencies", {}).get(extra, []) if extra else table.get("dependencies", [])

@@ -5,7 +5,7 @@ metadata: plain data that a notebook runs with where nbgrader is not installed; 
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,7 +99,7 @@ def instructor(path: Path) -> NotebookNode:
         answer, check = notebook.cells[one.k : one.k + 2]
         answer.source += f"\n### BEGIN SOLUTION\n{one.solution}### END SOLUTION"
         answer.outputs, check.outputs = [], []
-        text = f"**For the instructor**, `{one.name}`: {one.note.text or 'there is no note in teach/exercises.md.'}"
+        text = f"**For the instructor**, `{one.name}`: {one.note.text}"
         notebook.cells.insert(one.k + 3, nbformat.v4.new_markdown_cell(text, id=f"note-{one.k}"))
     return notebook
 
@@ -121,15 +121,7 @@ def before_exercise(text: str) -> str:
     return re.split(r"^#+ .*[Ee]xercise", text, maxsplit=1, flags=re.MULTILINE)[0].strip()
 
 
-def answered(path: Path, answers: Mapping[str, str]) -> NotebookNode:
-    """Return the students' edition with these answers typed in, by the exercise's name."""
-    notebook = student(path)
-    for one in exercises(notebook, path, solved=False):
-        notebook.cells[one.k].source = answers.get(one.name, notebook.cells[one.k].source)
-    return notebook
-
-
-def exercises(notebook: NotebookNode, path: Path, solved: bool = True) -> list[Exercise]:
+def exercises(notebook: NotebookNode, path: Path) -> list[Exercise]:
     """Return the exercises that a notebook's tags mark. Raises ValueError where a part of one is missing."""
     found, number, notes = [], path.stem[:2], read_notes()
     for k, cell in enumerate(notebook.cells):
@@ -140,10 +132,9 @@ def exercises(notebook: NotebookNode, path: Path, solved: bool = True) -> list[E
         name = assigned_names(cell.source)[0]
         folded = SOLUTION.search(notebook.cells[k + 2].source)
         code = FENCE.search(folded[1]) if folded else None
-        if solved and code is None:
+        if not code:
             raise ValueError(f"{path.name}, {name}: no solution is folded away two cells behind the exercise")
-        note = notes.get((number, name), Note())
-        found.append(Exercise(k, name, code[2] if code else "", note, f"{number}-{name}"))
+        found.append(Exercise(k, name, code[2], notes.get((number, name), Note()), f"{number}-{name}"))
     return found
 
 
@@ -153,17 +144,13 @@ def read_notes(file: Path = NOTES) -> dict[tuple[str, str], Note]:
     for part in file.read_text(encoding="utf-8").split("\n## ")[1:]:
         title, _, text = part.partition("\n")
         number, name = title.split()
-        code: dict[str, list[str]] = {"hidden": [], "mistake": []}
-        for kind, source in FENCE.findall(text):
-            code[kind].append(source)
-        shown = FENCE.sub(lambda fence: "" if fence[1] == "hidden" else fence[0], text)
-        shown = re.sub(
-            r"^```python mistake\n# (.*)", r"A typical mistake, “\1”:\n\n```python", shown, flags=re.MULTILINE
-        )
+        fences = FENCE.findall(text)
+        hidden = "".join(source for kind, source in fences if kind == "hidden")
+        mistakes = tuple(source for kind, source in fences if kind == "mistake")
         points = re.search(r"(\d+) points?", text)
-        notes[number, name] = Note(
-            shown.strip(), int(points[1]) if points else 1, "".join(code["hidden"]), tuple(code["mistake"])
-        )
+        text = FENCE.sub(lambda fence: "" if fence[1] == "hidden" else fence[0], text)
+        text = re.sub(r"^```python mistake\n# (.*)", "A typical mistake, “\\1”:\n\n```python", text, flags=re.MULTILINE)
+        notes[number, name] = Note(text.strip(), int(points[1]) if points else 1, hidden, mistakes)
     return notes
 
 
@@ -185,11 +172,10 @@ def _mark(notebook: NotebookNode, one: Exercise, hidden: bool) -> None:
         tests = named(one.note.hidden, one)
         check.source += f"\n### BEGIN HIDDEN TESTS\n{tests}\n### END HIDDEN TESTS"
     common = {"schema_version": 3, "task": False}
-    answer.metadata["nbgrader"] = common | {"grade": False, "solution": True, "locked": False, "grade_id": one.mark}
-    check.metadata["nbgrader"] = common | {
-        **{"grade": True, "solution": False, "locked": True},
-        **{"grade_id": f"{one.mark}-check", "points": one.note.points},
-    }
+    about = {"grade": False, "solution": True, "locked": False, "grade_id": one.mark}
+    answer.metadata["nbgrader"] = common | about
+    about = {"grade": True, "solution": False, "locked": True, "grade_id": f"{one.mark}-check"}
+    check.metadata["nbgrader"] = common | about | {"points": one.note.points}
 
 
 def named(source: str, one: Exercise) -> str:
