@@ -331,8 +331,6 @@ def test_defaults_of_the_command_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("--seeds 0", "seeds must be at least 1, not 0"),
         ("--momentun 0.5", "--momentum FLOAT"),
         ("--net one_con", "did you mean 'one_conv'"),
-        ("--dataset MNIST", "cifar10, cifar100, folder:PATH, module:function, not 'MNIST'; did you mean 'mnist'?"),
-        ("--net-options depth=3", "an option of one_conv"),
     ],
 )
 def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, says: str) -> None:

@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 
@@ -20,12 +20,9 @@ from .provenance import machine, own_code
 
 FORMAT = "rso_lib run 1"
 """The name and the number of the format of a run's files."""
-SHAPE = ("shape", "classes")
-"""What a net needs to know of its images."""
-FILES = ("settings.json", "checkpoint.pt", "history.csv")
 
 Settings = dict[str, Any]
-"""What decides about a run, as plain values: the fields of `RSO`, and `WHAT`."""
+"""The settings of a run as plain values: the fields of `RSO`, and those of `WHAT`."""
 WHAT = ("dataset", "net", "net_options", "data_seed", "val_size", "loss", "metric")
 NEWER = {"loss": "cross_entropy", "metric": "accuracy"}
 """Settings that the first folders do not note, and the value that all of these had."""
@@ -41,7 +38,7 @@ def check_dataset(name: object) -> None:
 
 
 def settings_of(folder: str | Path) -> Settings:
-    """The settings of the run in a folder. Raises FileNotFoundError where there is none."""
+    """Return the settings of the run in a folder. Raises FileNotFoundError where there is none."""
     return read_about(folder_at(folder))["settings"]
 
 
@@ -56,14 +53,7 @@ def rso_of(settings: Settings) -> RSO:
     return RSO(**{name: value for name, value in settings.items() if name not in WHAT})
 
 
-class Scored(TypedDict):
-    """Loss and metric of a run."""
-
-    loss: Loss
-    metric: Metric
-
-
-def scored_by(loss: Loss | str, metric: Metric | str) -> Scored:
+def scored_by(loss: Loss | str, metric: Metric | str) -> dict[str, Any]:
     """Return loss and metric, given them or their names. Raises ValueError where one cannot be imported."""
     return {"loss": function_of("loss", loss, LOSSES), "metric": function_of("metric", metric, METRICS)}
 
@@ -95,7 +85,8 @@ def read_about(folder: Path) -> dict[str, Any]:
         about = None
     parts = {"settings": dict, "data": dict, "machines": list}
     needed = {*WHAT, "seed"} - {*NEWER}
-    if not (is_of_a_run(path, about, parts) and needed <= {*about["settings"]} and {*SHAPE} <= {*about["data"]}):
+    whole = is_of_a_run(path, about, parts) and needed <= {*about["settings"]}
+    if not (whole and {"shape", "classes"} <= {*about["data"]}):
         raise ValueError(f"{path} is not the settings of a run, or torn; {AS_IT_IS}")
     about["settings"] = complete(about["settings"])
     if unknown := about["settings"].keys() - {*WHAT, *RSO().to_dict()}:

@@ -24,7 +24,7 @@ from ..losses import LOSSES, METRICS, Metric
 from ..settings import check_whole, qualified
 from . import cli as command
 from . import presets, sgd
-from .about import NEWER, Scored, check_dataset, differences, scored_by
+from .about import NEWER, check_dataset, differences, scored_by
 from .files import PART, alone, folder_at, make, replacing
 from .nets import build
 from .provenance import facts, machine
@@ -109,7 +109,7 @@ def _note(path: Path, asked: Mapping[str, Any], here: Mapping[str, Any]) -> None
         part.write_text(json.dumps({**asked, "machines": machines}, indent=2) + "\n")
 
 
-def _history(path: Path, net: nn.Module, data: Data, settings: SGD, scored: Scored, progress: bool) -> History:
+def _history(path: Path, net: nn.Module, data: Data, settings: SGD, scored: dict[str, Any], progress: bool) -> History:
     """Return the history at a path, which is trained first where it is not there.
 
     Raises ValueError where the file is torn.

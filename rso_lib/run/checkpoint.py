@@ -1,4 +1,4 @@
-"""A run's checkpoint.pt, and its copy of the history: how they are written, and what is found when they are read."""
+"""The files checkpoint.pt and history.csv of a run, written and read."""
 
 import io
 import warnings
@@ -55,21 +55,22 @@ class Checkpoint:
 
 
 def copy_history(run: "Run") -> None:
-    """Write history.csv if it is another. Windows refuses that while another program reads it: the run goes on."""
+    """Write history.csv, unless it is up to date; warn where that fails.
+
+    Windows refuses it while another program reads the file.
+    """
     path = run.folder / "history.csv"
     try:
-        if run.history.rows and not _is_copy(path, run.history):
-            with replacing(path) as part:
-                run.history.save(part)
+        written = repr(History.load(path)) if path.exists() else ""
+    except (ValueError, TypeError):  # it is torn
+        written = ""
+    if not run.history.rows or written == repr(run.history):  # as texts, in which NaN equals NaN
+        return
+    try:
+        with replacing(path) as part:
+            run.history.save(part)
     except OSError as error:
         warnings.warn(f"{error}; the checkpoint has it all", stacklevel=2)
-
-
-def _is_copy(path: Path, history: History) -> bool:
-    try:
-        return path.exists() and repr(History.load(path)) == repr(history)  # NaN differs from NaN, but not its name
-    except (ValueError, TypeError):
-        return False
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command line: options are fields of settings' classes, an error is one message, an interrupt costs nothing."""
+"""`python -m rso_lib train`, and what all commands share: options, errors in one message, a clean end by interrupt."""
 
 import ast
 import inspect

@@ -59,7 +59,7 @@ PART = ".part"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to. It takes the place of `path` at once and only when it is on the disk as a whole."""
+    """Yield a name to write to. The new file takes the place of `path` at once, when it is on the disk as a whole."""
     part = path.with_name(path.name + PART)
     try:
         yield part
@@ -77,6 +77,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)

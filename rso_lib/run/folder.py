@@ -29,10 +29,8 @@ from ..settings import RSO, check_named, check_whole, qualified
 from ..train import check, train, with_bar
 from .about import (
     AS_IT_IS,
-    FILES,
     FORMAT,
     WHAT,
-    Scored,
     Settings,
     agreed,
     check_dataset,
@@ -54,7 +52,7 @@ from .provenance import code, facts, machine
 
 
 class Run(NamedTuple):
-    """A run in a folder, as `start`, `resume` and `load` return it: net and history after the last finished sweep.
+    """A run in a folder: its settings, and net and history behind the last finished sweep.
 
     best  the number of the best cycle on the validation part ("cycle") and its weights ("net"), where there is one
     """
@@ -67,12 +65,12 @@ class Run(NamedTuple):
 
     @property
     def rso(self) -> RSO:
-        """The settings of the search."""
+        """Return the settings of the search."""
         return rso_of(self.settings)
 
     @property
-    def scored(self) -> Scored:
-        """Loss and metric, as arguments of `train`, `evaluate` and `scores`."""
+    def scored(self) -> dict[str, Any]:
+        """Return loss and metric, as arguments of `train`, `evaluate` and `scores`."""
         return scored_by(self.settings["loss"], self.settings["metric"])
 
     def data(self, root: str | Path | None = None, device: str | torch.device = "cpu") -> Data:
@@ -192,7 +190,7 @@ def _opened(
     held.enter_context(alone(folder))
     if path.exists():  # another process may have changed it before the folder was locked
         about = agreed(folder, about)
-    elif strange := [name for name in FILES if (folder / name).exists()]:
+    elif strange := [name for name in ("checkpoint.pt", "history.csv") if (folder / name).exists()]:
         raise ValueError(
             f"{folder / strange[0]} belongs to no run, as there is no settings.json; put that back, or choose another "
             f"folder"
@@ -243,7 +241,7 @@ def load(folder: str | Path, *, best: bool = False) -> Run:
     return run
 
 
-def _train(run: Run, data: Data, settings: RSO, scored: Scored, progress: bool) -> None:
+def _train(run: Run, data: Data, settings: RSO, scored: dict[str, Any], progress: bool) -> None:
     """Train to the end, saving after every sweep what all processes agree on."""
     items = train(run.net, data, settings, run.history, steps=True, world=world, **scored)
     checkpoint = Checkpoint(run)
@@ -263,6 +261,7 @@ def _train(run: Run, data: Data, settings: RSO, scored: Scored, progress: bool) 
 
 
 def _build(about: Mapping[str, Any]) -> nn.Module:
+    """Return the net of a run as it begins."""
     settings, facts = about["settings"], about["data"]
     return build(settings["net"], facts["shape"], facts["classes"], settings["seed"], **settings["net_options"])
 

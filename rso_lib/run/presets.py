@@ -20,7 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "paper": {"dataset": "mnist", "net": "mnist_net", "cycles": 50, "batch_size": 5000},
 }
-"""A run. smoke ends in under a minute anywhere; laptop is meant for an hour on two cores; paper is section 4.1."""
+"""Settings of a run: smoke ends in under a minute, laptop is meant for an hour on two cores, paper is section 4.1."""
 
 
 def said() -> str:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,6 @@ MEETING = timedelta(minutes=10)
 """How long a process waits at the beginning until all of them are there."""
 PATIENCE = timedelta(days=30)
 """How long a process waits for the sweeps of the others. That one has ended shows at once: its connection closes."""
-Made = TypeVar("Made")
 
 
 @dataclass
@@ -110,7 +109,7 @@ class World(Alone):
             _named(dist.broadcast_object_list, box)
         return box[0]
 
-    def together(self, make: Callable[[], Made]) -> Made:
+    def together(self, make: Callable[[], Any]) -> Any:
         """Return `make()`, in process 0 before the others, so that one process downloads.
 
         Where it fails in one process, no process goes on: that one raises its error, and the others RuntimeError, which

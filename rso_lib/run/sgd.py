@@ -204,7 +204,7 @@ def ended(row: Report, epochs: int, settings: SGD) -> bool:
 
 @exact_products()
 def _epoch(net: nn.Module, optimiser: torch.optim.Optimizer, data: Data, settings: SGD, epoch: int, loss: Loss) -> int:
-    """One pass over the training part in a random order. Returns the number of steps."""
+    """Make a pass over the training part in a random order, and return the number of steps."""
     net.train()
     steps = len(data.train) // settings.batch_size
     order = torch.randperm(len(data.train), generator=generator(settings.seed, epoch, SHUFFLE))
