@@ -19,15 +19,12 @@ from oracle import images, narrow
 from torch import Tensor
 
 from rso_lib.engine import Visits, owners
-from rso_lib.engine import block as engine
 from rso_lib.models import Block, Head, Net
 from rso_lib.run import folder as runs
 from rso_lib.run import processes as parallel
 from rso_lib.run.processes import World, world
 from rso_lib.settings import RSO
 from rso_lib.train import ALONE, Alone, Position, Step, train
-
-AT_ONCE = engine.AT_ONCE_ON_A_CPU
 
 Outcome = tuple[list[Tensor], dict[str, Tensor], list[dict[str, Any]]]
 """The losses of the steps that a process made, its net's weights in the end, and its reports."""
@@ -52,7 +49,6 @@ def net_of(kind: str) -> tuple[Net, tuple[int, int, int]]:
 
 def outcome(name: str, processes: Alone = ALONE) -> Outcome:
     kind, settings = RUNS[name]
-    engine.AT_ONCE_ON_A_CPU = 1 if "one by one" in name else AT_ONCE
     net, shape = net_of(kind)
     losses, reports = [], []
     for item in train(net, images(26, shape), settings, steps=True, world=processes):
@@ -127,10 +123,7 @@ def together(request: pytest.FixtureRequest, made: Path) -> list[dict[str, Outco
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Outcome]:
-    try:
-        return {name: outcome(name) for name in RUNS}
-    finally:
-        engine.AT_ONCE_ON_A_CPU = AT_ONCE
+    return {name: outcome(name) for name in RUNS}
 
 
 def place() -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 PROJECT = Path(__file__).resolve().parents[2]
 INSTALL = "pip install --editable ."
 OLDEST = (3, 11)
+MNIST = Path("MNIST", "raw", "train-images-idx3-ubyte")
 NEEDED, USEFUL = "MISSING", "without"
 
 
@@ -107,20 +108,12 @@ def kernels() -> Finding:
 
 
 def data() -> Finding:
-    """Look for images on the disk."""
+    """Look for MNIST on the disk."""
     root = Path(os.environ.get("RSO_DATA") or PROJECT / "data").expanduser()
-    there = [name for name, file in FILES.items() if (root / file).exists()]
-    if "MNIST" in there:
-        return Finding("data", f"digits, {', '.join(there)} in {root}")
+    if (root / MNIST).exists():
+        return Finding("data", f"digits, MNIST in {root}")
     said = f"digits; no MNIST in {root}, which notebook 05 can train on"
     return Finding("data", said, USEFUL, "python -c \"import rso_lib; rso_lib.load('mnist')\"")
-
-
-FILES = {
-    "MNIST": "MNIST/raw/train-images-idx3-ubyte",
-    "FashionMNIST": "FashionMNIST/raw/train-images-idx3-ubyte",
-    "CIFAR-10": "cifar-10-batches-py",
-}
 
 
 def _asked(extra: str = "") -> list[str]:
