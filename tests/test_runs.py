@@ -403,15 +403,6 @@ def test_a_history_without_its_checkpoint_is_not_written_over(copy: Path) -> Non
         runs.load(copy)
 
 
-def test_an_older_checkpoint_beside_a_newer_history_is_refused(
-    unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with stopping_after(3, monkeypatch, KeyboardInterrupt), pytest.warns(UserWarning, match="stopped"):
-        begin(tmp_path)
-    shutil.copy(unbroken.folder / "history.csv", tmp_path)
-    refused(tmp_path, ValueError, "has 40 rows", "is an older one of 3", "move history.csv away")
-
-
 @pytest.mark.parametrize("name", ["settings.json", "checkpoint.pt", "history.csv"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_a_torn_file_is_an_error_or_is_made_whole(copy: Path, unbroken: Run, name: str, share: float) -> None:
@@ -447,18 +438,12 @@ def change_checkpoint(folder: Path, **parts: Any) -> None:
 
 
 def test_weights_that_do_not_fit_are_refused(copy: Path, unbroken: Run) -> None:
-    state = {name: value.clone() for name, value in unbroken.net.state_dict().items()}
+    state = unbroken.net.state_dict()
     first = state["block1.conv.weight"]
-    broken = {
-        "not finite": first / 0,
-        "[2, 1, 3, 4]": torch.zeros(2, 1, 3, 4),
-        "torch.float64": first.double(),
-        "Missing key": None,
-    }
-    for words, weight in broken.items():
-        other = {**state, "block1.conv.weight": weight} if weight is not None else {"head.linear.weight": first}
-        change_checkpoint(copy, net=other)
-        refused(copy, ValueError, str(copy / "checkpoint.pt"), "block1.conv.weight", words)
+    change_checkpoint(copy, net={**state, "block1.conv.weight": torch.zeros(2, 1, 3, 4)})
+    refused(copy, ValueError, str(copy / "checkpoint.pt"), "block1.conv.weight", "[2, 1, 3, 4]")
+    change_checkpoint(copy, net={"head.linear.weight": first})
+    refused(copy, ValueError, str(copy / "checkpoint.pt"), "Missing key", "block1.conv.weight")
     change_checkpoint(copy, net=state, history=[{"cycle": 1}])
     refused(copy, ValueError, str(copy / "checkpoint.pt"), "does not fit the run")
     change_checkpoint(copy, net=[1])

@@ -3,7 +3,6 @@
 import io
 import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,12 +96,3 @@ def saved_rows(path: Path) -> int:
     """Return how many rows history.csv has: 0 where it is missing, or torn before its first."""
     lines = path.read_bytes().splitlines() if path.exists() else []
     return max(len(lines) - 1, 0)
-
-
-def check_weights(net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where the weights that a net was loaded from are not finite, or of another type than its own."""
-    for name, weight in net.named_parameters():
-        if state[name].dtype != weight.dtype:
-            raise ValueError(f"{name} is of {state[name].dtype}, not {weight.dtype}")
-        if not weight.isfinite().all():
-            raise ValueError(f"{name} has weights that are not finite")

@@ -43,7 +43,7 @@ from .about import (
     scored_by,
     settings_of,
 )
-from .checkpoint import Checkpoint, check_weights, copy_history, read_checkpoint, saved_rows, state_of
+from .checkpoint import Checkpoint, copy_history, read_checkpoint, saved_rows, state_of
 from .files import alone, folder_at, make
 from .nets import NETS as NETS
 from .nets import build
@@ -273,9 +273,8 @@ def _restore(folder: Path, about: Mapping[str, Any], net: nn.Module) -> Run:
     """
     settings = about["settings"]
     path, copy = folder / "checkpoint.pt", folder / "history.csv"
-    saved = saved_rows(copy)
     if not path.exists():
-        if saved:
+        if saved := saved_rows(copy):
             raise ValueError(
                 f"{path} is gone, and {copy.name} beside it has {saved} rows of the run: put the checkpoint back, or "
                 f"move {copy.name} away to begin the run anew"
@@ -287,13 +286,7 @@ def _restore(folder: Path, about: Mapping[str, Any], net: nn.Module) -> Run:
     try:
         history = History([*map(read, content["history"])])
         net.load_state_dict(content["net"])
-        check_weights(net, content["net"])
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} does not fit the run ({reason}); {AS_IT_IS}") from error
-    if saved > len(history.rows):
-        raise ValueError(
-            f"{copy} has {saved} rows, and {path.name} beside it is an older one of {len(history.rows)}: put the newer "
-            f"checkpoint back, or move {copy.name} away to go on from the older one"
-        )
     return Run(folder, settings, net, history, content.get("best"))

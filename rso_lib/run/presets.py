@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..proposals import ORDERS
-from ..settings import check_choice, check_whole, numbers
+from ..settings import check_choice, check_whole
 from .about import check_dataset
-from .nets import NETS
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"dataset": "digits", "net": "one_conv", "cycles": 6, "batch_size": 128},
@@ -37,31 +35,12 @@ def batch_size(dataset: str) -> int:
 def choose(preset: str, table: Mapping[str, Mapping[str, Any]] = PRESETS, /, **values: Any) -> dict[str, Any]:
     """Return the values of a preset, overridden by those that are given and not None.
 
-    Raises ValueError for an unknown preset, ValueError or TypeError for a value that no run can have.
+    Raises ValueError for an unknown preset or images that there are not, ValueError or TypeError for a number of runs
+    or a batch size of SGD below 1. `RSO`, `SGD` and `build` check the rest.
     """
     check_choice("preset", preset, table)
     chosen = {**table[preset], **{name: value for name, value in values.items() if value is not None}}
-    for name, value in chosen.items():
-        if name in LEAST and value is not None:
-            check_whole(name, value, least=LEAST[name])
-    if "depths" in chosen:
-        for depth in numbers("depths", chosen["depths"]):
-            check_whole("depths", depth, least=1)
-    if "net" in chosen and ":" not in chosen["net"]:
-        check_choice("net", chosen["net"], NETS)
-    if "order" in chosen:
-        check_choice("order", chosen["order"], [*ORDERS, "both"])
     check_dataset(chosen["dataset"])
+    for name in {"seeds", "sgd_batch_size"} & chosen.keys():
+        check_whole(name, chosen[name], least=1)
     return chosen
-
-
-LEAST = {
-    "cycles": 1,
-    "batch_size": 1,
-    "first_batch": 1,
-    "seeds": 1,
-    "epochs": 1,
-    "sgd_batch_size": 1,
-    "val_size": 0,
-}
-"""The least value of each whole number, in a preset of a run or of a notebook."""
