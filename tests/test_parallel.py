@@ -291,7 +291,6 @@ def variants(folder: Path, project: Path, *more: list[str]) -> list[tuple[int, s
     ("argument", "words"),
     [
         ("--data-seed=1", "data_seed is 1 in process 1, not 0 as in process 0"),
-        ("--order=input", "order is 'input' in process 1, not 'output' as in process 0"),
         ("--dataset=folder:NOWHERE", "process 1 cannot take part, and the run does not begin: FileNotFoundError"),
     ],
 )

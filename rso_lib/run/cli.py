@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Required, TypedDict, Union, get_args, get_origin, get_type_hints
@@ -160,18 +160,13 @@ def parse(
     for one in settings:
         kinds, said = get_type_hints(one), documents(one)
         for each in fields(one):
-            text = " ".join(filter(None, [said.get(each.name), each.metadata.get("more")]))
-            entry = tyro.conf.arg(help=text, help_behavior_hint=_default(each))
-            entries[each.name] = Annotated[_on_the_line(kinds[each.name]), entry]
-    shown = {name: entry for name, entry in entries.items() if name not in leave_out}
-    options: Any = TypedDict("Options", shown, total=False)  # type: ignore[misc]  # whatever fields there are
-    words = sys.argv[1:] if arguments is None else arguments
-    config = (tyro.conf.FlagConversionOff,)
-    return dict(
-        tyro.cli(
-            options, prog=f"python -m rso_lib {command}", description=inspect.getdoc(about), args=words, config=config
-        )
-    )
+            if each.name not in leave_out:
+                text = " ".join(filter(None, [said.get(each.name), each.metadata.get("more")]))
+                entry = tyro.conf.arg(help=text, help_behavior_hint=_default(each))
+                entries[each.name] = Annotated[_on_the_line(kinds[each.name]), entry]
+    options: Any = TypedDict("Options", entries, total=False)  # type: ignore[misc]  # whatever fields there are
+    prog, description, config = f"python -m rso_lib {command}", inspect.getdoc(about), (tyro.conf.FlagConversionOff,)
+    return dict(tyro.cli(options, prog=prog, description=description, args=arguments, config=config))
 
 
 def documents(settings: type) -> dict[str, str]:
@@ -187,8 +182,8 @@ def documents(settings: type) -> dict[str, str]:
 
 
 def _default(entry: Any) -> str:
-    default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-    words = " ".join(map(str, default)) if isinstance(default, (tuple, list)) else default
+    """Return what --help says of a default, such as "(default: 50)"; nothing for None."""
+    words = " ".join(map(str, entry.default)) if isinstance(entry.default, (tuple, list)) else entry.default
     return "" if words in (None, "") else f"(default: {words})"
 
 
