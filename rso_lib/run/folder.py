@@ -132,21 +132,21 @@ def start(
         "data_seed": data_seed,
         "val_size": val_size,
     }
-    about, data, fresh = world.together(lambda: _prepared(asked, root, device))
+    about, data, fresh = world.together(lambda: _prepare(asked, root, device))
     if world.size > 1:
         world.compare({**about["settings"], **about["data"], **_traits(fresh, data.train.images.device)})
     begun = Run(folder, about["settings"], fresh, History())
 
-    def able() -> None:
+    def check_run() -> None:
         check(fresh, data, settings, world=world, **scored)
 
-    with ExitStack() as held:
-        run = world.together(lambda: begun if world.rank else _opened(held, begun, about, able, device))
+    with ExitStack() as locks:
+        run = world.together(lambda: begun if world.rank else _open(locks, begun, about, check_run, device))
         state, rows = world.tell((state_of(run.net), [vars(row) for row in run.history.rows]))
         run.net.load_state_dict(state)
         run = run._replace(history=History([*map(read, rows)]))
         if not run.finished:
-            world.together(able)
+            world.together(check_run)
             _train(run, data, settings, scored, progress)
         if world.rank:
             return run
@@ -155,7 +155,7 @@ def start(
         return saved
 
 
-def _prepared(
+def _prepare(
     asked: Settings, root: str | Path | None, device: str | torch.device
 ) -> tuple[dict[str, Any], Data, nn.Module]:
     """Return the content of a new settings.json, the images, and the net as it begins."""
@@ -173,21 +173,21 @@ def _traits(net: nn.Module, device: torch.device) -> dict[str, Any]:
     return {**code(), "kernels": machine(device)["kernels"], "dtype": dtype, "device": device.type}
 
 
-def _opened(
-    held: ExitStack, run: Run, about: dict[str, Any], able: Callable[[], None], device: str | torch.device
+def _open(
+    locks: ExitStack, run: Run, about: dict[str, Any], check_run: Callable[[], None], device: str | torch.device
 ) -> Run:
     """Return the run as its folder has it, with the folder locked, and written to, where it is not finished.
 
-    held  closes the lock
-    able  raises what keeps the run from beginning, which leaves no folder
+    locks      gets the lock of the folder, and frees it
+    check_run  raises what keeps the run from beginning, which leaves no folder
     """
     folder, fresh = run.folder, run.net
     path = folder / "settings.json"
     if path.exists() and (done := _restore(folder, agreed(folder, about), fresh)).finished:
         return done
-    able()
+    check_run()
     make(folder)
-    held.enter_context(alone(folder))
+    locks.enter_context(alone(folder))
     if path.exists():  # another process may have changed it before the folder was locked
         about = agreed(folder, about)
     elif strange := [name for name in ("checkpoint.pt", "history.csv") if (folder / name).exists()]:

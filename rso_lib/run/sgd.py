@@ -1,9 +1,9 @@
 """The baseline: the same nets, data and reports, trained by backpropagation (sections 4.4 and 4.5).
 
-A net of signs or of weights on a grid has no gradient, and is trained by the straight-through estimator. Forward, a
-sign is a sign and a weight lies on its grid. Backward, both are taken for the identity wherever their input lies within
-their range (Bengio et al. 2013; Courbariaux et al. 2015 and 2016). The weights that learn are floats; they are rounded
-to the grid in every forward pass, and kept within its ends.
+Nets of signs or of weights on a grid have no gradient; the straight-through estimator trains them all the same.
+Forward, a sign is a sign and a weight lies on its grid. Backward, both are taken for the identity wherever their input
+lies within their range (Bengio et al. 2013; Courbariaux et al. 2015 and 2016). The weights that learn are floats; they
+are rounded to the grid in every forward pass, and kept within its ends.
 """
 
 import copy
