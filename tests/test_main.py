@@ -219,6 +219,8 @@ def test_options_are_read_by_their_types() -> None:
         ("depth=5.0", "depth of cifar_net must be a whole number, not 5.0"),
         ("depth=five", "depth of cifar_net must be a whole number, not 'five'"),
         ("depth=True", "depth of cifar_net must be a whole number, not True"),
+        ("depth=3,depth=5", "net_options has depth twice"),
+        ("pool_last=yes,pool-last=no", "net_options has pool_last twice"),
         ("depth=", "net_options must be names with values"),
         ("", "net_options must be names with values"),
         ("depth=3,", "net_options must be names with values"),
@@ -279,11 +281,36 @@ def test_an_interrupt_while_images_are_read(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&- <&-"])
+def test_a_closed_terminal_does_not_end_the_run(tmp_path: Path, project: Path, closed: str) -> None:
+    """Nor does what is meant for it get into a file of the run."""
+    words = " ".join(["-m", "rso_lib", "train", str(tmp_path / "run"), *ONCE, "--cycles=1"])
+    done = subprocess.run(f"{sys.executable} {words} {closed}", shell=True, cwd=project, check=False)
+    assert done.returncode == 0
+    assert runs.load(tmp_path / "run").finished
+
+
+@pytest.mark.parametrize("name", ["", " ", "~/run"])
+def test_the_name_of_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    if name.strip():
+        call(name, *ONCE, "--cycles=1")
+        assert runs.load(tmp_path / "run").finished
+    else:
+        assert "RUNFOLDER must be the name of a folder, such as runs/mine" in fails(capsys, name, *ONCE)
+        assert not list(tmp_path.iterdir())
+
+
 def test_a_stray_rank_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "0")
-    assert "environment variable WORLD_SIZE expected, but not set" in fails(capsys, tmp_path / "run", *ONCE)
+    words = fails(capsys, tmp_path / "run", *ONCE)
+    assert "RANK is set in the environment, but WORLD_SIZE, MASTER_ADDR, MASTER_PORT" in words
+    assert "torchrun" in words and "unset RANK" in words
 
 
 def test_threads(tmp_path: Path) -> None:

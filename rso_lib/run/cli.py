@@ -152,9 +152,7 @@ def parse(
     """
     import tyro
 
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter, such as σ, shows a question mark
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    any_terminal()
     first = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar=folder, help="where files are read and written")]
     entries: dict[str, Any] = {"folder": Required[first]} if folder else {}
     for one in settings:
@@ -194,6 +192,23 @@ def _on_the_line(kind: Any) -> Any:
 
 
 PLAIN = (bool, int, float, str)
+
+
+def any_terminal() -> None:
+    """Let a terminal that lacks a letter, such as σ, show a question mark, and one that is closed (>&-) nothing.
+
+    A closed stream's number is taken, or the next file that is opened would get what is meant for the terminal.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115  # for as long as the program runs
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager

@@ -63,14 +63,17 @@ def check_options(net: str, options: Mapping[str, Any]) -> None:
 def read_options(net: str, text: str) -> dict[str, Any]:
     """Return the options that a text such as depth=5,pool_last=yes gives a net, as values of Python.
 
-    Raises ValueError for a text of another form, and what `check_options` raises.
+    Raises ValueError for a text of another form or a name that comes twice, and what `check_options` raises.
     """
     options = {}
     for pair in text.split(","):
         name, equals, value = (part.strip() for part in pair.partition("="))
         if not (name and equals and value):
             raise ValueError(f"net_options must be names with values, such as depth=5,head=mean, not {text!r}")
-        options[name.replace("-", "_")] = _value(value)
+        name = name.replace("-", "_")
+        if name in options:
+            raise ValueError(f"net_options has {name} twice: {text!r}")
+        options[name] = _value(value)
     check_options(net, options)
     return options
 

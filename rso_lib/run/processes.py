@@ -25,6 +25,8 @@ MEETING = timedelta(minutes=10)
 """How long a process waits at the beginning until all of them are there."""
 PATIENCE = timedelta(days=30)
 """How long a process waits for the sweeps of the others. That one has ended shows at once: its connection closes."""
+NEEDED = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""The variables that torchrun sets beside RANK."""
 
 
 @dataclass
@@ -141,11 +143,16 @@ world = World()
 def join(device: str = "cpu") -> str:
     """Meet the other processes that torchrun has started, if it has, and return the device of this one.
 
-    Raises ValueError where there are too few GPUs, and what torch raises where only some of torchrun's variables are
-    set, or where a process does not come.
+    Raises ValueError where only some of torchrun's variables are set, or where there are too few GPUs, and what torch
+    raises where a process does not come.
     """
     if "RANK" not in os.environ:
         return device
+    if missing := [name for name in NEEDED if not os.environ.get(name)]:
+        raise ValueError(
+            f"RANK is set in the environment, but {', '.join(missing)} is not: start several processes with torchrun, "
+            f"and for one process take RANK away (unset RANK)"
+        )
     backend = "gloo"
     if torch.device(device).type == "cuda":
         place, backend = int(os.environ.get("LOCAL_RANK", os.environ["RANK"])), "cpu:gloo,cuda:nccl"
