@@ -7,7 +7,7 @@ from importlib import import_module
 
 COMMANDS = {
     "train": ("run.cli", "begin a run in a folder, or go on with it"),
-    "sgd": ("run.baseline", "the same nets by backpropagation, once or as a grid search"),
+    "sgd": ("run.baseline", "the same nets by backpropagation"),
     "bench": ("lab.bench", "how long a step takes"),
     "scoreboard": ("lab.scoreboard", "methods against each other, for the same images through the net"),
     "figures": ("lab.redraw", "draw pictures and write pages from results/"),

@@ -52,7 +52,7 @@ def test_without_a_compiler_the_kernels_have_a_remedy(project: Path, tmp_path: P
 def test_images_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RSO_DATA", str(tmp_path))
     assert doctor.data().state == doctor.USEFUL
-    file = tmp_path / doctor.FILES["MNIST"]
+    file = tmp_path / doctor.MNIST
     file.parent.mkdir(parents=True)
     file.touch()
     assert doctor.data() == Finding("data", f"digits, MNIST in {tmp_path}")

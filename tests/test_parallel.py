@@ -3,30 +3,28 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+import torch.multiprocessing as mp
 from oracle import images, narrow
-from ranks import free_port, spawn
 from torch import Tensor
 
 from rso_lib.engine import Visits, owners
-from rso_lib.engine import block as engine
 from rso_lib.models import Block, Head, Net
 from rso_lib.run import folder as runs
 from rso_lib.run import processes as parallel
 from rso_lib.run.processes import World, world
 from rso_lib.settings import RSO
 from rso_lib.train import ALONE, Alone, Position, Step, train
-
-AT_ONCE = engine.AT_ONCE_ON_A_CPU
 
 Outcome = tuple[list[Tensor], dict[str, Tensor], list[dict[str, Any]]]
 """The losses of the steps that a process made, its net's weights in the end, and its reports."""
@@ -51,7 +49,6 @@ def net_of(kind: str) -> tuple[Net, tuple[int, int, int]]:
 
 def outcome(name: str, processes: Alone = ALONE) -> Outcome:
     kind, settings = RUNS[name]
-    engine.AT_ONCE_ON_A_CPU = 1 if "one by one" in name else AT_ONCE
     net, shape = net_of(kind)
     losses, reports = [], []
     for item in train(net, images(26, shape), settings, steps=True, world=processes):
@@ -73,6 +70,24 @@ def process(rank: int, folder: Path, ports: dict[int, int]) -> None:
             if size == 2:
                 leave_alone(rank, folder)
             parallel.leave()
+
+
+def spawn(work: Callable[..., None], count: int, *arguments: Any, seconds: float = 900) -> None:
+    """Run work(rank, *arguments) in some processes, which all end with this call. Raises what one of them raises."""
+    ranks = mp.spawn(work, arguments, count, join=False)
+    end = time.monotonic() + seconds
+    try:
+        while not ranks.join(timeout=1):
+            assert time.monotonic() < end, f"some of {count} processes have not ended after {seconds} s"
+    finally:
+        for process in ranks.processes:
+            process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 def meet(rank: int, size: int, port: int) -> None:
@@ -108,10 +123,7 @@ def together(request: pytest.FixtureRequest, made: Path) -> list[dict[str, Outco
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Outcome]:
-    try:
-        return {name: outcome(name) for name in RUNS}
-    finally:
-        engine.AT_ONCE_ON_A_CPU = AT_ONCE
+    return {name: outcome(name) for name in RUNS}
 
 
 def place() -> dict[str, str]:
@@ -279,7 +291,6 @@ def variants(folder: Path, project: Path, *more: list[str]) -> list[tuple[int, s
     ("argument", "words"),
     [
         ("--data-seed=1", "data_seed is 1 in process 1, not 0 as in process 0"),
-        ("--order=input", "order is 'input' in process 1, not 'output' as in process 0"),
         ("--dataset=folder:NOWHERE", "process 1 cannot take part, and the run does not begin: FileNotFoundError"),
     ],
 )
@@ -294,21 +305,14 @@ def test_processes_that_disagree_end_with_what_differs(
 
 
 def test_what_processes_must_have_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Code, types, and what the functions among the settings do; they tell each other of what they compare."""
-    net, shape = narrow("flat")
-    data = images(26, shape)
-    mine = runs._traits(net, data, RSO(cycles=3))
+    """Code and types, beside settings and images."""
+    net, _ = narrow("flat")
+    mine = runs._traits(net, torch.device("cpu"))
     assert mine.keys() >= {"engine", "code", "torch", "dtype", "kernels", "device"}
-    assert runs._traits(net.double(), data, RSO(cycles=3))["dtype"] == "torch.float64"
-    for name, value in {
-        "schedule": lambda cycle, cycles: 0.5,
-        "distribution": lambda shape, rng: torch.ones(shape),
-    }.items():
-        theirs = runs._traits(net, data, RSO(cycles=3, **{name: value}))
-        monkeypatch.setattr(world, "size", 2)
-        monkeypatch.setattr(world, "everyone", lambda value, theirs=theirs: [value, theirs])
-        with pytest.raises(ValueError, match=f"{name}'s .* in process 1, not .* as in process 0"):
-            world.compare(runs._traits(net, data, RSO(cycles=3)))
+    monkeypatch.setattr(world, "size", 2)
+    monkeypatch.setattr(world, "everyone", lambda value: [value, {**mine, "dtype": "torch.float32"}])
+    with pytest.raises(ValueError, match=r"dtype is 'torch.float32' in process 1, not 'torch.float64' as in process 0"):
+        world.compare(runs._traits(net.double(), torch.device("cpu")))
 
 
 def test_nothing_is_saved_that_processes_do_not_agree_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,16 +327,6 @@ def test_nothing_is_saved_that_processes_do_not_agree_on(tmp_path: Path, monkeyp
     with pytest.raises(RuntimeError, match="differs"):
         runs_alone(tmp_path)
     assert len(runs.load(tmp_path / "alone").history.rows) == 2
-
-
-def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "3", **place()}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(parallel, "MEETING", timedelta(seconds=1))
-    store = torch.distributed.HashStore()
-    monkeypatch.setattr(parallel.dist, "rendezvous", lambda *_, **__: iter([(store, 0, 3)]))
-    with pytest.raises(RuntimeError, match="of 3 processes these did not come within 0:00:01: 1, 2"):
-        parallel.join()
 
 
 def wait(condition: Any, seconds: float = 900) -> None:

@@ -116,7 +116,9 @@ def understood(command: str, monkeypatch: pytest.MonkeyPatch) -> Result:
             settings = {**{name: given[name] for name in runs.WHAT}, **rso}
             return Result(Path(folder), settings, {}, History(), models.one_conv((1, 8, 8)))
         patch.setattr(baseline, "load", lambda *_, **asked: (given.update(asked), None)[1])
-        patch.setattr(baseline, "_run", lambda _, net, options, data, asked, more: given.update(net=net, asked=asked))
+        patch.setattr(
+            baseline, "train_seeds", lambda _, net, __, asked, *___, **____: given.update(net=net, asked=asked) or []
+        )
         baseline.main([folder, *words])
     about = {**vars(given["asked"]), "net": given["net"], "dataset": words[words.index("--dataset") + 1]}
     return Result(Path(folder), about, {"data": {"val": given["val_size"]}}, History(), None)

@@ -23,8 +23,8 @@ from rso_lib.engine import memory
 from rso_lib.history import Report
 from rso_lib.models import Block, Head, Net
 from rso_lib.passes import calibrate
-from rso_lib.run import checkpoint, provenance
 from rso_lib.run import folder as runs
+from rso_lib.run import provenance
 from rso_lib.run.files import alone
 from rso_lib.run.folder import Run
 
@@ -135,7 +135,7 @@ def test_killed_at_five_random_moments_it_ends_with_the_same_bits(unbroken: Run,
     assert_same(begin(folder), unbroken)
 
 
-@pytest.mark.parametrize("files", range(5))
+@pytest.mark.parametrize("files", range(3))
 def test_killed_between_its_first_files_it_ends_with_the_same_bits(
     unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
 ) -> None:
@@ -214,30 +214,6 @@ def test_other_settings_are_refused_with_the_difference(copy: Path) -> None:
     refused(copy, ValueError, "net is 'tiny' there, not 'one_conv'", net="one_conv")
     refused(copy, ValueError, "net_options is {} there, not {'width': 3}", net_options={"width": 3})
     refused(copy, ValueError, "val_size is None there, not 9", "train is 1294 there, not 1428", val_size=9)
-
-
-def test_other_images_of_the_same_name_are_refused(copy: Path) -> None:
-    about = copy / "settings.json"
-    about.write_text(about.read_text().replace("0.3059", "0.3058"))
-    refused(copy, ValueError, "mean is [0.3058] there, not [0.3059]")
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
-def test_a_torn_checkpoint_is_named_and_kept(copy: Path, share: float) -> None:
-    path = copy / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    refused(copy, ValueError, str(path), "torn", "move the folder away")
-    with pytest.raises(ValueError, match=re.escape(str(path))):
-        runs.load(copy)
-
-
-def test_a_flipped_bit_is_noticed(copy: Path) -> None:
-    path = copy / "checkpoint.pt"
-    content = bytearray(path.read_bytes())
-    weights = runs.load(copy).net.block2.conv.weight.detach().numpy().tobytes()
-    content[content.index(weights) + 5] ^= 1
-    path.write_bytes(content)
-    refused(copy, ValueError, str(path), "checksums")
 
 
 class Trap:
@@ -350,11 +326,14 @@ def test_another_machine_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with stopping_after(1, monkeypatch, KeyboardInterrupt), pytest.warns(UserWarning, match="stopped"):
         begin(tmp_path)
     monkeypatch.setattr(torch, "__version__", "1.0")
-    with pytest.warns(UserWarning, match=r"last bits may differ.*\n  torch is '.*' there, not '1.0'"):
+    monkeypatch.setattr(provenance, "ENGINE", 2)
+    changes = r"(?s)on another machine.*\n  engine is 1 there, not 2\n  torch is '.*' there, not '1.0'"
+    with pytest.warns(UserWarning, match=changes):
         begin(tmp_path)
     machines = json.loads((tmp_path / "settings.json").read_text())["machines"]
-    assert [machine["torch"] == "1.0" for machine in machines] == [False, True]
+    assert [(machine["torch"] == "1.0", machine["engine"]) for machine in machines] == [(False, 1), (True, 2)]
     assert machines[0]["threads"] == 1 and machines[0]["device"]
+    assert all(machine[name] for machine in machines for name in ("code", "kernels_cpp", "rso_lib"))
 
 
 def half(cycle: int, cycles: int) -> float:
@@ -373,15 +352,6 @@ def test_a_function_is_asked_for_where_only_its_name_is_known(tmp_path: Path) ->
     for act in (lambda: run.rso, lambda: runs.resume(tmp_path)):
         with pytest.raises(ValueError, match=r"the schedule of this run is a function, half, .* call start with it"):
             act()
-
-
-def test_a_run_from_before_a_setting_was_added_goes_on(copy: Path) -> None:
-    about = copy / "settings.json"
-    content = json.loads(about.read_text())
-    assert content["settings"].pop("direction") == RSO().direction
-    about.write_text(json.dumps(content))
-    assert begin(copy).finished
-    refused(copy, ValueError, "direction is 'backward' there", settings=replace(SETTINGS, direction="forward"))
 
 
 def test_the_bar_counts_the_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
@@ -426,30 +396,11 @@ def test_a_run_without_memory_leaves_no_folder_behind(tmp_path: Path, monkeypatc
 # Half a folder
 
 
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "PAUSES", (0, 0))
-
-
 def test_a_history_without_its_checkpoint_is_not_written_over(copy: Path) -> None:
     (copy / "checkpoint.pt").unlink()
     refused(copy, ValueError, "checkpoint.pt is gone", "has 40 rows of the run", "move history.csv away")
     with pytest.raises(ValueError, match=r"checkpoint.pt is gone"):
         runs.load(copy)
-
-
-def test_an_older_checkpoint_beside_a_newer_history_is_refused(
-    unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with stopping_after(3, monkeypatch, KeyboardInterrupt), pytest.warns(UserWarning, match="stopped"):
-        begin(tmp_path)
-    shutil.copy(unbroken.folder / "history.csv", tmp_path)
-    refused(tmp_path, ValueError, "has 40 rows", "is an older one of 3", "move history.csv away")
-
-
-def test_a_foreign_history_is_named_and_kept(copy: Path) -> None:
-    (copy / "history.csv").write_text("when,what\n1066,a battle\n")
-    refused(copy, ValueError, str(copy / "history.csv"), "no history of a run", "move it away")
 
 
 @pytest.mark.parametrize("name", ["settings.json", "checkpoint.pt", "history.csv"])
@@ -461,7 +412,9 @@ def test_a_torn_file_is_an_error_or_is_made_whole(copy: Path, unbroken: Run, nam
         assert_same(begin(copy), unbroken)
         assert facts(History.load(path)) == facts(unbroken.history)
     else:
-        refused(copy, ValueError, str(path), "torn")
+        refused(copy, ValueError, str(path), "torn", "move the folder away")
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            runs.load(copy)
 
 
 def test_a_flipped_byte_is_an_error_or_changes_nothing(copy: Path, unbroken: Run) -> None:
@@ -479,36 +432,18 @@ def test_a_flipped_byte_is_an_error_or_changes_nothing(copy: Path, unbroken: Run
         path.write_bytes(whole)
 
 
-@pytest.mark.parametrize("name", ["settings.json", "checkpoint.pt", "history.csv", "lock", "checkpoint.pt.part"])
-def test_a_folder_in_a_files_place_is_named(copy: Path, name: str, tmp_path: Path) -> None:
-    for folder in (copy, tmp_path / "new"):
-        (folder / name).unlink(missing_ok=True)
-        (folder / name).mkdir(parents=True)
-        if folder == copy and name == "lock":
-            continue  # a finished run is only read
-        with pytest.raises(ValueError, match=f"{re.escape(str(folder / name))} is not a file.*move it"):
-            begin(folder)
-        assert (folder / name).is_dir() and not (tmp_path / "new" / "checkpoint.pt").is_file()
-
-
 def change_checkpoint(folder: Path, **parts: Any) -> None:
     content = torch.load(folder / "checkpoint.pt", weights_only=True)
     torch.save({**content, **parts}, folder / "checkpoint.pt")
 
 
 def test_weights_that_do_not_fit_are_refused(copy: Path, unbroken: Run) -> None:
-    state = {name: value.clone() for name, value in unbroken.net.state_dict().items()}
+    state = unbroken.net.state_dict()
     first = state["block1.conv.weight"]
-    broken = {
-        "not finite": first / 0,
-        "[2, 1, 3, 4]": torch.zeros(2, 1, 3, 4),
-        "torch.float64": first.double(),
-        "is missing": None,
-    }
-    for words, weight in broken.items():
-        other = {**state, "block1.conv.weight": weight} if weight is not None else {"head.linear.weight": first}
-        change_checkpoint(copy, net=other)
-        refused(copy, ValueError, str(copy / "checkpoint.pt"), "block1.conv.weight", words)
+    change_checkpoint(copy, net={**state, "block1.conv.weight": torch.zeros(2, 1, 3, 4)})
+    refused(copy, ValueError, str(copy / "checkpoint.pt"), "block1.conv.weight", "[2, 1, 3, 4]")
+    change_checkpoint(copy, net={"head.linear.weight": first})
+    refused(copy, ValueError, str(copy / "checkpoint.pt"), "Missing key", "block1.conv.weight")
     change_checkpoint(copy, net=state, history=[{"cycle": 1}])
     refused(copy, ValueError, str(copy / "checkpoint.pt"), "does not fit the run")
     change_checkpoint(copy, net=[1])
@@ -523,9 +458,9 @@ def edit_settings(folder: Path, change: Any) -> None:
 
 def test_the_folder_of_a_newer_version_is_refused(copy: Path) -> None:
     change_checkpoint(copy, format="rso_lib run 2")
-    refused(copy, ValueError, str(copy / "checkpoint.pt"), "newer rso_lib (format 2, and this one reads 1)")
+    refused(copy, ValueError, str(copy / "checkpoint.pt"), "newer rso_lib (as 'rso_lib run 2'")
     edit_settings(copy, lambda content: content.update(format="rso_lib run 12"))
-    refused(copy, ValueError, str(copy / "settings.json"), "newer rso_lib (format 12")
+    refused(copy, ValueError, str(copy / "settings.json"), "newer rso_lib (as 'rso_lib run 12'")
     edit_settings(copy, lambda content: content.update(format="rso_lib run 1"))
     edit_settings(copy, lambda content: content["settings"].update(parabola=True))
     refused(copy, ValueError, "does not know, parabola", "update rso_lib")
@@ -562,20 +497,20 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_locked_for_a_moment(
     unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twice in a row it is tried again; where that fails too, the run goes on to the next sweep."""
+    """The run goes on to the next sweep."""
     replaced, tries = os.replace, []
 
     def locked(part: Path, path: Path) -> None:
         if path.name == "checkpoint.pt":
             tries.append(path)
-            if len(tries) in (1, 2, 7, 8, 9):
+            if len(tries) in (3, 4, 40):  # 40: the last sweep, which is saved in a second try
                 raise PermissionError(13, "Permission denied")
         replaced(part, path)
 
     monkeypatch.setattr(os, "replace", locked)
     with pytest.warns(UserWarning, match=r"Permission denied.*the run goes on, and saves again") as warned:
         run = begin(tmp_path)
-    assert len(warned) == 1
+    assert len(warned) == 3
     assert_same(run, unbroken)
     assert_same(runs.load(tmp_path), unbroken)
 
@@ -632,7 +567,7 @@ def lose(pictures: Path) -> None:
     [
         (rename, "class_names is ['cat', 'dog', 'emu'] there, not ['dog', 'emu', 'zebra']"),
         (exchange, "pixels is '"),
-        (paint, "files of JPEG may be read as other pixels"),
+        (paint, "pixels is '"),
         (lose, "train is 17 there, not 16"),
     ],
 )
@@ -666,20 +601,6 @@ def test_images_that_moved_as_a_whole_are_the_same(interrupted: Path, tmp_path: 
     assert_same(run, begin(tmp_path / "unbroken", settings, dataset=moved))
 
 
-def test_images_without_a_digest_may_not_move(interrupted: Path, tmp_path: Path) -> None:
-    edit_settings(interrupted, lambda content: content["data"].pop("pixels"))
-    there = (tmp_path / "pictures").rename(tmp_path / "elsewhere")
-    refused(interrupted, ValueError, "dataset is", settings=replace(SETTINGS, batch_size=8), dataset=f"folder:{there}")
-
-
-def test_a_folder_without_digests_goes_on_and_gets_them(interrupted: Path) -> None:
-    whole = json.loads((interrupted / "settings.json").read_text())["data"]
-    for name in ("labels", "pixels", "class_names"):
-        edit_settings(interrupted, lambda content, name=name: content["data"].pop(name))
-    assert runs.resume(interrupted, progress=False).finished
-    assert json.loads((interrupted / "settings.json").read_text())["data"] == whole
-
-
 def test_the_digest_is_of_the_pixels_as_they_were_read() -> None:
     """It does not depend on how they are standardised, and one pixel of 256 levels counts."""
     data = load("digits")
@@ -696,42 +617,17 @@ def test_the_digest_is_of_the_pixels_as_they_were_read() -> None:
     assert provenance._pixels(again) != provenance._pixels(data)
 
 
-def test_another_engine_is_warned_of_and_noted(interrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "ENGINE", 2)
-    with pytest.warns(UserWarning, match="was made by engine 1 and goes on with engine 2, which may decide otherwise"):
-        assert runs.resume(interrupted, progress=False).finished
-    machines = json.loads((interrupted / "settings.json").read_text())["machines"]
-    assert [machine["engine"] for machine in machines] == [1, 2]
-    assert all(machine[name] for machine in machines for name in ("code", "kernels_cpp", "rso_lib"))
-
-
-def test_a_folder_without_an_engine_goes_on(interrupted: Path) -> None:
-    for name in ("engine", "code", "commit", "kernels_cpp"):
-        edit_settings(interrupted, lambda content, name=name: content["machines"][0].pop(name))
-    with pytest.warns(UserWarning, match="from before they were numbered") as warned:
-        assert runs.resume(interrupted, progress=False).finished
-    assert len(warned) == 1
-
-
-def test_the_commit_is_read_without_git(tmp_path: Path) -> None:
+def test_the_commit_of_a_clone(tmp_path: Path) -> None:
+    """Not that of a clone around the library, and none where git finds none."""
     assert provenance.commit(tmp_path) is None
-    git, first, second = tmp_path / ".git", 40 * "1", 40 * "2"
-    (git / "refs" / "heads").mkdir(parents=True)
-    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=b@c"]
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     assert provenance.commit(tmp_path) is None
-    (git / "packed-refs").write_text(f"# pack-refs\n{first} refs/heads/main\n")
-    assert provenance.commit(tmp_path) == first[:12]
-    (git / "refs" / "heads" / "main").write_text(f"{second}\n")
-    assert provenance.commit(tmp_path) == second[:12]
-    (git / "HEAD").write_text(first)
-    assert provenance.commit(tmp_path) == first[:12]
-    tree = tmp_path / "tree"
-    (git / "worktrees" / "tree").mkdir(parents=True)
-    (git / "worktrees" / "tree" / "HEAD").write_text("ref: refs/heads/main\n")
-    (git / "worktrees" / "tree" / "commondir").write_text("../..\n")
-    tree.mkdir()
-    (tree / ".git").write_text(f"gitdir: {git}/worktrees/tree\n")
-    assert provenance.commit(tree) == second[:12]
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message=first"], check=True)
+    found = provenance.commit(tmp_path)
+    assert found and (tmp_path / ".git" / "refs" / "heads").is_dir() and re.fullmatch(r"[0-9a-f]{12}", found)
+    (tmp_path / "installed").mkdir()
+    assert provenance.commit(tmp_path / "installed") is None
 
 
 # Options of nets
@@ -740,33 +636,15 @@ def test_the_commit_is_read_without_git(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("net", "options", "words"),
     [
-        ("mnist_net", {"pool_last": "no"}, "pool_last of mnist_net must be true or false .* not 'no'"),
-        ("mnist_net", {"pool_last": 1}, "pool_last of mnist_net must be true or false"),
+        ("mnist_net", {"pool_last": "no"}, "pool_last of mnist_net must be true or false, not 'no'"),
         ("cifar_net", {"depth": 5.0}, "depth of cifar_net must be a whole number, not 5.0"),
-        ("cifar_net", {"depth": True}, "depth of cifar_net must be a whole number, not True"),
-        ("mnist_net", {"head": None}, "head of mnist_net must be a word, not None"),
+        ("mnist_net", {"last_activation": 3}, "last_activation of mnist_net must be a word or None, not 3"),
     ],
 )
 def test_an_option_of_another_type_is_refused(tmp_path: Path, net: str, options: Any, words: str) -> None:
     with pytest.raises(TypeError, match=words):
         begin(tmp_path / "run", net=net, net_options=options)
     assert not (tmp_path / "run").exists()
-
-
-def test_an_option_from_before_types_were_checked_is_read_as_it_was_built(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, cycles=1)
-    done = begin(tmp_path, settings, net_options={"pool_last": True})
-    edit_settings(tmp_path, lambda content: content["settings"].update(net_options={"pool_last": "no"}))
-    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    change_checkpoint(tmp_path, settings={**content["settings"], "net_options": {"pool_last": "no"}})
-    assert_same(runs.resume(tmp_path, progress=False), done)
-    refused(
-        tmp_path,
-        ValueError,
-        "net_options is {'pool_last': True} there, not {'pool_last': False}",
-        settings=settings,
-        net_options={"pool_last": False},
-    )
 
 
 def test_every_net_of_the_table_starts_and_loads(tmp_path: Path) -> None:

@@ -39,7 +39,6 @@ def test_it_installs_what_is_missing_and_no_torch(host: str, monkeypatch: pytest
 
 @pytest.mark.parametrize("path", editions.sources(), ids=lambda path: path.stem)
 def test_it_comes_first_and_once(path: Path) -> None:
-    """The notebook stays as if it had been run from the top."""
     before = nbformat.read(path, as_version=4)
     notebook = nbformat.read(path, as_version=4)
     setup_cell.insert(notebook, "another place")
@@ -49,5 +48,4 @@ def test_it_comes_first_and_once(path: Path) -> None:
     assert first.metadata.tags == [setup_cell.TAG] and SOURCE in first.source and "another place" not in first.source
     old = [cell.source for cell in before.cells if cell.cell_type == "code" and cell.id != setup_cell.TAG]
     assert [cell.source for cell in others] == old
-    assert [cell.execution_count for cell in others] == list(range(2, len(others) + 2))
     assert notebook.cells[0].source == before.cells[0].source

@@ -9,8 +9,7 @@ from rso_lib import load, models
 from rso_lib.discrete import activate
 from rso_lib.models import Block, Head, Net
 from rso_lib.run import sgd
-from rso_lib.run.sgd import SGD
-from rso_lib.run.straight import StraightThrough, through
+from rso_lib.run.sgd import SGD, StraightThrough, through
 
 
 def net(activation: str = "sign", levels: int = 3, seed: int = 0) -> Net:

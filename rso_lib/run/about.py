@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 
@@ -14,24 +14,18 @@ from ..losses import LOSSES, METRICS, Metric
 from ..proposals import DISTRIBUTIONS, SCHEDULES
 from ..rules import RULES
 from ..settings import RSO, check_choice, function_of
-from .files import check_files, folder_at, replacing
-from .nets import as_built
+from .files import folder_at, replacing
 from .processes import world
-from .provenance import PROVENANCE, machine, own_code
+from .provenance import machine, own_code
 
-FORMAT, NUMBER = "rso_lib run", 1
-"""What the files of a run begin with. A program reads those of its own number and of smaller ones."""
-SHAPE = ("shape", "classes")
-"""What a net needs to know of its images."""
-FILES = ("settings.json", "checkpoint.pt", "history.csv")
+FORMAT = "rso_lib run 1"
+"""The name and the number of the format of a run's files."""
 
 Settings = dict[str, Any]
-"""What decides about a run, as plain values: the fields of `RSO`, and `WHAT`."""
+"""The settings of a run as plain values: the fields of `RSO`, and those of `WHAT`."""
 WHAT = ("dataset", "net", "net_options", "data_seed", "val_size", "loss", "metric")
 NEWER = {"loss": "cross_entropy", "metric": "accuracy"}
-"""What folders did not note once, and what it was."""
-FORMER = {"precision": "float32"}
-"""What folders noted once, and the only value that is left."""
+"""Settings that the first folders do not note, and the value that all of these had."""
 AS_IT_IS = "it stays as it is: move the folder away to begin the run anew, or choose another folder"
 
 
@@ -44,7 +38,7 @@ def check_dataset(name: object) -> None:
 
 
 def settings_of(folder: str | Path) -> Settings:
-    """The settings of the run in a folder. Raises FileNotFoundError where there is none."""
+    """Return the settings of the run in a folder. Raises FileNotFoundError where there is none."""
     return read_about(folder_at(folder))["settings"]
 
 
@@ -59,49 +53,42 @@ def rso_of(settings: Settings) -> RSO:
     return RSO(**{name: value for name, value in settings.items() if name not in WHAT})
 
 
-class Scored(TypedDict):
-    """Loss and metric of a run."""
-
-    loss: Loss
-    metric: Metric
-
-
-def scored_by(loss: Loss | str, metric: Metric | str) -> Scored:
+def scored_by(loss: Loss | str, metric: Metric | str) -> dict[str, Any]:
     """Return loss and metric, given them or their names. Raises ValueError where one cannot be imported."""
     return {"loss": function_of("loss", loss, LOSSES), "metric": function_of("metric", metric, METRICS)}
 
 
-def ours(path: Path, content: Any, parts: Mapping[str, type]) -> bool:
-    """Return whether a file's content is that of a run, with these parts. Raises ValueError where it is newer."""
+def is_of_a_run(path: Path, content: Any, parts: Mapping[str, type]) -> bool:
+    """Return whether the content of a file is that of a run, with parts of these types.
+
+    Raises ValueError for the format of another version.
+    """
     if not isinstance(content, dict):
         return False
-    name, _, number = str(content.get("format")).rpartition(" ")
-    if name != FORMAT or not number.isdecimal():
-        return False
-    if int(number) > NUMBER:
+    found = str(content.get("format"))
+    if found != FORMAT and found.startswith("rso_lib run "):
         raise ValueError(
-            f"{path} was written by a newer rso_lib (format {number}, and this one reads {NUMBER}): update rso_lib, or "
+            f"{path} was written by a newer rso_lib (as {found!r}, and this one reads {FORMAT!r}): update rso_lib, or "
             f"choose another folder"
         )
-    return all(isinstance(content.get(part), kind) for part, kind in parts.items())
+    return found == FORMAT and all(isinstance(content.get(part), kind) for part, kind in parts.items())
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """The content of settings.json. Raises FileNotFoundError where it is missing, ValueError where it is not ours."""
+    """Read settings.json. Raises FileNotFoundError where it is missing, ValueError where it is not one of a run."""
     path = folder / "settings.json"
-    check_files(folder, *FILES)
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no run: {path} is missing")
     try:
         about = json.loads(path.read_text())
     except ValueError:
         about = None
-    needed = {"settings": dict, "data": dict, "machines": list}
-    always = {*WHAT, "seed"} - {*NEWER}
-    whole = ours(path, about, needed) and always <= {*about["settings"]} and {*SHAPE} <= {*about["data"]}
-    if not whole:
+    parts = {"settings": dict, "data": dict, "machines": list}
+    needed = {*WHAT, "seed"} - {*NEWER}
+    whole = is_of_a_run(path, about, parts) and needed <= {*about["settings"]}
+    if not (whole and {"shape", "classes"} <= {*about["data"]}):
         raise ValueError(f"{path} is not the settings of a run, or torn; {AS_IT_IS}")
-    about["settings"] = stored(about["settings"])
+    about["settings"] = complete(about["settings"])
     if unknown := about["settings"].keys() - {*WHAT, *RSO().to_dict()}:
         raise ValueError(
             f"{path} has a setting that this rso_lib does not know, {', '.join(sorted(unknown))}: update rso_lib, or "
@@ -110,35 +97,34 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def plain_settings(settings: Mapping[str, Any]) -> Settings:
-    """The settings as JSON gives them back, with the defaults of fields that are newer than the run."""
-    return {**RSO().to_dict(), **NEWER, **json.loads(json.dumps(settings))}
+def complete(settings: Mapping[str, Any]) -> Settings:
+    """Return the settings of a file with the defaults of those that are newer than the file.
 
-
-def stored(settings: Mapping[str, Any]) -> Settings:
-    """The settings of a file, with the net's options as they were understood."""
-    plain = plain_settings({name: value for name, value in settings.items() if (name, value) not in FORMER.items()})
-    return {**plain, "net_options": as_built(plain["net"], plain["net_options"])}
+    The first folders also note a precision, of which float32 is the only one that is left.
+    """
+    noted = {name: value for name, value in settings.items() if (name, value) != ("precision", "float32")}
+    return {**RSO().to_dict(), **NEWER, **noted}
 
 
 def agreed(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what settings.json holds, with the facts that it does not know yet.
+    """Return the content of settings.json, with the facts about the images that it does not know yet.
 
-    A folder of images may have moved, if the images are known and the same. Raises ValueError where other settings are
-    asked for, or where the images are others.
+    A folder of images may have moved, if the images are the same. Raises ValueError where other settings are asked
+    for, or where the images are others.
     """
     about = read_about(folder)
-    if not differences(about["data"], {**about["data"], **asked["data"]}):
-        about["settings"] = moved_to(about["settings"], asked.get("settings", {}).get("dataset"))
     about["data"] = {**asked["data"], **about["data"]}
-    if lines := differences(about["settings"], asked.get("settings", about["settings"])):
-        more = differences(about["data"], asked["data"])
-        lines = "\n".join(filter(None, [lines, more]))
+    settings = asked.get("settings", about["settings"])
+    other_images = differences(about["data"], asked["data"])
+    if not other_images:
+        about["settings"] = moved_to(about["settings"], settings["dataset"])
+    if lines := differences(about["settings"], settings):
+        lines = "\n".join(filter(None, [lines, other_images]))
         raise ValueError(f"{folder} holds a run with other settings; choose another folder, or its settings:\n{lines}")
-    if lines := differences(about["data"], asked["data"]):
+    if other_images:
         raise ValueError(
             f"the images are not those that the run in {folder} began with; put them back as they were, or choose "
-            f"another folder:\n{lines}{_decoder(lines)}"
+            f"another folder (another version of pillow may read other pixels from a JPEG):\n{other_images}"
         )
     return about
 
@@ -149,13 +135,6 @@ def moved_to(settings: Settings, dataset: object) -> Settings:
     return {**settings, "dataset": dataset} if folders else settings
 
 
-def _decoder(lines: str) -> str:
-    """Say what else may change pixels alone."""
-    if lines.lstrip().startswith("pixels"):
-        return "\n(files of JPEG may be read as other pixels by another version of pillow)"
-    return ""
-
-
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """Return the differences of two sets of settings, a line for each."""
     names = [name for name in {**there, **asked} if there.get(name) != asked.get(name)]
@@ -163,41 +142,18 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
 
 
 def note_machine(folder: Path, about: dict[str, Any], device: str | torch.device) -> None:
-    """Add this machine and this code to settings.json, unless the run was here last; warn of what is new."""
+    """Add this machine and this code to settings.json, unless the run was here last; warn of what has changed."""
     here = machine(device) | ({"processes": world.size} if world.size > 1 else {})
     if own := own_code(about["settings"]):
         here["own_code"] = own
-    machines = about["machines"]
-    if not machines or machines[-1] != here:
-        about["machines"] = [*machines, here]
+    last = about["machines"][-1:]
+    if last != [here]:
+        about["machines"] = [*about["machines"], here]
     with replacing(folder / "settings.json") as part:
         part.write_text(json.dumps(about, indent=2) + "\n")
-    if machines:
-        _warn_of_changes(machines[-1], here)
-
-
-def _warn_of_changes(before: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Warn where the rest of a run may decide otherwise than the part before it, or round otherwise."""
-    if before.get("engine") != here["engine"]:
-        was = f"engine {before['engine']}" if "engine" in before else "an engine from before they were numbered"
+    if last and (lines := differences(*({**one, "commit": None} for one in (last[0], here)))):
         warnings.warn(
-            f"this run was made by {was} and goes on with engine {here['engine']}, which may decide otherwise; for a "
-            f"run of one engine begin anew in another folder",
-            stacklevel=4,
+            f"the run goes on with other code or on another machine, and may decide or round otherwise than an "
+            f"unbroken run:\n{lines}",
+            stacklevel=3,
         )
-    own, was_own = here.get("own_code", {}), before.get("own_code", {})
-    if changed := [name for name in own if was_own.get(name, own[name]) != own[name]]:
-        warnings.warn(
-            f"the file of this run's {' and '.join(changed)} has changed since its last sitting, and the run may go on "
-            f"otherwise; put it back as it was, or begin anew in another folder",
-            stacklevel=4,
-        )
-    said = {
-        "commit",
-        "engine",
-        "own_code",
-        *(name for name in PROVENANCE if name not in before),
-    }  # those were not noted once
-    same = ({name: value for name, value in some.items() if name not in said} for some in (before, here))
-    if lines := differences(*same):
-        warnings.warn(f"the last bits may differ from those of an unbroken run:\n{lines}", stacklevel=4)

@@ -1,29 +1,24 @@
-"""A run's checkpoint.pt, and its copy of the history: how they are written, and what is found when they are read."""
+"""The files checkpoint.pt and history.csv of a run, written and read."""
 
 import io
-import time
 import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..history import COLUMNS, NEEDED, History
-from .about import AS_IT_IS, FORMAT, NUMBER, ours
+from ..history import History
+from .about import AS_IT_IS, FORMAT, is_of_a_run
 from .files import replacing
 
 if TYPE_CHECKING:
     from .folder import Run
 
-PAUSES = (0.2, 1.0, 5.0)
-"""Seconds before a checkpoint that could not be written is tried again."""
-
 
 class Checkpoint:
-    """The file of a run's checkpoint. Where one cannot be written, the run goes on, and the next is tried."""
+    """The file of a run's checkpoint. Where it cannot be written, the run goes on and saves after the next sweep."""
 
     def __init__(self, run: "Run"):
         self.run, self.best = run, run.best
@@ -31,12 +26,12 @@ class Checkpoint:
         self.unsaved: bytes | None = None
 
     def save(self) -> None:
-        """Write the net and the history of the run; warn where that fails several times."""
+        """Write the net and the history of the run; warn where that fails."""
         history, state = self.run.history, state_of(self.run.net)
         if history.rows[-1].is_cycle and history.validated and history.best is history.rows[-1]:
             self.best = {"cycle": history.best.cycle, "net": {name: value.clone() for name, value in state.items()}}
         content = {
-            "format": f"{FORMAT} {NUMBER}",
+            "format": FORMAT,
             "settings": self.run.settings,
             "history": [vars(row) for row in history.rows],
             "net": state,
@@ -47,43 +42,38 @@ class Checkpoint:
         self.unsaved = buffer.getvalue()
         try:
             self.finish()
-        except OSError as error:
+        except OSError as error:  # a full disk, or another program that holds the file for a moment
             warnings.warn(f"{error}; the run goes on, and saves again after the next sweep", stacklevel=3)
 
     def finish(self) -> None:
-        """Write what is not saved yet. Raises OSError where that fails several times."""
-        pauses = list(PAUSES)
-        while self.unsaved is not None:
-            try:
-                with replacing(self.path) as part:
-                    part.write_bytes(self.unsaved)
-                self.unsaved = None
-            except OSError:  # another program may hold the file for a moment
-                if not pauses:
-                    raise
-                time.sleep(pauses.pop(0))
+        """Write what is not saved yet. Raises OSError where that fails."""
+        if self.unsaved is not None:
+            with replacing(self.path) as part:
+                part.write_bytes(self.unsaved)
+            self.unsaved = None
 
 
 def copy_history(run: "Run") -> None:
-    """Write history.csv if it is another. Windows refuses that while another program reads it: the run goes on."""
+    """Write history.csv, unless it is up to date; warn where that fails.
+
+    Windows refuses it while another program reads the file.
+    """
     path = run.folder / "history.csv"
     try:
-        if run.history.rows and not _is_copy(path, run.history):
-            with replacing(path) as part:
-                run.history.save(part)
+        written = repr(History.load(path)) if path.exists() else ""
+    except (ValueError, TypeError):  # it is torn
+        written = ""
+    if not run.history.rows or written == repr(run.history):  # as texts, in which NaN equals NaN
+        return
+    try:
+        with replacing(path) as part:
+            run.history.save(part)
     except OSError as error:
         warnings.warn(f"{error}; the checkpoint has it all", stacklevel=2)
 
 
-def _is_copy(path: Path, history: History) -> bool:
-    try:
-        return path.exists() and repr(History.load(path)) == repr(history)  # NaN differs from NaN, but not its name
-    except (ValueError, TypeError):
-        return False
-
-
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint. Raises ValueError for a file that is torn, damaged or not one of ours."""
+    """Read a checkpoint. Raises ValueError for a file that is torn, damaged or not one of a run."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():  # checksums, which torch.load does not look at
@@ -92,38 +82,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # whatever the readers trip over in a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is torn or no checkpoint ({reason}); {AS_IT_IS}") from error
-    if not ours(path, content, {"settings": dict, "history": list, "net": dict}):
+    if not is_of_a_run(path, content, {"settings": dict, "history": list, "net": dict}):
         raise ValueError(f"{path} is not a checkpoint of a run; {AS_IT_IS}")
     return content
 
 
 def state_of(net: nn.Module) -> dict[str, Tensor]:
-    """Weights and statistics on the CPU: whoever reads them has them on a device of its own."""
+    """Return the weights and buffers of a net on the CPU, for readers that have another device."""
     return {name: value.cpu() for name, value in net.state_dict().items()}
 
 
 def saved_rows(path: Path) -> int:
-    """Return how many rows history.csv has: 0 where it is missing, or torn before its first.
-
-    Raises ValueError where it is another table.
-    """
-    if not path.exists():
-        return 0
-    lines = path.read_bytes().decode("utf-8", "replace").splitlines()
-    known = lines and (",".join(COLUMNS).startswith(lines[0]) or {*NEEDED} <= {*lines[0].split(",")})
-    if lines and not known:
-        raise ValueError(f"{path} is no history of a run, and would be written over: move it away")
+    """Return how many rows history.csv has: 0 where it is missing, or torn before its first."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
     return max(len(lines) - 1, 0)
-
-
-def check_weights(net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where weights are missing, of another shape or type, or not finite."""
-    for name, weight in net.named_parameters():
-        if name not in state:
-            raise ValueError(f"{name} is missing")
-        there = state[name]
-        if (there.shape, there.dtype) != (weight.shape, weight.dtype):
-            unlike = f"{list(there.shape)} of {there.dtype}, not {list(weight.shape)} of {weight.dtype}"
-            raise ValueError(f"{name} is {unlike}")
-        if not there.isfinite().all():
-            raise ValueError(f"{name} has weights that are not finite")

@@ -1,4 +1,4 @@
-"""The command line: options are fields of settings' classes, an error is one message, an interrupt costs nothing."""
+"""`python -m rso_lib train`, and what all commands share: options, errors in one message, a clean end by interrupt."""
 
 import ast
 import inspect
@@ -8,13 +8,14 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Required, TypedDict, Union, get_args, get_origin, get_type_hints
 
 import torch
 
+from ..history import Report
 from ..settings import RSO, check_whole
 from . import folder as runs
 from . import presets
@@ -82,7 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder, preset = folder_at(given.pop("folder"), "RUNFOLDER"), given.pop("preset", None)
         place = take_place(given)
         place["device"] = parallel.join(place["device"])
-        run = _run(folder, presets.choose(preset, **given) if preset is not None else given, place)
+        if preset is not None:
+            given = presets.choose(preset, **given)
+        stored = world.tell(world.together(lambda: _stored(folder)))
+        run = runs.start(folder, **world.together(lambda: _asked(given, stored)), **place)
         if not run.finished:
             sys.exit(130)
         if world.rank == 0:
@@ -90,42 +94,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parallel.leave()
 
 
-def summary(run: runs.Run) -> str:
-    """Say in a line what a finished run reached."""
-    last, kind = run.history.last, "accuracy"
-    what = run.settings["metric"].rpartition(":")[2]
-    if math.isnan(last.test_accuracy):
-        what = kind = "loss"
-    rows = {f"test {what}, final": f"{getattr(last, f'test_{kind}'):.4f}"}
-    if run.history.validated:
-        best = run.history.best
-        rows[f"test {what} at best validation"] = f"{getattr(best, f'test_{kind}'):.4f} (cycle {best.cycle})"
-    return "\n".join(f"{name:<34} {value}" for name, value in {**rows, "seconds": f"{last.seconds:.1f}"}.items())
-
-
-def _run(folder: Path, given: dict[str, Any], place: dict[str, Any]) -> runs.Run:
-    """Start or resume: a setting that is not given is as the folder has it, or else the default."""
-    there = world.tell(world.together(lambda: _stored(folder)))
-    return runs.start(folder, **world.together(lambda: _asked(given, there)), **place)
-
-
 def _stored(folder: Path) -> dict[str, Any]:
-    """The settings of the run that is there, in the process that keeps the folder."""
+    """Return the settings of the run in a folder, if there is one; only process 0 reads them."""
     return runs.settings_of(folder) if not world.rank and (folder / "settings.json").exists() else {}
 
 
-def _asked(given: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `start`."""
-    asked = {**vars(What()), **vars(Score()), "net_options": {}, **there, **given}
+def _asked(given: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `start`: a setting that is not given is as the folder has it, or else the default."""
+    asked = {**vars(What()), **vars(Score()), **stored, **given}
     asked.setdefault("batch_size", presets.batch_size(asked["dataset"]))
     what = {name: asked.pop(name) for name in runs.WHAT}
     what["net_options"] = options_of(what["net"], what["net_options"])
     return {**what, "settings": RSO(**asked)}
 
 
+def summary(run: runs.Run) -> str:
+    """Say in a few lines what a finished run reached."""
+    kind, final = score_of(run.history.last)
+    what = run.settings["metric"].rpartition(":")[2] if kind == "accuracy" else kind
+    rows = {f"test {what}, final": f"{final:.4f}"}
+    if run.history.validated:
+        best = run.history.best
+        rows[f"test {what} at best validation"] = f"{score_of(best)[1]:.4f} (cycle {best.cycle})"
+    rows["seconds"] = f"{run.history.last.seconds:.1f}"
+    return "\n".join(f"{name:<34} {value}" for name, value in rows.items())
+
+
+def score_of(row: Report) -> tuple[str, float]:
+    """Return "accuracy" and its value on the test part, or "loss" and its value where no accuracy was measured."""
+    kind = "loss" if math.isnan(row.test_accuracy) else "accuracy"
+    return kind, getattr(row, f"test_{kind}")
+
+
 def options_of(net: str, options: str | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a net's options, which the command line has as a text."""
-    return read_options(net, options) if isinstance(options, str) else options
+    """Return the options of a net, which the command line has as a text, and a folder as a table."""
+    if isinstance(options, Mapping):
+        return options
+    return read_options(net, options) if options else {}
 
 
 # What all commands share
@@ -153,18 +158,13 @@ def parse(
     for one in settings:
         kinds, said = get_type_hints(one), documents(one)
         for each in fields(one):
-            text = " ".join(filter(None, [said.get(each.name), each.metadata.get("more")]))
-            entry = tyro.conf.arg(help=text, help_behavior_hint=_default(each))
-            entries[each.name] = Annotated[_on_the_line(kinds[each.name]), entry]
-    shown = {name: entry for name, entry in entries.items() if name not in leave_out}
-    options: Any = TypedDict("Options", shown, total=False)  # type: ignore[misc]  # whatever fields there are
-    words = sys.argv[1:] if arguments is None else arguments
-    config = (tyro.conf.FlagConversionOff,)
-    return dict(
-        tyro.cli(
-            options, prog=f"python -m rso_lib {command}", description=inspect.getdoc(about), args=words, config=config
-        )
-    )
+            if each.name not in leave_out:
+                text = " ".join(filter(None, [said.get(each.name), each.metadata.get("more")]))
+                entry = tyro.conf.arg(help=text, help_behavior_hint=_default(each))
+                entries[each.name] = Annotated[_on_the_line(kinds[each.name]), entry]
+    options: Any = TypedDict("Options", entries, total=False)  # type: ignore[misc]  # whatever fields there are
+    prog, description, config = f"python -m rso_lib {command}", inspect.getdoc(about), (tyro.conf.FlagConversionOff,)
+    return dict(tyro.cli(options, prog=prog, description=description, args=arguments, config=config))
 
 
 def documents(settings: type) -> dict[str, str]:
@@ -180,8 +180,8 @@ def documents(settings: type) -> dict[str, str]:
 
 
 def _default(entry: Any) -> str:
-    default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-    words = " ".join(map(str, default)) if isinstance(default, (tuple, list)) else default
+    """Return what --help says of a default, such as "(default: 50)"; nothing for None."""
+    words = " ".join(map(str, entry.default)) if isinstance(entry.default, (tuple, list)) else entry.default
     return "" if words in (None, "") else f"(default: {words})"
 
 
@@ -192,6 +192,23 @@ def _on_the_line(kind: Any) -> Any:
 
 
 PLAIN = (bool, int, float, str)
+
+
+def any_terminal() -> None:
+    """Let a terminal that lacks a letter, such as σ, show a question mark, and one that is closed (>&-) nothing.
+
+    A closed stream's number is taken, or the next file that is opened would get what is meant for the terminal.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115  # for as long as the program runs
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager
@@ -214,23 +231,6 @@ def end(status: int, words: str) -> None:
     if world.size > 1:
         os._exit(status)  # torch would abort where Python ends and a process is lost
     sys.exit(status)
-
-
-def any_terminal() -> None:
-    """Let a terminal that lacks a letter, such as σ, show a question mark, and one that is closed (>&-) nothing.
-
-    A closed stream's number is taken, or the next file that is opened would get what is meant for the terminal.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115  # for as long as the program runs
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 def take_place(given: dict[str, Any]) -> dict[str, Any]:

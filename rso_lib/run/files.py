@@ -23,13 +23,6 @@ def folder_at(path: str | Path, name: str = "folder") -> Path:
     return folder
 
 
-def check_files(folder: Path, *names: str) -> None:
-    """Raise ValueError where something else than a file has one of these names, or that of its half-written copy."""
-    for path in (folder / (name + end) for name in names for end in ("", PART)):
-        if path.is_dir() or (path.exists() and not path.is_file()):
-            raise ValueError(f"{path} is not a file, and the run needs its name: move it, or choose another folder")
-
-
 def make(folder: Path) -> None:
     """Make a folder, with those above it, if it is not there. Raises OSError, naming the remedy."""
     try:
@@ -48,7 +41,6 @@ def alone(folder: Path) -> Iterator[None]:
 
     Raises `Busy` where another process holds it (not noticed on Windows), OSError where it cannot be written.
     """
-    check_files(folder, "lock")
     try:
         file = open(folder / "lock", "a")  # noqa: SIM115  # closed by the `with` below
     except OSError as error:
@@ -67,7 +59,7 @@ PART = ".part"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to. It takes the place of `path` at once and only when it is on the disk as a whole."""
+    """Yield a name to write to. The new file takes the place of `path` at once, when it is on the disk as a whole."""
     part = path.with_name(path.name + PART)
     try:
         yield part
@@ -85,6 +77,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)

@@ -10,6 +10,7 @@ the net and the history are all that is needed to go on. They are in one file, w
 whenever a run is killed, it goes on behind the last finished sweep and ends with the same bits.
 """
 
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -28,26 +29,22 @@ from ..settings import RSO, check_named, check_whole, qualified
 from ..train import check, train, with_bar
 from .about import (
     AS_IT_IS,
-    FILES,
     FORMAT,
-    NUMBER,
     WHAT,
-    Scored,
     Settings,
     agreed,
     check_dataset,
+    complete,
     differences,
     moved_to,
     note_machine,
-    plain_settings,
     read_about,
     rso_of,
     scored_by,
     settings_of,
-    stored,
 )
-from .checkpoint import Checkpoint, check_weights, copy_history, read_checkpoint, saved_rows, state_of
-from .files import alone, check_files, folder_at, make
+from .checkpoint import Checkpoint, copy_history, read_checkpoint, saved_rows, state_of
+from .files import alone, folder_at, make
 from .nets import NETS as NETS
 from .nets import build
 from .processes import world
@@ -55,7 +52,7 @@ from .provenance import code, facts, machine
 
 
 class Run(NamedTuple):
-    """A run in a folder, as `start`, `resume` and `load` return it: net and history after the last finished sweep.
+    """A run in a folder: its settings, and net and history behind the last finished sweep.
 
     best  the number of the best cycle on the validation part ("cycle") and its weights ("net"), where there is one
     """
@@ -68,12 +65,12 @@ class Run(NamedTuple):
 
     @property
     def rso(self) -> RSO:
-        """The settings of the search."""
+        """Return the settings of the search."""
         return rso_of(self.settings)
 
     @property
-    def scored(self) -> Scored:
-        """Loss and metric, as arguments of `train`, `evaluate` and `scores`."""
+    def scored(self) -> dict[str, Any]:
+        """Return loss and metric, as arguments of `train`, `evaluate` and `scores`."""
         return scored_by(self.settings["loss"], self.settings["metric"])
 
     def data(self, root: str | Path | None = None, device: str | torch.device = "cpu") -> Data:
@@ -126,78 +123,79 @@ def start(
     check_named("metric", metric)
     scored = scored_by(loss, metric)
     asked = {
+        **settings.to_dict(),
+        "loss": qualified(loss, LOSSES),
+        "metric": qualified(metric, METRICS),
         "dataset": dataset,
         "net": net,
         "net_options": dict(net_options or {}),
         "data_seed": data_seed,
         "val_size": val_size,
-        "loss": qualified(loss, LOSSES),
-        "metric": qualified(metric, METRICS),
-        **settings.to_dict(),
     }
-    about, data, fresh = world.together(lambda: _prepared(asked, root, device))
-    able = lambda: check(fresh, data, settings, world=world, **scored)  # noqa: E731
+    about, data, fresh = world.together(lambda: _prepare(asked, root, device))
     if world.size > 1:
-        world.compare({**about["settings"], **about["data"], **_traits(fresh, data, settings)})
-    with ExitStack() as held:
-        run = Run(folder, about["settings"], fresh, History())
-        if not world.rank:
-            run = world.together(lambda: _opened(held, run, about, able, device))
-        else:
-            world.together(lambda: None)
+        world.compare({**about["settings"], **about["data"], **_traits(fresh, data.train.images.device)})
+    begun = Run(folder, about["settings"], fresh, History())
+
+    def check_run() -> None:
+        check(fresh, data, settings, world=world, **scored)
+
+    with ExitStack() as locks:
+        run = world.together(lambda: begun if world.rank else _open(locks, begun, about, check_run, device))
         state, rows = world.tell((state_of(run.net), [vars(row) for row in run.history.rows]))
         run.net.load_state_dict(state)
         run = run._replace(history=History([*map(read, rows)]))
         if not run.finished:
-            world.together(able)
+            world.together(check_run)
             _train(run, data, settings, scored, progress)
-        return run if world.rank else load(folder)
+        if world.rank:
+            return run
+        saved = load(folder)
+        copy_history(saved)
+        return saved
 
 
-def _prepared(
+def _prepare(
     asked: Settings, root: str | Path | None, device: str | torch.device
 ) -> tuple[dict[str, Any], Data, nn.Module]:
     """Return the content of a new settings.json, the images, and the net as it begins."""
-    dataset, data_seed, val_size = (asked[name] for name in ("dataset", "data_seed", "val_size"))
-    check_whole("data_seed", data_seed, least=0)
-    check_dataset(dataset)
-    data = images.load(dataset, root, device, data_seed, val_size)
-    about = {"format": f"{FORMAT} {NUMBER}", "settings": plain_settings(asked), "data": facts(data), "machines": []}
+    check_whole("data_seed", asked["data_seed"], least=0)
+    check_dataset(asked["dataset"])
+    data = images.load(asked["dataset"], root, device, asked["data_seed"], asked["val_size"])
+    plain = json.loads(json.dumps(asked))
+    about = {"format": FORMAT, "settings": plain, "data": facts(data), "machines": []}
     return about, data, _build(about).to(device)
 
 
-def _traits(net: nn.Module, data: Data, settings: RSO) -> dict[str, Any]:
+def _traits(net: nn.Module, device: torch.device) -> dict[str, Any]:
     """Return what processes must have in common beside settings and images."""
-    factors = [settings.sigma_factor(cycle) for cycle in range(settings.cycles)]  # a function may have anyone's name
-    draws = settings.draw()((8,), torch.Generator().manual_seed(0)).tolist()
-    types = {"dtype": str(next(net.parameters()).dtype), "device": data.train.images.device.type}
-    here = {**code(), "kernels": machine(types["device"])["kernels"], **types}
-    return {**here, "schedule's factors": factors, "distribution's draws": draws}
+    dtype = str(next(net.parameters()).dtype)
+    return {**code(), "kernels": machine(device)["kernels"], "dtype": dtype, "device": device.type}
 
 
-def _opened(
-    held: ExitStack, run: Run, about: dict[str, Any], able: Callable[[], None], device: str | torch.device
+def _open(
+    locks: ExitStack, run: Run, about: dict[str, Any], check_run: Callable[[], None], device: str | torch.device
 ) -> Run:
-    """Return the run as its folder has it, with the folder held, and written to, where it is not finished.
+    """Return the run as its folder has it, with the folder locked, and written to, where it is not finished.
 
-    able  raises what keeps the run from beginning, which leaves no folder
+    locks      gets the lock of the folder, and frees it
+    check_run  raises what keeps the run from beginning, which leaves no folder
     """
-    folder = run.folder
-    check_files(folder, *FILES)
-    if (folder / "settings.json").exists() and (done := _restore(folder, agreed(folder, about), run.net)).finished:
-        copy_history(done)
+    folder, fresh = run.folder, run.net
+    path = folder / "settings.json"
+    if path.exists() and (done := _restore(folder, agreed(folder, about), fresh)).finished:
         return done
-    able()
+    check_run()
     make(folder)
-    held.enter_context(alone(folder))
-    if (folder / "settings.json").exists():
+    locks.enter_context(alone(folder))
+    if path.exists():  # another process may have changed it before the folder was locked
         about = agreed(folder, about)
-    elif strange := [name for name in FILES if (folder / name).exists()]:
+    elif strange := [name for name in ("checkpoint.pt", "history.csv") if (folder / name).exists()]:
         raise ValueError(
             f"{folder / strange[0]} belongs to no run, as there is no settings.json; put that back, or choose another "
             f"folder"
         )
-    run = _restore(folder, about, run.net)
+    run = _restore(folder, about, fresh)
     if not run.finished:
         note_machine(folder, about, device)  # the first file of a run: without it the others belong to none
     return run
@@ -243,7 +241,7 @@ def load(folder: str | Path, *, best: bool = False) -> Run:
     return run
 
 
-def _train(run: Run, data: Data, settings: RSO, scored: Scored, progress: bool) -> None:
+def _train(run: Run, data: Data, settings: RSO, scored: dict[str, Any], progress: bool) -> None:
     """Train to the end, saving after every sweep what all processes agree on."""
     items = train(run.net, data, settings, run.history, steps=True, world=world, **scored)
     checkpoint = Checkpoint(run)
@@ -260,11 +258,10 @@ def _train(run: Run, data: Data, settings: RSO, scored: Scored, progress: bool) 
             raise
         warnings.warn(f"stopped before the end; the same command goes on in {run.folder}", stacklevel=3)
     checkpoint.finish()
-    if not world.rank:
-        copy_history(load(run.folder))
 
 
 def _build(about: Mapping[str, Any]) -> nn.Module:
+    """Return the net of a run as it begins."""
     settings, facts = about["settings"], about["data"]
     return build(settings["net"], facts["shape"], facts["classes"], settings["seed"], **settings["net_options"])
 
@@ -276,27 +273,20 @@ def _restore(folder: Path, about: Mapping[str, Any], net: nn.Module) -> Run:
     """
     settings = about["settings"]
     path, copy = folder / "checkpoint.pt", folder / "history.csv"
-    saved = saved_rows(copy)
     if not path.exists():
-        if saved:
+        if saved := saved_rows(copy):
             raise ValueError(
                 f"{path} is gone, and {copy.name} beside it has {saved} rows of the run: put the checkpoint back, or "
                 f"move {copy.name} away to begin the run anew"
             )
         return Run(folder, settings, net, History())
     content = read_checkpoint(path)
-    if unlike := differences(moved_to(stored(content["settings"]), settings["dataset"]), settings):
+    if unlike := differences(moved_to(complete(content["settings"]), settings["dataset"]), settings):
         raise ValueError(f"{path} is of another run than settings.json beside it; it stays as it is:\n{unlike}")
     try:
         history = History([*map(read, content["history"])])
-        check_weights(net, content["net"])
         net.load_state_dict(content["net"])
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} does not fit the run ({reason}); {AS_IT_IS}") from error
-    if saved > len(history.rows):
-        raise ValueError(
-            f"{copy} has {saved} rows, and {path.name} beside it is an older one of {len(history.rows)}: put the newer "
-            f"checkpoint back, or move {copy.name} away to go on from the older one"
-        )
     return Run(folder, settings, net, history, content.get("best"))

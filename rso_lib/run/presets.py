@@ -1,15 +1,10 @@
-"""Sizes of a reproduction: what a minute, a laptop's hour and a GPU can afford, each value overridable."""
+"""Sizes of a run: what a minute, a laptop's hour and a GPU can afford, each value overridable."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..proposals import ORDERS
-from ..settings import check_choice, check_whole, numbers
+from ..settings import check_choice, check_whole
 from .about import check_dataset
-from .nets import NETS
-
-Table = Mapping[str, Mapping[str, Any]]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"dataset": "digits", "net": "one_conv", "cycles": 6, "batch_size": 128},
@@ -23,7 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "paper": {"dataset": "mnist", "net": "mnist_net", "cycles": 50, "batch_size": 5000},
 }
-"""A run. smoke ends in under a minute anywhere; laptop is meant for an hour on two cores; paper is section 4.1."""
+"""Settings of a run: smoke ends in under a minute, laptop is meant for an hour on two cores, paper is section 4.1."""
 
 
 def said() -> str:
@@ -33,36 +28,19 @@ def said() -> str:
 
 
 def batch_size(dataset: str) -> int:
-    """Where nothing is said: the paper's, and that of smoke for its digits, which are fewer."""
+    """Return the default batch size: that of smoke for its digits, which are few, and else the paper's."""
     return PRESETS["smoke" if dataset == PRESETS["smoke"]["dataset"] else "paper"]["batch_size"]
 
 
-def choose(preset: str, table: Table = PRESETS, /, **values: Any) -> dict[str, Any]:
-    """The values of a preset, overridden by those that are given and not None.
+def choose(preset: str, table: Mapping[str, Mapping[str, Any]] = PRESETS, /, **values: Any) -> dict[str, Any]:
+    """Return the values of a preset, overridden by those that are given and not None.
 
-    Raises ValueError for another name, ValueError or TypeError for a value that no run can have.
+    Raises ValueError for an unknown preset or images that there are not, ValueError or TypeError for a number of runs
+    or a batch size of SGD below 1. `RSO`, `SGD` and `build` check the rest.
     """
     check_choice("preset", preset, table)
     chosen = {**table[preset], **{name: value for name, value in values.items() if value is not None}}
-    _check(chosen)
+    check_dataset(chosen["dataset"])
+    for name in {"seeds", "sgd_batch_size"} & chosen.keys():
+        check_whole(name, chosen[name], least=1)
     return chosen
-
-
-def _check(values: Mapping[str, Any]) -> None:
-    """Raise ValueError or TypeError, naming the argument, for a value that is none of its kind."""
-    for name, value in values.items():
-        if name in WHOLE and value is not None:
-            check_whole(name, value, least=0 if name == "val_size" else 1)
-        elif name in LISTS:
-            for one in numbers(name, value, LISTS[name]):
-                if not 0 < one < math.inf:
-                    raise ValueError(f"{name} must be above 0 and finite, not {value!r}")
-        elif name in CHOICES and not (name == "net" and ":" in str(value)):
-            check_choice(name, value, CHOICES[name])
-        elif name == "dataset":
-            check_dataset(value)
-
-
-WHOLE = {"cycles", "batch_size", "first_batch", "seeds", "epochs", "tries", "sgd_batch_size", "val_size"}
-LISTS: dict[str, type] = {"processes": int, "depths": int}
-CHOICES = {"net": NETS, "order": [*ORDERS, "both"]}

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,12 +22,11 @@ from ..train import Alone
 from .provenance import digest
 
 MEETING = timedelta(minutes=10)
-"""How long a process waits at the beginning until all are there."""
+"""How long a process waits at the beginning until all of them are there."""
 PATIENCE = timedelta(days=30)
-"""How long a process waits for the sweeps of the others. That one is gone shows at once: its connection closes."""
+"""How long a process waits for the sweeps of the others. That one has ended shows at once: its connection closes."""
 NEEDED = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun sets beside RANK."""
-Made = TypeVar("Made")
+"""The variables that torchrun sets beside RANK."""
 
 
 @dataclass
@@ -42,24 +41,24 @@ class World(Alone):
     sent: int = 0
 
     def add(self, x: Tensor) -> Tensor:
-        """x added up over the processes, each element in the same order, so that ties stay ties."""
+        """Return the sum of x over the processes, added in the same order in each, so that ties stay ties."""
         parts = self.gather(x)
         return sum(parts[1:], start=parts[0])
 
     def gather(self, x: Tensor) -> list[Tensor]:
-        """The tensors of this shape of all processes."""
+        """Return the tensor that each process passes here, all of one shape, by rank."""
         everyone = [torch.empty_like(x) for _ in range(self.size)]
         self.sent += (self.size - 1) * x.numel() * x.element_size()
         _named(dist.all_gather, everyone, x.contiguous())
         return everyone
 
     def take_sent(self) -> int:
-        """The bytes sent since the last call."""
+        """Return the bytes sent since the last call."""
         sent, self.sent = self.sent, 0
         return sent
 
     def exchange(self, choices: Tensor, owners: Tensor) -> Tensor:
-        """The choices [steps] (0, 1 or 2) of all processes, given those that this one made, and who made which."""
+        """Return the choices [steps] (0 to 2) of all processes, given those of this one and the owner of each step."""
         parts = [choices[owners == rank] for rank in range(self.size)]
         room = -(-max(map(len, parts)) // 4)
         everyone = self.gather(pack(parts[self.rank], room))
@@ -112,34 +111,29 @@ class World(Alone):
             _named(dist.broadcast_object_list, box)
         return box[0]
 
-    def together(self, make: Callable[[], Made]) -> Made:
+    def together(self, make: Callable[[], Any]) -> Any:
         """Return `make()`, in process 0 before the others, so that one process downloads.
 
-        Where it fails in one process, no process goes on: raises what it raised there, and RuntimeError, with what that
-        one says, in the others.
+        Where it fails in one process, no process goes on: that one raises its error, and the others RuntimeError, which
+        quotes it.
         """
         made: Any = None
         failed: Exception | None = None
-        if self.rank and self.tell(None):
-            failed = _Elsewhere()
-        if failed is None:
+        if not self.rank or self.tell(None) is None:  # process 0 tells the others, once it has tried, what failed
             try:
                 made = make()
             except Exception as error:
                 failed = error
-        said = None if failed is None else f"{type(failed).__name__}: {failed}"
+        said = f"{type(failed).__name__}: {failed}" if failed else None
         if not self.rank:
             self.tell(said)
-        for rank, text in enumerate(self.everyone(said)):
-            if failed is not None and not isinstance(failed, _Elsewhere):
-                raise failed
+        everyone = self.everyone(said)
+        if failed:
+            raise failed
+        for rank, text in enumerate(everyone):
             if text:
                 raise RuntimeError(f"process {rank} cannot take part, and the run does not begin: {text}")
         return made
-
-
-class _Elsewhere(Exception):
-    """Process 0 has failed, so that this one does not try."""
 
 
 world = World()
@@ -147,9 +141,10 @@ world = World()
 
 
 def join(device: str = "cpu") -> str:
-    """Meet the other processes that torchrun has started, if it has. Returns this process's device.
+    """Meet the other processes that torchrun has started, if it has, and return the device of this one.
 
-    Raises ValueError where only some of torchrun's variables are set, RuntimeError where a process does not come.
+    Raises ValueError where only some of torchrun's variables are set, or where there are too few GPUs, and what torch
+    raises where a process does not come.
     """
     if "RANK" not in os.environ:
         return device
@@ -166,32 +161,20 @@ def join(device: str = "cpu") -> str:
         torch.cuda.set_device(place)
         device = f"cuda:{place}"
     store, rank, size = next(dist.rendezvous("env://", timeout=MEETING))
-    _meet(store, rank, size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     world.rank, world.size = rank, size
     return device
-
-
-def _meet(store: Any, rank: int, size: int) -> None:
-    """Wait until all processes are there. Raises RuntimeError, naming those that did not come."""
-    store.set(f"here {rank}", "1")
-    here = [f"here {other}" for other in range(size)]
-    try:
-        store.wait(here, MEETING)
-    except RuntimeError as error:
-        missing = ", ".join(str(other) for other, key in enumerate(here) if not store.check([key]))
-        raise RuntimeError(f"of {size} processes these did not come within {MEETING}: {missing}") from error
 
 
 def leave() -> None:
     """Part from the other processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
-    world.__init__()  # type: ignore[misc]
+    world.rank, world.size, world.sent = 0, 1, 0
 
 
 def pack(choices: Tensor, room: int) -> Tensor:
-    """Choices [steps] (0, 1 or 2), four to a byte: [room], uint8, on the CPU."""
+    """Pack choices [steps] (0, 1 or 2), four to a byte: [room], uint8, on the CPU."""
     padded = torch.zeros(4 * room, dtype=torch.uint8)
     padded[: len(choices)] = choices.cpu()
     quads = padded.view(room, 4)
@@ -199,7 +182,7 @@ def pack(choices: Tensor, room: int) -> Tensor:
 
 
 def unpack(packed: Tensor, steps: int) -> Tensor:
-    """The inverse of `pack`."""
+    """Return the choices [steps] that `pack` has packed."""
     return torch.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], 1).flatten()[:steps]
 
 

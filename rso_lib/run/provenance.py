@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import platform
+import subprocess
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module, metadata
@@ -16,8 +17,6 @@ from ..data import Data
 from ..engine import ENGINE, kernels
 
 LIBRARY = Path(__file__).resolve().parents[1]
-PROVENANCE = ("commit", "engine", "code", "kernels_cpp")
-"""What folders note of a machine since engines are numbered."""
 OWN = ("dataset", "net", "loss", "metric")
 """The settings that may name a function of the user's."""
 LEVELS = 65280
@@ -34,11 +33,8 @@ def facts(data: Data) -> dict[str, Any]:
     sizes = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
     mean = [round(float(value), 4) for value in data.mean]
     counts = {"shape": list(data.shape), "classes": len(data.classes), **sizes, "mean": mean}
-    return {**counts, "class_names": list(data.classes), "labels": _labels(data), "pixels": _pixels(data)}
-
-
-def _labels(data: Data) -> str:
-    return digest(*(part.labels.cpu() for part in (data.train, data.val, data.test)))
+    labels = digest(*(part.labels.cpu() for part in (data.train, data.val, data.test)))
+    return {**counts, "class_names": list(data.classes), "labels": labels, "pixels": _pixels(data)}
 
 
 def _pixels(data: Data) -> str:
@@ -107,22 +103,13 @@ def _sources() -> str:
 
 
 def commit(project: Path) -> str | None:
-    """Return the first digits of the commit that a clone stands at, read without git; None where it is none."""
+    """Return the first digits of the commit that a clone stands at; None where it is no clone, or git is missing."""
+    if not (project / ".git").exists():  # installed by pip, perhaps within the clone of another project
+        return None
     try:
-        git = project / ".git"
-        if git.is_file():  # a worktree or a submodule
-            git = project / git.read_text().removeprefix("gitdir:").strip()
-        shared = git / (git / "commondir").read_text().strip() if (git / "commondir").exists() else git
-        head = (git / "HEAD").read_text().strip()
-        if not head.startswith("ref:"):
-            return head[:12]
-        name = head.removeprefix("ref:").strip()
-        for place in (git, shared):
-            if (place / name).is_file():
-                return (place / name).read_text().strip()[:12]
-        packed = (shared / "packed-refs").read_text().splitlines()
-        return next((line[:12] for line in packed if line.endswith(f" {name}")), None)
-    except (OSError, ValueError):
+        words = ["git", "-C", str(project), "rev-parse", "--short=12", "HEAD"]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
         return None
 
 

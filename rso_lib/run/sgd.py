@@ -1,27 +1,37 @@
-"""The baseline: the same nets, data and reports, trained by backpropagation (sections 4.4 and 4.5)."""
+"""The baseline: the same nets, data and reports, trained by backpropagation (sections 4.4 and 4.5).
 
+Nets of signs or of weights on a grid have no gradient; the straight-through estimator trains them all the same.
+Forward, a sign is a sign and a weight lies on its grid. Backward, both are taken for the identity wherever their input
+lies within their range (Bengio et al. 2013; Courbariaux et al. 2015 and 2016). The weights that learn are floats; they
+are rounded to the grid in every forward pass, and kept within its ends.
+"""
+
+import copy
 import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..algorithm import Loss, cross_entropies
 from ..checks import check_fit
 from ..data import Data, check_data
+from ..discrete import activate
 from ..engine.layers import channels_last
 from ..history import NAN, History, Report
+from ..known import unlike
 from ..losses import Metric, accuracies
-from ..models import grids
+from ..models import Block, Net, grids, initialise, pool2
 from ..proposals import generator
 from ..settings import called, check_choice, check_number, check_whole, exact_products
 from ..train import scores
-from .straight import StraightThrough
 
 SCHEDULES = ("step", "constant")
 SHUFFLE = 1
@@ -49,8 +59,6 @@ class SGD:
     schedule: str = "step"
     """step, a tenth of the rate after half of the epochs and a hundredth after three quarters (the paper steps down
     twice and does not say when), or constant"""
-    target: float | None = None
-    """accuracy on the validation part at which training stops; without one all epochs are trained"""
     straight_through: bool = False
     """the straight-through estimator: for the gradient, signs, steps and grids are the identity within their range"""
     seed: int = 0
@@ -59,7 +67,7 @@ class SGD:
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0)):
             check_whole(name, getattr(self, name), least=least)
-        for name in ("rate", "momentum", "weight_decay", *([] if self.target is None else ["target"])):
+        for name in ("rate", "momentum", "weight_decay"):
             check_number(name, getattr(self, name))
         if not 0 < self.rate < math.inf:
             raise ValueError(f"rate must be above 0 and finite, not {self.rate!r}")
@@ -67,8 +75,6 @@ class SGD:
             raise ValueError(f"momentum must be at least 0 and below 1, not {self.momentum!r}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must be at least 0 and finite, not {self.weight_decay!r}")
-        if self.target is not None and not 0 < self.target <= 1:
-            raise ValueError(f"target must be None or a fraction such as 0.9912, not {self.target!r}")
         check_choice("schedule", self.schedule, SCHEDULES)
         if not isinstance(self.straight_through, bool):
             raise TypeError(f"straight_through must be True or False, not {self.straight_through!r}")
@@ -80,7 +86,7 @@ class SGD:
             )
 
     def rate_at(self, step: int, per_epoch: int) -> float:
-        """The learning rate of a step, counted from 0 over the whole run."""
+        """Return the learning rate of a step, counted from 0 over the whole run."""
         progress = step / (self.epochs * per_epoch)
         drops = (progress >= 0.5) + (progress >= 0.75) if self.schedule == "step" else 0
         warm = min(1.0, (step + 1) / (self.warmup * per_epoch)) if self.warmup else 1.0
@@ -99,19 +105,18 @@ def train(
 
     loss, metric  from outputs [N, ...] and targets [N, ...] to a number for each image, [N]; the loss has a gradient
 
-    Ends early at the target, or, with a warning, where the loss is not finite any more. Errors as in `check`, and
-    ValueError for a loss without a gradient, and for a net whose weights lie on a grid, where `straight_through` is not
-    set.
+    Ends early, with a warning, where the loss is not finite any more. Raises ValueError for a loss without a gradient,
+    for a net whose weights lie on a grid, where `straight_through` is not set, and as `check` does.
     """
     check(data, settings, loss)
     yield from Descent(net, data, settings, loss, metric)
 
 
 class Descent:
-    """A run of SGD, as its reports: the epochs that are not done yet. `state` is what they need beside the arguments.
+    """A run of SGD: iterating trains the epochs that are left, and yields the report of each.
 
-    done     epochs
-    seconds  that these took
+    done     epochs that are finished
+    seconds  spent on them
     """
 
     def __init__(self, net: nn.Module, data: Data, settings: SGD, loss: Loss, metric: Metric):
@@ -124,12 +129,12 @@ class Descent:
         self.done, self.seconds = 0, 0.0
 
     def state(self) -> dict[str, Any]:
-        """Return what the epochs that are left depend on."""
+        """Return what the epochs that are left depend on, beside the arguments."""
         learner, optimiser = self.learner.state_dict(), self.optimiser.state_dict()
         return {"done": self.done, "seconds": self.seconds, "learner": learner, "optimiser": optimiser}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Go on behind the epochs that `state` was taken after."""
         self.learner.load_state_dict(state["learner"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.done, self.seconds = state["done"], state["seconds"]
@@ -170,17 +175,10 @@ def learner_of(net: nn.Module, settings: SGD) -> nn.Module:
 
 
 def check(data: Data, settings: SGD, loss: Loss = cross_entropies) -> None:
-    """Raise ValueError where the batch is larger than the training part, or a target has no validation part.
-
-    And what `check_data` raises.
-    """
+    """Raise ValueError where the batch is larger than the training part, and what `check_data` raises."""
     check_data(data, labels=loss is cross_entropies)
     if settings.batch_size > len(data.train):
         raise ValueError(f"batch_size must be at most the {len(data.train)} training images, not {settings.batch_size}")
-    if settings.target is not None and not len(data.val):
-        raise ValueError(
-            "target is reached on the validation part, which is empty: leave it out, or load with val_size"
-        )
 
 
 def fit(
@@ -200,14 +198,13 @@ def fit(
 
 
 def ended(row: Report, epochs: int, settings: SGD) -> bool:
-    """Say whether a run ends with a report: all epochs are done, the target is reached, or the loss is not finite."""
-    reached = row.val_accuracy >= (settings.target or math.inf)
-    return epochs == settings.epochs or reached or not math.isfinite(row.train_loss)
+    """Say whether a run ends with a report: all epochs are done, or the loss is not finite."""
+    return epochs == settings.epochs or not math.isfinite(row.train_loss)
 
 
 @exact_products()
 def _epoch(net: nn.Module, optimiser: torch.optim.Optimizer, data: Data, settings: SGD, epoch: int, loss: Loss) -> int:
-    """One pass over the training part in a random order. Returns the number of steps."""
+    """Make a pass over the training part in a random order, and return the number of steps."""
     net.train()
     steps = len(data.train) // settings.batch_size
     order = torch.randperm(len(data.train), generator=generator(settings.seed, epoch, SHUFFLE))
@@ -249,3 +246,61 @@ def _report(data: Data, settings: SGD, epoch: int, steps: int, scored: dict[str,
         image_forwards=3 * steps * settings.batch_size,
         **scored,
     )
+
+
+# The straight-through estimator
+
+
+class StraightThrough(nn.Module):
+    """A twin of a net of blocks that has a gradient: [N, C, H, W] → logits [N, classes].
+
+    The parameters are floats, drawn as He does. `write` puts what the twin has learnt into the net.
+    Raises ValueError for another net: a module of torch keeps the gradient of its own functions.
+    """
+
+    def __init__(self, net: nn.Module, seed: int):
+        super().__init__()
+        if not isinstance(net, Net) or (reason := unlike(net)):
+            why = "it is none" if not isinstance(net, Net) else reason
+            raise ValueError(f"straight_through is for a net of blocks, models.Net: {why}")
+        self.twin, self.grids = copy.deepcopy(net), grids(net)
+        for layer in self.twin.layers:
+            layer.levels = 0
+        initialise(self.twin, seed)
+        for block in self.twin.blocks:
+            block.activate = partial(_activate, block)  # type: ignore[method-assign]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional_call(self.twin, self.rounded(), (x,))
+
+    def rounded(self) -> dict[str, Tensor]:
+        """Return the parameters by name, those of grids rounded."""
+        floats = dict(self.twin.named_parameters())
+        return floats | {name: through(floats[name], grid.nearest(floats[name])) for name, grid in self.grids.items()}
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Keep the floats between the ends of their grids, where their gradient would stay for ever."""
+        for name, grid in self.grids.items():
+            end = grid.spacing * (grid.levels - 1) / 2
+            self.twin.get_parameter(name).clamp_(-end, end)
+
+    @torch.no_grad()
+    def write(self, net: nn.Module) -> None:
+        """Copy the rounded parameters and batch norm's statistics to a net of the same kind."""
+        net.load_state_dict({**self.twin.state_dict(), **self.rounded()})
+
+
+def through(x: Tensor, value: Tensor) -> Tensor:
+    """Return a value, to the last bit, whose gradient is that of x."""
+    return value.detach() + (x - x.detach())
+
+
+def _activate(block: Block, z: Tensor) -> Tensor:
+    """Activate as the block does; backward, sign and step are a line between -1 and 1."""
+    if block.activation in ("sign", "step"):
+        line = z.clamp(-1, 1) if block.activation == "sign" else (z.clamp(-1, 1) + 1) / 2
+        z = through(line, activate(z, block.activation))
+    else:
+        z = activate(z, block.activation)
+    return pool2(z, block.pool) if block.pool_last else z

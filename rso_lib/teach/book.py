@@ -5,13 +5,13 @@ by themselves, so no page loads a script from elsewhere. A warning, such as a li
 """
 
 import base64
+import io
 import mimetypes
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from html import escape
 from importlib.util import find_spec
@@ -21,7 +21,6 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from ..run import cli as command
 from . import editions
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -61,36 +60,29 @@ CONF: dict[str, Any] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the book into a folder; open its index.html."""
-    given = command.parse("book", main, arguments, folder="FOLDER")
-    with command.ending("book"):
-        folder = command.folder_at(given["folder"], "FOLDER")
-        build(editions.sources(), folder)
-        print(folder / "index.html")
+    editions.write_folder("book", main, arguments, lambda folder: build(editions.sources(), folder))
 
 
-def build(notebooks: Sequence[Path], folder: Path) -> None:
-    """Write the pages of some notebooks. Raises RuntimeError with Sphinx's warnings."""
+def build(notebooks: Sequence[Path], folder: Path) -> Path:
+    """Write the pages of some notebooks, and return the first page. Raises RuntimeError with Sphinx's warnings."""
     needs("sphinx", "myst_nb", "latex2mathml")
+    from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+    shutil.rmtree(folder, ignore_errors=True)
+    said = io.StringIO()
     with tempfile.TemporaryDirectory() as scratch:
         pages = Path(scratch, "pages")
         for path in notebooks:
             editions.write(page(path), pages / path.name)
         (pages / "index.md").write_text(CONTENTS.format("\n".join(path.stem for path in notebooks)), encoding="utf-8")
-        (pages / "conf.py").write_text("from rso_lib.teach.book import CONF\n\nglobals().update(CONF)\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        words = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "--no-color"]
-        places = os.pathsep.join(filter(None, [str(editions.PROJECT), os.environ.get("PYTHONPATH")]))
-        done = subprocess.run(
-            [*words, str(pages), str(folder)],
-            env=os.environ | {"PYTHONPATH": places},
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            check=False,
-        )
-        shutil.rmtree(folder / ".doctrees", ignore_errors=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr.replace(f"{pages}{os.sep}", "").strip())
+        with patch_docutils(), docutils_namespace(), warnings.catch_warnings(action="ignore"):  # of old interfaces
+            doctrees = Path(scratch, "doctrees")
+            sphinx = Sphinx(pages, None, folder, doctrees, "html", CONF, None, said, warningiserror=True)
+            sphinx.build()
+        if sphinx.statuscode:
+            raise RuntimeError(said.getvalue().replace(f"{pages}{os.sep}", "").strip())
+    return folder / "index.html"
 
 
 def needs(*modules: str) -> None:

@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 PROJECT = Path(__file__).resolve().parents[2]
 INSTALL = "pip install --editable ."
 OLDEST = (3, 11)
+MNIST = Path("MNIST", "raw", "train-images-idx3-ubyte")
 NEEDED, USEFUL = "MISSING", "without"
 
 
 class Finding(NamedTuple):
-    """What was looked for, in words, whether it is here, and what to type where it is not."""
+    """What was looked for, what was found, in words, whether it is enough, and what to type where it is not."""
 
     what: str
     said: str
@@ -53,30 +54,24 @@ def report(findings: Sequence[Finding]) -> str:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at each thing in turn."""
-    yield python()
+    """Yield a finding for each thing that the notebooks need or can use."""
+    said = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.prefix}"
     if sys.version_info[:2] < OLDEST:
+        yield Finding("Python", said, NEEDED, "another Python: 3.11 or later")
         return
+    yield Finding("Python", said)
     yield packages("packages", _asked(), NEEDED, INSTALL)
     if find_spec("torch"):
-        yield from (torch_itself(), threads(), gpu(), kernels())
+        yield from (torch_itself(), gpu(), kernels())
     yield data()
     if names := _asked("dev"):
         yield packages("tests, book", names, USEFUL, "pip install --editable '.[dev]'")
-    yield tool("browser", ("chromium", "chromium-browser", "google-chrome"), "the tests in a browser skip")
-    yield tool("make", ("make",), "docs/install.md has the commands behind it")
-
-
-def python() -> Finding:
-    """Python itself, and whether it is in an environment of its own."""
-    said = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.prefix}"
-    if sys.version_info[:2] < OLDEST:
-        return Finding("Python", said, NEEDED, "another Python: 3.11 or later")
-    return Finding("Python", said)
+    if not shutil.which("make"):
+        yield Finding("make", "docs/install.md has the commands behind it", USEFUL)
 
 
 def packages(what: str, asked: Sequence[str], state: str, remedy: str) -> Finding:
-    """Whether the packages are installed that pyproject.toml asks for."""
+    """Look for the packages that pyproject.toml asks for."""
     missing = [name for name in asked if not _installed(name)]
     if missing:
         return Finding(what, f"{', '.join(missing)} not installed", state, remedy)
@@ -84,21 +79,14 @@ def packages(what: str, asked: Sequence[str], state: str, remedy: str) -> Findin
 
 
 def torch_itself() -> Finding:
-    """The installed torch, for CPUs or for CUDA."""
+    """Look at the installed torch: for CPUs or for CUDA, and how many cores it takes."""
     torch = import_module("torch")
     kind = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs"
-    return Finding("torch", f"{torch.__version__}, {kind}")
-
-
-def threads() -> Finding:
-    """How many threads torch takes of how many cores."""
-    torch, cores = import_module("torch"), os.cpu_count()
-    free = f", {import_module('psutil').virtual_memory().available / 2**30:.0f} GiB free" if find_spec("psutil") else ""
-    return Finding("threads", f"{torch.get_num_threads()} of {cores} cores{free}")
+    return Finding("torch", f"{torch.__version__}, {kind}, on {torch.get_num_threads()} of {os.cpu_count()} cores")
 
 
 def gpu() -> Finding:
-    """What CUDA sees."""
+    """Look for a GPU that CUDA sees."""
     cuda: Any = import_module("torch").cuda
     if cuda.is_available():
         return Finding("GPU", f"{cuda.get_device_name()}: device = 'cuda' in a notebook's second cell")
@@ -106,7 +94,7 @@ def gpu() -> Finding:
 
 
 def kernels() -> Finding:
-    """Whether the CPU's inner loops are compiled; compiles them where they are not yet."""
+    """Look whether the inner loops for the CPU are compiled, and compile them where they are not yet."""
     sys.path.insert(0, str(PROJECT))
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
@@ -120,30 +108,16 @@ def kernels() -> Finding:
 
 
 def data() -> Finding:
-    """Which images are on the disk."""
+    """Look for MNIST on the disk."""
     root = Path(os.environ.get("RSO_DATA") or PROJECT / "data").expanduser()
-    there = [name for name, file in FILES.items() if (root / file).exists()]
-    if "MNIST" in there:
-        return Finding("data", f"digits, {', '.join(there)} in {root}")
+    if (root / MNIST).exists():
+        return Finding("data", f"digits, MNIST in {root}")
     said = f"digits; no MNIST in {root}, which notebook 05 can train on"
     return Finding("data", said, USEFUL, "python -c \"import rso_lib; rso_lib.load('mnist')\"")
 
 
-FILES = {
-    "MNIST": "MNIST/raw/train-images-idx3-ubyte",
-    "FashionMNIST": "FashionMNIST/raw/train-images-idx3-ubyte",
-    "CIFAR-10": "cifar-10-batches-py",
-}
-
-
-def tool(what: str, names: Sequence[str], without: str) -> Finding:
-    """Whether a program is on the path."""
-    found = next(filter(None, map(shutil.which, names)), None)
-    return Finding(what, found or without, "ok" if found else USEFUL)
-
-
 def _asked(extra: str = "") -> list[str]:
-    """The names of the packages that pyproject.toml asks for; none where there is no clone."""
+    """Return the names of the packages that pyproject.toml asks for; none where there is no clone."""
     file = PROJECT / "pyproject.toml"
     table = import_module("tomllib").loads(file.read_text(encoding="utf-8"))["project"] if file.is_file() else {}
     lines = table.get("optional-dependencies", {}).get(extra, []) if extra else table.get("dependencies", [])

@@ -4,12 +4,8 @@ They are made from the notebooks' tags and from the lecturer's notes in teach/ex
 metadata: plain data that a notebook runs with where nbgrader is not installed; otter's tests need its package there.
 """
 
-import ast
-import copy
-import io
 import re
-import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +16,6 @@ from ..lab.checks import assigned_names
 from ..run import cli as command
 
 PROJECT = Path(__file__).resolve().parents[2]
-SILENT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE)
-"""Tokens that an argument may stand behind."""
 NOTEBOOKS, NOTES = PROJECT / "notebooks", PROJECT / "teach" / "exercises.md"
 CONTROLS = ("Explorer(", "LiveTrainer(")
 """What a notebook has that Voilà can move."""
@@ -54,15 +48,26 @@ class Exercise(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the students' and the instructors' edition of every notebook into a folder, and demos without exercises."""
-    given = command.parse("classroom", main, arguments, folder="FOLDER")
-    with command.ending("classroom"):
-        folder = command.folder_at(given["folder"], "FOLDER")
-        for path in sources():
-            for edition, make in (("student", student), ("instructor", instructor)):
-                write(make(path), folder / edition / path.name)
-            if any(control in path.read_text(encoding="utf-8") for control in CONTROLS):
-                write(demonstration(path), folder / "demos" / path.name)
-        print(f"{len(sources())} notebooks in {folder / 'student'} and {folder / 'instructor'}")
+    write_folder("classroom", main, arguments, classroom)
+
+
+def write_folder(
+    name: str, about: Callable[..., None], arguments: Sequence[str] | None, build: Callable[[Path], str | Path]
+) -> None:
+    """Carry out a command that writes a folder, and print what `build` returns. `--help` shows what `about` says."""
+    given = command.parse(name, about, arguments, folder="FOLDER")
+    with command.ending(name):
+        print(build(command.folder_at(given["folder"], "FOLDER")))
+
+
+def classroom(folder: Path) -> str:
+    """Write the editions and the demos into a folder, and say how many."""
+    for path in sources():
+        write(student(path), folder / "student" / path.name)
+        write(instructor(path), folder / "instructor" / path.name)
+        if any(control in path.read_text(encoding="utf-8") for control in CONTROLS):
+            write(demonstration(path), folder / "demos" / path.name)
+    return f"{len(sources())} notebooks in {folder / 'student'} and {folder / 'instructor'}"
 
 
 def sources(folder: Path = NOTEBOOKS) -> list[Path]:
@@ -94,7 +99,7 @@ def instructor(path: Path) -> NotebookNode:
         answer, check = notebook.cells[one.k : one.k + 2]
         answer.source += f"\n### BEGIN SOLUTION\n{one.solution}### END SOLUTION"
         answer.outputs, check.outputs = [], []
-        text = f"**For the instructor**, `{one.name}`: {one.note.text or 'there is no note in teach/exercises.md.'}"
+        text = f"**For the instructor**, `{one.name}`: {one.note.text}"
         notebook.cells.insert(one.k + 3, nbformat.v4.new_markdown_cell(text, id=f"note-{one.k}"))
     return notebook
 
@@ -116,15 +121,7 @@ def before_exercise(text: str) -> str:
     return re.split(r"^#+ .*[Ee]xercise", text, maxsplit=1, flags=re.MULTILINE)[0].strip()
 
 
-def answered(path: Path, answers: Mapping[str, str]) -> NotebookNode:
-    """Return the students' edition with these answers typed in, by the exercise's name."""
-    notebook = student(path)
-    for one in exercises(notebook, path, solved=False):
-        notebook.cells[one.k].source = answers.get(one.name, notebook.cells[one.k].source)
-    return notebook
-
-
-def exercises(notebook: NotebookNode, path: Path, solved: bool = True) -> list[Exercise]:
+def exercises(notebook: NotebookNode, path: Path) -> list[Exercise]:
     """Return the exercises that a notebook's tags mark. Raises ValueError where a part of one is missing."""
     found, number, notes = [], path.stem[:2], read_notes()
     for k, cell in enumerate(notebook.cells):
@@ -135,10 +132,9 @@ def exercises(notebook: NotebookNode, path: Path, solved: bool = True) -> list[E
         name = assigned_names(cell.source)[0]
         folded = SOLUTION.search(notebook.cells[k + 2].source)
         code = FENCE.search(folded[1]) if folded else None
-        if solved and code is None:
+        if not code:
             raise ValueError(f"{path.name}, {name}: no solution is folded away two cells behind the exercise")
-        note = notes.get((number, name), Note())
-        found.append(Exercise(k, name, code[2] if code else "", note, f"{number}-{name}"))
+        found.append(Exercise(k, name, code[2], notes.get((number, name), Note()), f"{number}-{name}"))
     return found
 
 
@@ -148,23 +144,19 @@ def read_notes(file: Path = NOTES) -> dict[tuple[str, str], Note]:
     for part in file.read_text(encoding="utf-8").split("\n## ")[1:]:
         title, _, text = part.partition("\n")
         number, name = title.split()
-        code: dict[str, list[str]] = {"hidden": [], "mistake": []}
-        for kind, source in FENCE.findall(text):
-            code[kind].append(source)
-        shown = FENCE.sub(lambda fence: "" if fence[1] == "hidden" else fence[0], text)
-        shown = re.sub(
-            r"^```python mistake\n# (.*)", r"A typical mistake, “\1”:\n\n```python", shown, flags=re.MULTILINE
-        )
+        fences = FENCE.findall(text)
+        hidden = "".join(source for kind, source in fences if kind == "hidden")
+        mistakes = tuple(source for kind, source in fences if kind == "mistake")
         points = re.search(r"(\d+) points?", text)
-        notes[number, name] = Note(
-            shown.strip(), int(points[1]) if points else 1, "".join(code["hidden"]), tuple(code["mistake"])
-        )
+        text = FENCE.sub(lambda fence: "" if fence[1] == "hidden" else fence[0], text)
+        text = re.sub(r"^```python mistake\n# (.*)", "A typical mistake, “\\1”:\n\n```python", text, flags=re.MULTILINE)
+        notes[number, name] = Note(text.strip(), int(points[1]) if points else 1, hidden, mistakes)
     return notes
 
 
 def _opened(path: Path) -> tuple[NotebookNode, list[Exercise]]:
-    """A copy whose links still lead out of the folder, one level deeper; and its exercises."""
-    notebook = copy.deepcopy(nbformat.read(path, as_version=4))
+    """Read a notebook, whose links then lead out of a folder one level deeper, and find its exercises."""
+    notebook = nbformat.read(path, as_version=4)
     found = exercises(notebook, path)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -178,31 +170,15 @@ def _mark(notebook: NotebookNode, one: Exercise, hidden: bool) -> None:
     check.source = named(check.source, one)
     if hidden and one.note.hidden:
         tests = named(one.note.hidden, one)
-        check.source += f"\n### BEGIN HIDDEN TESTS\n{tests}### END HIDDEN TESTS"
+        check.source += f"\n### BEGIN HIDDEN TESTS\n{tests}\n### END HIDDEN TESTS"
     common = {"schema_version": 3, "task": False}
-    answer.metadata["nbgrader"] = common | {"grade": False, "solution": True, "locked": False, "grade_id": one.mark}
-    check.metadata["nbgrader"] = common | {
-        **{"grade": True, "solution": False, "locked": True},
-        **{"grade_id": f"{one.mark}-check", "points": one.note.points},
-    }
+    about = {"grade": False, "solution": True, "locked": False, "grade_id": one.mark}
+    answer.metadata["nbgrader"] = common | about
+    about = {"grade": True, "solution": False, "locked": True, "grade_id": f"{one.mark}-check"}
+    check.metadata["nbgrader"] = common | about | {"points": one.note.points}
 
 
 def named(source: str, one: Exercise) -> str:
-    """Return a cell whose calls of `check` say which exercise they belong to."""
-    for call in reversed(list(_checks(source))):
-        assert call.end_lineno and call.end_col_offset
-        lines = source.splitlines(keepends=True)
-        column = len(lines[call.end_lineno - 1].encode()[: call.end_col_offset].decode()) - 1
-        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-        last = [t for t in tokens if t.type not in SILENT and t.end <= (call.end_lineno, column)][-1]
-        row, at = last.end[0] - 1, last.end[1]
-        comma = "" if last.string == "," else ","
-        lines[row] = f'{lines[row][:at]}{comma} exercise="{one.mark}", points={one.note.points}{lines[row][at:]}'
-        source = "".join(lines)
-    return source
-
-
-def _checks(source: str) -> Iterator[ast.Call]:
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check":
-            yield node
+    """Return a cell, which ends with a call of `check`, whose call says which exercise it belongs to."""
+    call = source.rstrip().removesuffix(")").rstrip().removesuffix(",")
+    return f'{call}, exercise="{one.mark}", points={one.note.points})'

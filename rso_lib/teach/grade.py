@@ -25,6 +25,7 @@ import nbformat
 
 from ..lab.checks import RIGHT
 from ..run import cli as command
+from ..settings import check_whole
 from . import editions
 from .editions import Exercise
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = command.folder_at(given.pop("folder"), "FOLDER")
         setting = Grading(**given)
         for name in ("limit", "jobs"):
-            command.check_whole(name, getattr(setting, name), least=1)
+            check_whole(name, getattr(setting, name), least=1)
         grades = grade(folder, setting)
         if not grades:
             raise ValueError(f"there is no notebook in {folder}")
@@ -104,20 +105,19 @@ def answers_of(path: Path) -> dict[str, str]:
 
 
 def _source(answers: dict[str, str], notebooks: Path) -> Path:
-    """The notebook that was handed out. Raises ValueError where there is none, or no answer."""
-    number = next(iter(answers), "").partition("-")[0]
-    found = [path for path in editions.sources(notebooks) if path.stem.startswith(number)] if number else []
-    if not found:
-        raise ValueError("it has no answer cells of a students' edition")
-    return found[0]
+    """Return the notebook that was handed out. Raises ValueError where there is none, or no answer."""
+    for mark in answers:
+        for path in editions.sources(notebooks):
+            if path.stem.startswith(mark.partition("-")[0]):
+                return path
+    raise ValueError("it has no answer cells of a students' edition")
 
 
 def frame(source: Path, answers: dict[str, str]) -> tuple[list[tuple[str, str]], list[Exercise]]:
     """Return the cells to run, each with the exercise that it checks or "", and the exercises."""
-    notebook = editions.instructor(source)
-    asked = editions.exercises(editions.student(source), source, solved=False)
+    asked = editions.exercises(nbformat.read(source, as_version=4), source)
     cells = []
-    for cell in notebook.cells:
+    for cell in editions.instructor(source).cells:
         if cell.cell_type == "code":
             mark = cell.metadata.get("nbgrader", {}).get("grade_id", "")
             checked = mark.removesuffix("-check") if mark.endswith("-check") else ""
@@ -132,10 +132,16 @@ def frame(source: Path, answers: dict[str, str]) -> tuple[list[tuple[str, str]],
 def run_apart(cells: list[tuple[str, str]], limit: float) -> dict[str, str]:
     """Return how each check ended, by its mark; and under "" why others did not, if the process was ended."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        settings = {
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(editions.PROJECT), os.environ.get("PYTHONPATH")])),
+            "RSO_STRICT": "1",
+            "MPLBACKEND": "agg",
+            **dict.fromkeys(("TMPDIR", "IPYTHONDIR", "MPLCONFIGDIR", "JUPYTER_RUNTIME_DIR"), folder),
+        }
         process = subprocess.Popen(
             [sys.executable, "-m", "rso_lib.teach.sandbox"],
             cwd=folder,
-            env=os.environ | _settings(folder),
+            env=os.environ | settings,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -152,18 +158,8 @@ def run_apart(cells: list[tuple[str, str]], limit: float) -> dict[str, str]:
             out, errors = process.communicate()
         _end(process)
     ended = dict(json.loads(line) for line in out.splitlines() if line.endswith("]"))
-    last = (errors.strip().splitlines() or [""])[-1]
+    last = errors.strip().rpartition("\n")[2]
     return ended | {"": late or f"the process ended with status {process.returncode} {last}".strip()}
-
-
-def _settings(folder: str) -> dict[str, str]:
-    project = str(editions.PROJECT)
-    return {
-        "PYTHONPATH": os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")])),
-        "RSO_STRICT": "1",
-        "MPLBACKEND": "agg",
-        **dict.fromkeys(("TMPDIR", "IPYTHONDIR", "MPLCONFIGDIR", "JUPYTER_RUNTIME_DIR"), folder),
-    }
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -46,6 +46,7 @@ def landlock(folder: Path) -> bool:
 
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.startfile")
 MOVES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 def refuse(folder: Path) -> None:
@@ -55,22 +56,14 @@ def refuse(folder: Path) -> None:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in STARTS:
             raise PermissionError(f"a hand-in starts no process ({event})")
-        writes = event == "open" and (set(str(arguments[1] or "")) & set("wax+") or _writes(arguments[2]))
-        if writes or event in MOVES:
-            for path in arguments[: 2 if event == "os.rename" else 1]:
-                outside = isinstance(path, (str, bytes, os.PathLike)) and not _within(os.fsdecode(path), folder)
-                if outside and os.fsdecode(path) != os.devnull:
+        if event in MOVES or (event == "open" and arguments[2] & WRITING):
+            for path in arguments[:2] if event == "os.rename" else arguments[:1]:
+                if isinstance(path, int) or path == os.devnull:  # an integer is a file that is open already
+                    continue
+                if not Path(os.fsdecode(path)).resolve().is_relative_to(folder):
                     raise PermissionError(f"a hand-in writes in its own folder only, not to {os.fsdecode(path)}")
 
     sys.addaudithook(hook)
-
-
-def _writes(flags: Any) -> bool:
-    return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
-
-
-def _within(path: str, folder: Path) -> bool:
-    return Path(path).resolve().is_relative_to(folder)
 
 
 # Running

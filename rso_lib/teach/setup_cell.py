@@ -37,16 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def insert(notebook: NotebookNode, source: str) -> None:
-    """Put the cell before the first code cell, as if it had been run, or replace the one that is there."""
+    """Put the cell before the first code cell, or replace the one that is there."""
     cells = [cell for cell in notebook.cells if TAG not in cell.metadata.get("tags", [])]
     first = next(k for k, cell in enumerate(cells) if cell.cell_type == "code")
-    setup = new_code_cell(CELL.replace("SOURCE", source), id=TAG, metadata={"tags": [TAG]})
-    notebook.cells = [*cells[:first], setup, *cells[first:]]
-    for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
-        cell.execution_count = count
-        for output in cell.outputs:
-            if output.output_type == "execute_result":
-                output.execution_count = count
+    cells.insert(first, new_code_cell(CELL.replace("SOURCE", source), id=TAG, metadata={"tags": [TAG]}))
+    notebook.cells = cells
 
 
 if __name__ == "__main__":

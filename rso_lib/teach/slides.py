@@ -13,7 +13,6 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from ..run import cli as command
 from . import editions
 from .book import mathml, needs
 
@@ -42,15 +41,11 @@ MOST = 450
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write a page of slides for every notebook into a folder; open its index.html."""
-    given = command.parse("slides", main, arguments, folder="FOLDER")
-    with command.ending("slides"):
-        folder = command.folder_at(given["folder"], "FOLDER")
-        build(editions.sources(), folder)
-        print(folder / "index.html")
+    editions.write_folder("slides", main, arguments, lambda folder: build(editions.sources(), folder))
 
 
-def build(notebooks: Sequence[Path], folder: Path) -> None:
-    """Write the slides of some notebooks, a page that lists them, and reveal.js beside them."""
+def build(notebooks: Sequence[Path], folder: Path) -> Path:
+    """Write the slides of some notebooks, reveal.js beside them, and a page that lists them, which is returned."""
     needs("sphinx_revealjs", "latex2mathml")
     import sphinx_revealjs
 
@@ -66,6 +61,7 @@ def build(notebooks: Sequence[Path], folder: Path) -> None:
         links.append(f'<li><a href="{path.stem}.html">{escape(title)}</a></li>')
     page = PAGE.format(title="RSO", slides=LIST.format("".join(links)))
     (folder / "index.html").write_text(page, encoding="utf-8")
+    return folder / "index.html"
 
 
 def slides_of(notebook: NotebookNode) -> Iterator[str]:
