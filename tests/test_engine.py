@@ -143,8 +143,7 @@ def compare_step(step: Step, visit: Visit) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "mixed"])
-@pytest.mark.parametrize("kind", NARROW)
+@pytest.mark.parametrize(("kind", "name"), halved([*NARROW], [name for name in SETTINGS if name != "mixed"]))
 def test_narrow_nets_through_a_cycle(kind: str, name: str, device: str) -> None:
     net, shape = narrow(kind)
     net, data, settings = net.to(device), images(26, shape, device=device), settings_of(name)

@@ -18,6 +18,7 @@ statistics of `passes.calibrate`.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 
 import torch
@@ -76,6 +77,11 @@ def write(w: Weights, moves: Moves, choices: Tensor, on_grid: Mapping[str, Grid]
     weight[moves.at] = moved(weight[moves.at], moves.deltas, choices, on_grid.get(moves.tensor))
 
 
+def differences(z: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Subtract the first channel of each pair from the second: z [N, C, H, W] → [pairs, N, 1, H, W]."""
+    return torch.stack([z[:, now, None] - z[:, was, None] for was, now in pairs])
+
+
 class BlockScorer:
     """Score and commit steps in the block at a position of a net (in eval mode, calibrated).
 
@@ -97,14 +103,14 @@ class BlockScorer:
         self.cache, self.strategy, self.loss = settings.cache, settings.strategy, loss
         self.returns = settings.order != "output"
         self.fan_in = self.block.conv.weight[0].numel()
-        self.folded = folded = folds(self.block)
-        prepare = lambda x: planes(x, folded)  # noqa: E731  # not self, which would keep itself alive
+        self.folded = folds(self.block)
+        prepare = partial(planes, folded=self.folded)
         images, before = batches.slices(batches.images), stages(net.blocks[:position], calibrated=True)
         half = settings.cache == "half"
         self.inputs = OnDemand(lambda batch: cached_input(before, images[batch], prepare, half))
         self.labels = batches.slices(batches.labels)
         _, _, *self.plane = cached_input(before, images[0][:1], prepare).x.shape
-        border = 1 if folded else 2
+        border = 1 if self.folded else 2
         self.size = self.plane[0] - border, self.plane[1] - border
         self.at_once = self.candidates_at_once(batches.images.device)
         self.multiples = settings.multiples(batches.images.device)
@@ -227,8 +233,7 @@ class BlockScorer:
             return Flow(compiled.norm_changes(z, *fused, pairs))
         normed = normalise(self.block, w, z)
         x, skip = self.next.enter(self.block.activate(normed)), self.block.passes(normed, None)
-        change = lambda y: torch.stack([y[:, now, None] - y[:, was, None] for was, now in pairs])  # noqa: E731
-        return Flow(change(x), None if skip is None else change(skip))
+        return Flow(differences(x, pairs), None if skip is None else differences(skip, pairs))
 
     def losses(self, batch: int, candidates: Iterable[Candidate]) -> Tensor:
         """Return the loss of each image for each candidate input of the next layer: [candidates, N], float64."""

@@ -94,11 +94,8 @@ class ModuleScorer:
                 yield self.net.get_parameter(name).detach(), delta, self.grids.get(name)
         else:
             [index] = move.indices
-            weight = self.parameter(move.tensor).view(-1)[index : index + 1]
+            weight = self.net.get_parameter(move.tensor).detach().view(-1)[index : index + 1]
             yield weight, move.deltas, self.grids.get(move.tensor)
-
-    def parameter(self, tensor: str) -> Tensor:
-        return self.net.get_parameter(tensor).detach()
 
     def losses(self, batch: int) -> Tensor:
         """Return the loss of each image of a batch, for the net as it stands: [N], float64."""

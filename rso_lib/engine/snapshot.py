@@ -43,11 +43,11 @@ class SnapshotScorer(BlockScorer):
 
     def turn_to(self, batch: int) -> None:
         """Make the cache of a batch, where there is none."""
-        one_batch = self.cache == "input" or not self.sees_its_channel
-        again = self.cache == "input" and self.sees_its_channel
-        if batch in self.responses and not again:
+        if self.cache == "input" and self.sees_its_channel:
+            self.forget()
+        if batch in self.responses:
             return
-        if one_batch:
+        if not self.sees_its_channel:
             self.forget()
         z = self.convolved(batch, self.base["conv.weight"], None, ())
         self.z = None if self.sees_its_channel else z.z
