@@ -44,13 +44,13 @@ def link(page: str) -> str:
 
 def strays(text: str) -> list[str]:
     """What looks like an accuracy outside of the blocks that are written from folders, and is not the paper's."""
-    found = re.findall(r"(?<![\d.,])\d\d\.\d{1,3}(?![\d.])", results.outside(text))
+    found = re.findall(r"(?<![\d.,])\d\d\.\d{1,3}(?![\d.])", results.BLOCK.sub("", text))
     return [number for number in found if float(number) not in QUOTED]
 
 
 def commands(text: str) -> list[str]:
     """Commands of runs in results/ outside of these blocks."""
-    return re.findall(r"^python -m rso_lib (?:train|sgd) results/.*$", results.outside(text), re.MULTILINE)
+    return re.findall(r"^python -m rso_lib (?:train|sgd) results/.*$", results.BLOCK.sub("", text), re.MULTILINE)
 
 
 def engines(result: Result) -> set[int]:
@@ -235,7 +235,7 @@ def test_blocks_are_of_the_images_that_are_named() -> None:
     filled = results.fill(text, [SEARCH])
     assert filled.startswith("<!-- results cifar10 -->\nNo run is there yet.\n<!-- end -->\n98\n")
     assert "95.00 %" in filled and "old" not in filled
-    assert results.outside(filled) == "\n98\n"
+    assert results.BLOCK.sub("", filled) == "\n98\n"
 
 
 def test_what_the_paper_has() -> None:

@@ -22,7 +22,10 @@ class Operations:
 
 
 def operations(net: Net, shape: tuple[int, int, int]) -> list[Operations]:
-    """Count those of every layer's linear maps, for images of a shape (C, H, W). The net stays as it is."""
+    """Count the operations of every layer's linear maps, for images of a shape (C, H, W).
+
+    A multiplication and an addition are two operations. The net's batch norm statistics stay as they are.
+    """
     flow, counts = Flow(net.head.linear.weight.new_zeros(1, *shape)), []
     with mode(net, training=False):  # an image goes through the blocks, and batch norm's statistics stay
         for block in net.blocks:

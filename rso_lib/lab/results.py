@@ -324,8 +324,3 @@ def fill(text: str, results: Sequence[Result], link: str = "results/") -> str:
         return f"{begin}{written[kind] if chosen else 'No run is there yet.'}\n{end}"
 
     return BLOCK.sub(block, text)
-
-
-def outside(text: str) -> str:
-    """Return what of a page is not in its blocks."""
-    return BLOCK.sub("", text)

@@ -9,7 +9,7 @@ An entry is a method at a budget, in a folder BOARD/BUDGET/METHOD:
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -286,9 +286,8 @@ def page(entries: Sequence[Entry], board: str) -> str:
     table = tabulate(entries)
     budgets = sorted(table.budget.unique())
     lines = [f"| method | {' | '.join(map(said, budgets))} |", "|---" + "|---:" * len(budgets) + "|"]
-    cell: Callable[[Any], str] = lambda row: f"{row.accuracy:.2f}{_error(row)}"  # noqa: E731
     for method, rows in table.groupby("method", sort=False):
-        found = {row.budget: cell(row) for row in rows.itertuples()}
+        found = {row.budget: _accuracy(row) for row in rows.itertuples()}
         lines.append(f"| {method} | {' | '.join(found.get(budget, '') for budget in budgets)} |")
     columns = zip(table.method, table.budget, table.seeds, table.settings, table.seconds, strict=True)
     chosen = [f"| {one} | {said(budget)} | {n} | {which} | {time:.0f} |" for one, budget, n, which, time in columns]
@@ -308,8 +307,9 @@ def page(entries: Sequence[Entry], board: str) -> str:
     )
 
 
-def _error(row: Any) -> str:
-    return f" ± {row.error:.2f}" if row.seeds > 1 else " (one seed)"
+def _accuracy(row: Any) -> str:
+    """Return the mean test accuracy of an entry with its standard error, or with the remark that it has one seed."""
+    return f"{row.accuracy:.2f} ± {row.error:.2f}" if row.seeds > 1 else f"{row.accuracy:.2f} (one seed)"
 
 
 PAGE = """
