@@ -16,7 +16,7 @@ from .losses import Metric, accuracies, checked
 from .models import Net, grids, least_size
 from .passes import buffers_kept, mode
 from .proposals import noise
-from .settings import RSO, called, exact_products
+from .settings import RSO, called, check_kind, exact_products
 from .sweep import ALONE, Alone, Step
 
 
@@ -30,6 +30,8 @@ def check(
     metric: Metric = accuracies,
 ) -> None:
     """Raise what `train` would raise before its first step: ValueError, TypeError or MemoryError."""
+    for name, value, kind in (("net", net, nn.Module), ("data", data, Data), ("settings", settings, RSO)):
+        check_kind(name, value, kind)
     check_data(data, labels=loss is cross_entropies)
     images = len(data.train)
     if settings.batch_size > images:
@@ -105,6 +107,8 @@ def _check_outputs(
         )
     for what, function in (("loss", loss), ("metric", metric)):
         both = checked(what, function)(outputs, targets)
+        if what == "loss" and outputs.isfinite().all() and both.isnan().any():
+            raise ValueError(f"loss {called(function)} is NaN for outputs {outputs} and targets {targets}")
         if {outputs.dim(), targets.dim()} == {1, 2} and len(rows) == 2 and outputs.numel() == targets.numel():
             alone = checked(what, function)(outputs[:1], targets[:1])
             if not torch.allclose(both[:1], alone, equal_nan=True):

@@ -113,6 +113,8 @@ class Data:
         pairs |= {
             part: pair_of(part, own) for part, own in (("val", val), ("test", test)) if isinstance(own, (tuple, list))
         }
+        if not len(x):
+            raise ValueError("x has no rows: give it at least one for training")
         names = names_of(classes, [targets for _, targets in pairs.values()])
         for part, (images, targets) in pairs.items():
             check_pair(called("x", part), called("y", part), images, targets, len(names), labels=False)

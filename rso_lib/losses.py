@@ -40,10 +40,13 @@ def checked(what: str, function: Loss | Metric) -> Loss:
 
     def of_each(outputs: Tensor, targets: Tensor) -> Tensor:
         given = f"{what} {called(function)}, given outputs {_said(outputs)} and targets {_said(targets)},"
+        versions = _version(outputs), _version(targets)
         try:
             found = function(outputs, targets)
         except Exception as error:  # whatever goes wrong in a function of the user's
             raise ValueError(f"{given} raised {type(error).__name__}: {error}") from error
+        if (_version(outputs), _version(targets)) != versions:
+            raise ValueError(f"{given} has written into them; let it work on copies: outputs.clone(), targets.clone()")
         if not isinstance(found, Tensor) or found.shape != outputs.shape[:1] or found.is_complex():
             said = _said(found) if isinstance(found, Tensor) else f"a {type(found).__name__}"
             raise ValueError(
@@ -54,6 +57,11 @@ def checked(what: str, function: Loss | Metric) -> Loss:
         return found.detach().double()
 
     return of_each
+
+
+def _version(x: Tensor) -> int:
+    """Return how often a tensor was written into, where torch counts that."""
+    return 0 if x.is_inference() else x._version
 
 
 def _said(x: Tensor) -> str:

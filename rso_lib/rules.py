@@ -88,6 +88,11 @@ def checked(rule: Rule) -> Rule:
             raise TypeError(f"rule {name} must return a tensor of {steps} multiples of Δ, not {moves!r}")
         if moves.shape != (steps,):
             raise ValueError(f"rule {name} must return one multiple of Δ for each of {steps} steps, not {moves.shape}")
+        if not moves.is_floating_point():
+            raise TypeError(
+                f"rule {name} must return multiples of Δ as floating-point numbers, not {moves.dtype}: where these are "
+                f"places of candidates, return scores.multiples[places]"
+            )
         moves = moves.to(scores.losses)
         if not bool(moves.isfinite().all()):
             raise ValueError(f"rule {name} must return finite multiples of Δ, not {moves.tolist()}")

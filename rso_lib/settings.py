@@ -271,6 +271,13 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def check_kind(name: str, value: object, kind: type) -> None:
+    """Raise TypeError where an argument is not an object of a class."""
+    if not isinstance(value, kind):
+        found = f"the class {value.__name__}: make one" if isinstance(value, type) else f"a {type(value).__name__}"
+        raise TypeError(f"{name} must be a {kind.__module__.partition('.')[0]} {kind.__name__}, not {found}")
+
+
 def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
     """Raise TypeError or ValueError where an argument is not a whole number of at least `least` and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, int):

@@ -31,6 +31,8 @@ def pair_of(part: str, pair: Any) -> Pair:
     for name, one in (("x", x), ("y", y)):
         if not isinstance(one, Tensor):
             raise TypeError(f"{called(name, part)} must be a tensor, not a {type(one).__name__}: call torch.as_tensor")
+        if one.layout != torch.strided:
+            raise TypeError(f"{called(name, part)} must be a dense tensor, not {one.layout}: call .to_dense()")
     if x.dtype not in BYTES_OR_FLOATS:
         raise TypeError(f"{called('x', part)} must be float32, float64 or uint8, not {x.dtype}: call .float()")
     if y.dtype == torch.bool and y.dim() > 1:

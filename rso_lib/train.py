@@ -22,7 +22,7 @@ from .losses import Metric, accuracies, checked
 from .models import Net, count_weights, searched
 from .passes import calibrate, mode
 from .proposals import generator, noise
-from .settings import RSO, exact_products
+from .settings import RSO, check_kind, exact_products
 from .sweep import ALONE, NOISE, SHUFFLE, Alone, Position, Step, Sweep, SweepResult, scales, steps_of
 
 WITHIN_A_BLOCK = (
@@ -210,6 +210,7 @@ def evaluate(
     Raises ValueError or TypeError where images and labels, or net and images, do not go together, or where the outputs
     do not fit loss and metric.
     """
+    check_kind("split", split, Split)
     check_split("split", split, labels=loss is cross_entropies)
     if not len(split):
         return NAN, NAN

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import sys
 import warnings
@@ -192,6 +193,9 @@ WRONG_FUNCTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "columns": ({"loss": lambda z, y: (z - y).square()}, r"returned \[2, 1\] of torch.float32; it must .* \[2\]"),
     "number": ({"metric": lambda z, y: 1.0}, "metric <lambda>, .* returned a float; it must return a number for each"),
     "error": ({"metric": lambda z, y: z @ y}, "metric <lambda>, given .* raised RuntimeError: .*mat1 and mat2"),
+    "NaN": ({"loss": lambda z, y: squares(z, y) * math.nan}, "loss <lambda> is NaN for outputs tensor"),
+    "outputs": ({"loss": lambda z, y: squares(z.sub_(y), 0 * y)}, "has written into them; .* outputs.clone"),
+    "targets": ({"metric": lambda z, y: -squares(z, y.zero_())}, "metric <lambda>, given .* has written into them"),
     "labels": ({}, "labels of train must be torch.int64, .*, not torch.float32: .* with a loss for such targets"),
 }
 
@@ -202,6 +206,22 @@ def test_a_loss_that_is_none_is_an_error_before_the_first_step(kind: str) -> Non
     data = table()
     with pytest.raises((ValueError, TypeError), match=message):
         next(train(mlp(data.shape, 1), data, RSO(batch_size=100), **{"loss": squares, **scored} if scored else {}))
+
+
+def test_arguments_of_another_kind_are_named() -> None:
+    data, net = table(), nn.Linear(10, 1)
+    search = lambda *given: next(train(*given, loss=squares))  # noqa: E731
+    descend = lambda *given: next(sgd.train(*given, loss=squares))  # noqa: E731
+    for call, given, words in [
+        (search, (nn.Linear, data, RSO()), "net must be a torch Module, not the class Linear: make one"),
+        (search, ([net], data, RSO()), "net must be a torch Module, not a list"),
+        (search, (net, (1, 2), RSO()), "data must be a rso_lib Data, not a tuple"),
+        (search, (net, data, {"cycles": 1}), "settings must be a rso_lib RSO, not a dict"),
+        (descend, (net, data, RSO()), "settings must be a rso_lib SGD, not a RSO"),
+        (evaluate, (net, data), "split must be a rso_lib Split, not a Data"),
+    ]:
+        with pytest.raises(TypeError, match=words):
+            call(*given)
 
 
 def test_outputs_and_targets_that_torch_would_mix_are_an_error() -> None:
@@ -394,6 +414,8 @@ class Picture:
 Picture.__module__ = "PIL.Image"
 ROWS, LABELS = torch.randn(10, 3), torch.arange(10) % 2
 WRONG_DATA: dict[str, tuple[Callable[[], object], str]] = {
+    "no_rows": (lambda: Data.from_tensors(ROWS[:0], LABELS[:0]), "x has no rows"),
+    "sparse": (lambda: Data.from_tensors(ROWS.to_sparse(), LABELS), "x must be a dense tensor, not torch.sparse_coo"),
     "array": (lambda: Data.from_tensors(ROWS.numpy(), LABELS), "x must be a tensor, not a ndarray: call torch.as_t"),
     "list": (lambda: Data.from_tensors(ROWS, [0] * 10), "y must be a tensor, not a list"),
     "whole": (lambda: Data.from_tensors(ROWS.long(), LABELS), r"x must be float32.*, not torch.int64: call .float\(\)"),

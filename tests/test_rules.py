@@ -227,6 +227,7 @@ def test_candidates_that_make_no_sense(candidates: Any) -> None:
         (lambda s: torch.zeros(3), ValueError, "one multiple of Δ for each of 1 steps"),
         (lambda s: torch.full((1,), math.nan), ValueError, "finite multiples"),
         (lambda s: s.losses.argmin(1, keepdim=True), ValueError, "one multiple of Δ for each"),
+        (lambda s: s.losses.argmin(1), TypeError, "not torch.int64: .* return scores.multiples"),
     ],
 )
 def test_a_rule_that_returns_nonsense(rule: Callable[[Scores], Any], error: type[Exception], says: str) -> None:

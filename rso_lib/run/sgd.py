@@ -30,7 +30,7 @@ from ..known import unlike
 from ..losses import Metric, accuracies
 from ..models import Block, Net, grids, initialise, pool2
 from ..proposals import generator
-from ..settings import called, check_choice, check_number, check_whole, exact_products
+from ..settings import called, check_choice, check_kind, check_number, check_whole, exact_products
 from ..train import scores
 
 SCHEDULES = ("step", "constant")
@@ -175,7 +175,11 @@ def learner_of(net: nn.Module, settings: SGD) -> nn.Module:
 
 
 def check(data: Data, settings: SGD, loss: Loss = cross_entropies) -> None:
-    """Raise ValueError where the batch is larger than the training part, and what `check_data` raises."""
+    """Raise TypeError for arguments of other kinds, ValueError for a batch larger than the training part, and what
+    `check_data` raises.
+    """
+    for name, value, kind in (("data", data, Data), ("settings", settings, SGD)):
+        check_kind(name, value, kind)
     check_data(data, labels=loss is cross_entropies)
     if settings.batch_size > len(data.train):
         raise ValueError(f"batch_size must be at most the {len(data.train)} training images, not {settings.batch_size}")
