@@ -278,21 +278,19 @@ def mnist_net(
     pool_last: bool = False,
     head: str = "max",
     activation: str = "relu",
-    last_activation: str | None = None,
     levels: int = 0,
 ) -> Net:
     """Section 4.1: six convolutions of 16 channels, pooling after every second; 12,016 weights.
 
     pool_last=False and head="max" are the authors' code, pool_last=True and head="mean" the paper's text.
-    activation and levels are those of every block, see `Block`; last_activation is the last block's own, where it has
-    another one. Raises ValueError for another head.
+    activation and levels are those of every block, see `Block`. Raises ValueError for another head.
     """
     check_choice("head", head, HEAD_POOLS[:2])
     _checked(shape, classes, 3, "mnist_net")
-    pools, kinds = [None, "avg"] * 3, _activations(activation, 6, head, last_activation)
+    pools = [None, "avg"] * 3
     blocks = [
         Block(inputs, 16, pool=pool, pool_last=pool_last, activation=kind, levels=levels)
-        for inputs, pool, kind in zip([shape[0], *[16] * 5], pools, kinds, strict=True)
+        for inputs, pool, kind in zip([shape[0], *[16] * 5], pools, _activations(activation, 6, head), strict=True)
     ]
     return Net(blocks, Head(16, classes, pool=head, levels=levels), seed)
 
@@ -348,6 +346,6 @@ def _checked(shape: Sequence[int], classes: int, pools: int, net: str) -> Sequen
     return shape
 
 
-def _activations(activation: str, blocks: int, head: str, last: str | None = None) -> list[str | None]:
+def _activations(activation: str, blocks: int, head: str) -> list[str | None]:
     """The activation of each block; the authors pool the last batch norm's output by its maximum, without a ReLU."""
-    return [activation] * (blocks - 1) + [last or (None if head == "max" else activation)]
+    return [activation] * (blocks - 1) + [None if head == "max" else activation]
