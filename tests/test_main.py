@@ -208,7 +208,6 @@ def test_options_are_read_by_their_types() -> None:
         for word in words:
             assert read_options("mnist_net", f"pool_last={word}, head=max") == {"pool_last": truth, "head": "max"}
     assert read_options("cifar_net", "depth=5,pool-last=no") == {"depth": 5, "pool_last": False}
-    assert read_options("mnist_net", "last_activation=None") == {"last_activation": None}
 
 
 @pytest.mark.parametrize(

@@ -638,7 +638,7 @@ def test_the_commit_of_a_clone(tmp_path: Path) -> None:
     [
         ("mnist_net", {"pool_last": "no"}, "pool_last of mnist_net must be true or false, not 'no'"),
         ("cifar_net", {"depth": 5.0}, "depth of cifar_net must be a whole number, not 5.0"),
-        ("mnist_net", {"last_activation": 3}, "last_activation of mnist_net must be a word or None, not 3"),
+        ("mnist_net", {"head": None}, "head of mnist_net must be a word, not None"),
     ],
 )
 def test_an_option_of_another_type_is_refused(tmp_path: Path, net: str, options: Any, words: str) -> None:
