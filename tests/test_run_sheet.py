@@ -1,51 +1,40 @@
 """The run sheet of a lecture fits the notebooks as they are."""
 
 import re
-from itertools import pairwise
-from typing import NamedTuple
 
 import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from rso_lib.teach import editions
+from rso_lib.teach import editions, rehearse
+from rso_lib.teach.rehearse import Row
 
-SHEET, _, CLOCK = (editions.PROJECT / "teach" / "run_sheet.md").read_text(encoding="utf-8").partition("## When")
-ROW = re.compile(r"^\| (\d+) \| (?:(\d\d), ([^|]*))?\| (?:`([^`]*)` )?\|", re.MULTILINE)
-
-
-class Row(NamedTuple):
-    """A row of the sheet: its minute, the notebook and its section, and how the cell begins that is run."""
-
-    minute: str
-    notebook: str
-    section: str
-    cell: str
-
-
-*ROWS, END = [Row(*words) for words in ROW.findall(SHEET)]
+TEXT = rehearse.SHEET.read_text(encoding="utf-8")
+ROWS = rehearse.read(TEXT)
 
 
 def test_it_fills_ninety_minutes() -> None:
-    minutes = [int(row.minute) for row in (*ROWS, END)]
-    assert (minutes[0], minutes[-1]) == (0, 90)
-    assert all(2 <= after - before <= 15 for before, after in pairwise(minutes))
+    assert (ROWS[0].minute, ROWS[-1].until) == (0, 90)
+    assert all(2 <= row.until - row.minute <= 15 for row in ROWS)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"minute {row.minute}")
 def test_every_place_is_there(row: Row) -> None:
-    [path] = [path for path in editions.sources() if path.stem.startswith(row.notebook)]
-    inside, found, cells = False, False, []
-    for cell in nbformat.read(path, as_version=4).cells:
-        headings = re.findall(r"^#+ (.*)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else []
-        if headings:
-            inside = any(heading.endswith(row.section.strip()) for heading in headings)
-            found = found or inside
-        elif inside:
-            cells.append(cell.source)
-    assert found, f"notebook {row.notebook} has no section {row.section!r}"
-    assert not row.cell or any(source.startswith(row.cell) for source in cells), f"no cell begins with {row.cell!r}"
+    [path] = [path for path in editions.sources() if path.stem.startswith(row.number)]
+    rehearse.places(nbformat.read(path, as_version=4), row)
 
 
 def test_the_clock_was_written_for_these_rows() -> None:
-    clock = re.findall(r"^\| (\d+) \| (\d\d) \|", CLOCK, re.MULTILINE)
-    assert clock == [(row.minute, row.notebook) for row in ROWS if row.cell]
+    clock = re.findall(r"^\| (\d+) \| (\d\d) \|", rehearse.CLOCK.search(TEXT)[0], re.MULTILINE)
+    assert clock == [(str(row.minute), row.number) for row in ROWS if row.cell]
+
+
+def test_a_place_that_is_not_there_is_an_error() -> None:
+    cells = [new_markdown_cell("# T\n\n## 1. A"), new_code_cell("a = 1"), new_markdown_cell("text"), new_code_cell("b")]
+    notebook = new_notebook(cells=[*cells, new_markdown_cell("## B"), new_code_cell("a = 2")])
+    code, one = rehearse.places(notebook, Row(0, 5, "01", "A", "a ="))
+    assert [cell.source for cell in code] == ["a = 1", "b"] and [cell.source for cell in one] == ["a = 1"]
+    with pytest.raises(ValueError, match="no section 'C'"):
+        rehearse.places(notebook, Row(0, 5, "01", "C", ""))
+    with pytest.raises(ValueError, match="begins with 'c'"):
+        rehearse.places(notebook, Row(0, 5, "01", "A", "c"))
