@@ -1,5 +1,6 @@
 """Backpropagation: its steps by hand, its rows, and runs in folders that can be stopped."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -9,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from rso_lib import Data, History, load, models
+from rso_lib.algorithm import cross_entropies
 from rso_lib.data import Split
+from rso_lib.losses import accuracies
 from rso_lib.models import Block, Head, Net
 from rso_lib.run import baseline, files, sgd
 from rso_lib.run.sgd import SGD
@@ -51,6 +55,23 @@ def test_steps_by_hand(digits: Data) -> None:
             w.data -= rate * v
     for name, w in net.named_parameters():
         torch.testing.assert_close(w, by_hand.get_parameter(name), rtol=1e-10, atol=1e-12)
+
+
+def test_the_noise_of_dropout_follows_from_the_seed_and_a_run_goes_on_with_it(digits: Data) -> None:
+    made = []
+    for torch_seed, stop in ((1, 2), (2, 4)):
+        net = nn.Sequential(small(), nn.Dropout(0.5)).double()
+        torch.manual_seed(torch_seed)
+        run = sgd.Descent(net, digits.to(torch.float64), QUICK, cross_entropies, accuracies)
+        for report in run:
+            if report.cycle // (len(digits.train) // QUICK.batch_size) == stop:
+                break
+        if stop < QUICK.epochs:
+            after = sgd.Descent(net, digits.to(torch.float64), QUICK, cross_entropies, accuracies)
+            after.restore(copy.deepcopy(run.state()))
+            assert len(list(after)) == QUICK.epochs - stop
+        made.append(net.state_dict())
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
 
 
 def test_rates_of_section_4_5() -> None:

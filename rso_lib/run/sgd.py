@@ -29,7 +29,7 @@ from ..history import NAN, History, Report
 from ..known import unlike
 from ..losses import Metric, accuracies
 from ..models import Block, Net, grids, initialise, pool2
-from ..proposals import generator
+from ..proposals import generator, noise
 from ..settings import called, check_choice, check_kind, check_number, check_whole, exact_products
 from ..train import scores
 
@@ -143,7 +143,8 @@ class Descent:
         settings = self.settings
         for epoch in range(self.done, settings.epochs):
             began = time.perf_counter()
-            steps = _epoch(self.learner, self.optimiser, self.data, settings, epoch, self.loss)
+            with noise(self.data.train.images.device, settings.seed, epoch):  # of dropout
+                steps = _epoch(self.learner, self.optimiser, self.data, settings, epoch, self.loss)
             if isinstance(self.learner, StraightThrough):
                 self.learner.write(self.net)
             report = _report(self.data, settings, epoch, steps, scores(self.net, self.data, self.loss, self.metric))
