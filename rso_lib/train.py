@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from . import engine
 from .algorithm import Batches, Loss, cross_entropies
-from .checks import check, check_outputs, tensors
+from .checks import check, check_outputs
 from .data import Data, Split, check_split
 from .engine import Scorer, evaluator, memory
 from .history import NAN, History, Report
 from .known import unlike
 from .losses import Metric, accuracies, checked
 from .models import Net, count_weights, searched
-from .passes import calibrate, mode
+from .passes import calibrate, mode, tensors
 from .proposals import generator, noise
 from .settings import RSO, check_kind, exact_products
 from .sweep import ALONE, NOISE, SHUFFLE, Alone, Position, Step, Sweep, SweepResult, scales, steps_of
