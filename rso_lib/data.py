@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from . import sources
 from .proposals import generator
 from .settings import calling, check_arguments, check_choice, check_whole, function_of, plain
-from .tensors import Pair, called, check_labels, check_pair, count_of, items_of, labelled, names_of, pair_of
+from .tensors import Pair, argument_of, check_labels, check_pair, count_of, items_of, labelled, names_of, pair_of
 
 NAMES = ("digits", *sources.TORCHVISION, "folder:PATH", "module:function")
 VALIDATION_IMAGES = 5000
@@ -118,7 +118,7 @@ class Data:
             raise ValueError("x has no rows: give it at least one for training")
         names = names_of(classes, [targets for _, targets in pairs.values()])
         for part, (_, targets) in pairs.items():
-            check_labels(called("y", part), targets, len(names), labels=False)
+            check_labels(argument_of("y", part), targets, len(names), labels=False)
         held = {}
         if "test" not in pairs:
             held["test"] = count_of("test", test, rows)

@@ -28,21 +28,21 @@ def pair_of(part: str, pair: Any) -> Pair:
     if len(pair) != 2:
         raise ValueError(f"{part} must be a pair (x, y) of tensors, a share or a whole number, not {len(pair)} things")
     x, y = pair
-    check_tensor(called("x", part), x)
-    check_tensor(called("y", part), y)
+    check_tensor(argument_of("x", part), x)
+    check_tensor(argument_of("y", part), y)
     if x.dtype not in BYTES_OR_FLOATS:
-        raise TypeError(f"{called('x', part)} must be float32, float64 or uint8, not {x.dtype}: call .float()")
+        raise TypeError(f"{argument_of('x', part)} must be float32, float64 or uint8, not {x.dtype}: call .float()")
     if y.dtype == torch.bool and y.dim() > 1:
         y = y.float()
     elif not (y.is_floating_point() or y.is_complex()):
         y = y.long()
     x, y = x.detach().clone(), y.detach().clone()
     x = x.float() / 255 if x.dtype == torch.uint8 else x
-    check_pair(called("x", part), called("y", part), x, y, labels=False)
+    check_pair(argument_of("x", part), argument_of("y", part), x, y, labels=False)
     return x, y
 
 
-def called(name: str, part: str) -> str:
+def argument_of(name: str, part: str) -> str:
     """Return what an error calls x or y: of the whole ("x"), or of a part of its own."""
     return name if part == "x" else f"{name} of {part}"
 
