@@ -8,8 +8,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from . import models
 from .data import Data, load
+from .fit import fit
 from .history import History, Report
 from .settings import RSO
-from .train import evaluate, fit, train
+from .train import evaluate, train
 
 __all__ = ["RSO", "Data", "History", "Report", "evaluate", "fit", "load", "models", "train"]

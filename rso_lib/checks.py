@@ -1,8 +1,7 @@
 """Checks before the first step: net, data and settings go together."""
 
 import copy
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from .engine import evaluator, memory
 from .known import check_weights, unlike
 from .losses import Metric, accuracies, checked
 from .models import Net, grids, least_size
-from .passes import buffers_kept, mode
+from .passes import buffers_kept, mode, tensors
 from .proposals import noise
 from .settings import RSO, called, check_kind, exact_products
 from .sweep import ALONE, Alone, Step
@@ -68,9 +67,9 @@ def check_fit(
 ) -> None:
     """Raise ValueError where a net does not take the images of some data, or its outputs do not fit loss and metric.
 
-    Two of the images go through it, in train and in eval mode, and it stays as it is.
+    Two images of the training part go through it in train mode and two of each part in eval mode, and it stays as it
+    is.
     """
-    check_device(net, data.train)
     if isinstance(net, Net) and not unlike(net):
         least, sides = least_size(net), data.train.images.shape[2:]
         if len(sides) != 2:
@@ -81,26 +80,26 @@ def check_fit(
             raise ValueError(
                 f"the net needs images of at least {least}×{least} pixels, not {'×'.join(map(str, sides))}"
             )
-    highest = _highest(data.parts.values(), loss)
-    for training in (True, False):
-        _check_outputs(net, data.train, highest, loss, metric, training, min(batch_size, 2) if training else 2)
+    check_outputs(net, data.train, loss, metric, training=True, count=min(batch_size, 2))
+    for part in data.parts.values():
+        if len(part):
+            check_outputs(net, part, loss, metric)
 
 
-def check_outputs(net: nn.Module, split: Split, loss: Loss, metric: Metric) -> None:
-    """Raise ValueError where a net does not take the images of a split, or its outputs do not fit loss and metric."""
-    check_device(net, split)
-    _check_outputs(net, split, _highest([split], loss), loss, metric)
-
-
-def _check_outputs(
-    net: nn.Module, split: Split, highest: int, loss: Loss, metric: Metric, training: bool = False, count: int = 2
+def check_outputs(
+    net: nn.Module, split: Split, loss: Loss, metric: Metric, training: bool = False, count: int = 2
 ) -> None:
-    """Check the outputs for an image and, where that may be, for one with another target."""
+    """Raise ValueError where a net does not take the images of a split, or its outputs do not fit loss and metric.
+
+    training  whether the net is in train mode, else in eval mode
+    count     images that go through it: the first one, and one with another target if there is one
+    """
+    check_device(net, split)
     unlike_first = (split.labels != split.labels[0]).reshape(len(split), -1).any(1)
     rows = torch.tensor([0, int(unlike_first.int().argmax()) or len(split) - 1][: min(count, len(split))])
     targets, outputs = split.labels[rows], _probe(net, split.images[rows], training)
     _check_returned(outputs, targets, logits=loss is cross_entropies)
-    if loss is cross_entropies and highest >= outputs.shape[1]:
+    if loss is cross_entropies and (highest := int(split.labels.max())) >= outputs.shape[1]:
         raise ValueError(
             f"the net has {outputs.shape[1]} outputs, but there is a label {highest}: "
             f"make it with at least {highest + 1} classes"
@@ -116,11 +115,6 @@ def _check_outputs(
                     f"{what} {called(function)} mixes images: of outputs {list(outputs.shape)} and targets "
                     f"{list(targets.shape)} torch makes [2, 2]; take outputs[:, 0], or give targets the shape [N, 1]"
                 )
-
-
-def _highest(parts: Iterable[Split], loss: Loss) -> int:
-    """Return the highest label, where the loss is cross entropy."""
-    return max(int(part.labels.max()) for part in parts if len(part)) if loss is cross_entropies else 0
 
 
 def _probe(net: nn.Module, x: Tensor, training: bool) -> Any:
@@ -177,8 +171,3 @@ def _check_engine(net: Net, data: Data) -> None:
         own, engines = exact(x.double()), evaluator(exact)(x.double())
     if own.isfinite().all() and not torch.allclose(own, engines, rtol=1e-2, atol=1e-2 * float(own.abs().max())):
         raise ValueError("the engine and the net's own forward give different logits: something has changed the net")
-
-
-def tensors(net: nn.Module) -> list[Tensor]:
-    """List all that a net holds: parameters and buffers."""
-    return [tensor.detach() for tensor in chain(net.parameters(), net.buffers())]

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from . import sources
 from .proposals import generator
 from .settings import calling, check_arguments, check_choice, check_whole, function_of, plain
-from .tensors import Pair, called, check_pair, count_of, items_of, labelled, names_of, pair_of
+from .tensors import Pair, argument_of, check_labels, check_pair, count_of, items_of, labelled, names_of, pair_of
 
 NAMES = ("digits", *sources.TORCHVISION, "folder:PATH", "module:function")
 VALIDATION_IMAGES = 5000
@@ -110,27 +110,26 @@ class Data:
         """
         check_whole("seed", seed, least=0)
         pairs = {"x": pair_of("x", (x, y))}
-        pairs |= {
-            part: pair_of(part, own) for part, own in (("val", val), ("test", test)) if isinstance(own, (tuple, list))
-        }
-        if not len(x):
+        for part, own in (("val", val), ("test", test)):
+            if isinstance(own, (tuple, list)):
+                pairs[part] = pair_of(part, own)
+        rows = len(x)
+        if not rows:
             raise ValueError("x has no rows: give it at least one for training")
         names = names_of(classes, [targets for _, targets in pairs.values()])
-        for part, (images, targets) in pairs.items():
-            check_pair(called("x", part), called("y", part), images, targets, len(names), labels=False)
-        x, y = pairs.pop("x")
-        rows = len(x)
-        tested = 0 if "test" in pairs else count_of("test", test, rows)
+        for part, (_, targets) in pairs.items():
+            check_labels(argument_of("y", part), targets, len(names), labels=False)
+        held = {}
+        if "test" not in pairs:
+            held["test"] = count_of("test", test, rows)
         if val is None:
-            val = min(VALIDATION_IMAGES, (rows - tested) // 10)
-        held = tested + (validated := 0 if "val" in pairs else count_of("val", val, rows))
-        if held >= rows:
-            raise ValueError(f"val and test must leave some of the {rows:,} rows of x for training, not take {held:,}")
-        order = torch.randperm(rows, generator=generator(seed)).to(x.device)
-        test_rows, val_rows, train_rows = order.split([tested, validated, rows - held])
-        cut = {"train": train_rows, "val": val_rows, "test": test_rows}
-        data = _raw(name, {part: (x[at], y[at]) for part, at in cut.items()} | pairs, names)
-        check_data(data, labels=False)
+            val = min(VALIDATION_IMAGES, (rows - held.get("test", 0)) // 10)
+        if "val" not in pairs:
+            held["val"] = count_of("val", val, rows)
+        if (taken := sum(held.values())) >= rows:
+            raise ValueError(f"val and test must leave some of the {rows:,} rows of x for training, not take {taken:,}")
+        data = _raw(name, _cut(pairs.pop("x"), held, generator(seed)) | pairs, names)
+        check_alike(data)
         return _standardised(data) if standardise else data
 
     @classmethod
@@ -194,9 +193,7 @@ def load(
         val_size = min(VALIDATION_IMAGES, len(labels) // 10)
     if val_size >= len(labels):
         raise ValueError(f"val_size must be less than the {len(labels):,} training images, not {val_size:,}")
-    order = torch.randperm(len(labels), generator=rng)
-    val, train = order[:val_size], order[val_size:]
-    parts = {"train": (images[train], labels[train]), "val": (images[val], labels[val]), "test": test}
+    parts = _cut((images, labels), {"val": val_size}, rng) | {"test": test}
     parts = {part: (_unit(pixels), targets.long()) for part, (pixels, targets) in parts.items()}
     return _standardised(_raw(name, parts, classes)).to(device)
 
@@ -212,6 +209,14 @@ def _of_function(name: str, seed: int, val_size: int | None) -> Data:
         )
     check_data(data, labels=False)
     return replace(data, name=name)
+
+
+def _cut(pair: Pair, held: Mapping[str, int], rng: torch.Generator) -> dict[str, Pair]:
+    """Cut images and labels at random in parts of some sizes, and one of the rest, for training."""
+    images, labels = pair
+    sizes = {**held, "train": len(labels) - sum(held.values())}
+    order = torch.randperm(len(labels), generator=rng).to(images.device)
+    return {part: (images[at], labels[at]) for part, at in zip(sizes, order.split([*sizes.values()]), strict=True)}
 
 
 def _raw(name: str, parts: Mapping[str, Pair], classes: tuple[str, ...]) -> Data:
@@ -254,6 +259,11 @@ def check_data(data: Data, labels: bool = True) -> None:
         check_split(name, part, len(data.classes), labels)
     if not len(data.train):
         raise ValueError(f"the train part of {data.name} has no images")
+    check_alike(data)
+
+
+def check_alike(data: Data) -> None:
+    """Raise ValueError where the parts of data differ in shape, type or device."""
     for name, part in data.parts.items():
         for what in ("images", "labels"):
             its, of_train = _kind(getattr(part, what)), _kind(getattr(data.train, what))

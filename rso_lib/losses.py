@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .algorithm import Loss, cross_entropies
-from .settings import called
+from .settings import called, calling
 from .tensors import labelled
 
 Metric = Callable[[Tensor, Tensor], Tensor]
@@ -41,10 +41,7 @@ def checked(what: str, function: Loss | Metric) -> Loss:
     def of_each(outputs: Tensor, targets: Tensor) -> Tensor:
         given = f"{what} {called(function)}, given outputs {_said(outputs)} and targets {_said(targets)},"
         versions = _version(outputs), _version(targets)
-        try:
-            found = function(outputs, targets)
-        except Exception as error:  # whatever goes wrong in a function of the user's
-            raise ValueError(f"{given} raised {type(error).__name__}: {error}") from error
+        found = calling(given, function, outputs, targets)
         if (_version(outputs), _version(targets)) != versions:
             raise ValueError(f"{given} has written into them; let it work on copies: outputs.clone(), targets.clone()")
         if not isinstance(found, Tensor) or found.shape != outputs.shape[:1] or found.is_complex():

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -56,3 +57,8 @@ def _buffers(net: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 yield module, name, buffer
+
+
+def tensors(net: nn.Module) -> list[Tensor]:
+    """List the tensors of a net: parameters and buffers."""
+    return [tensor.detach() for tensor in chain(net.parameters(), net.buffers())]

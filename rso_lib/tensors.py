@@ -28,24 +28,21 @@ def pair_of(part: str, pair: Any) -> Pair:
     if len(pair) != 2:
         raise ValueError(f"{part} must be a pair (x, y) of tensors, a share or a whole number, not {len(pair)} things")
     x, y = pair
-    for name, one in (("x", x), ("y", y)):
-        if not isinstance(one, Tensor):
-            raise TypeError(f"{called(name, part)} must be a tensor, not a {type(one).__name__}: call torch.as_tensor")
-        if one.layout != torch.strided:
-            raise TypeError(f"{called(name, part)} must be a dense tensor, not {one.layout}: call .to_dense()")
+    check_tensor(argument_of("x", part), x)
+    check_tensor(argument_of("y", part), y)
     if x.dtype not in BYTES_OR_FLOATS:
-        raise TypeError(f"{called('x', part)} must be float32, float64 or uint8, not {x.dtype}: call .float()")
+        raise TypeError(f"{argument_of('x', part)} must be float32, float64 or uint8, not {x.dtype}: call .float()")
     if y.dtype == torch.bool and y.dim() > 1:
         y = y.float()
     elif not (y.is_floating_point() or y.is_complex()):
         y = y.long()
     x, y = x.detach().clone(), y.detach().clone()
     x = x.float() / 255 if x.dtype == torch.uint8 else x
-    check_pair(called("x", part), called("y", part), x, y, labels=False)
+    check_pair(argument_of("x", part), argument_of("y", part), x, y, labels=False)
     return x, y
 
 
-def called(name: str, part: str) -> str:
+def argument_of(name: str, part: str) -> str:
     """Return what an error calls x or y: of the whole ("x"), or of a part of its own."""
     return name if part == "x" else f"{name} of {part}"
 
@@ -124,9 +121,8 @@ def check_pair(x: str, y: str, images: Any, targets: Any, classes: int | None = 
     classes  how many there are, where that is known
     labels   whether targets must be the numbers of classes, as cross entropy needs them
     """
-    for name, one in ((x, images), (y, targets)):
-        if not isinstance(one, Tensor):
-            raise TypeError(f"{name} must be a tensor, not a {type(one).__name__}: call torch.as_tensor")
+    check_tensor(x, images)
+    check_tensor(y, targets)
     if not images.is_floating_point():
         raise TypeError(f"{x} must be floating-point numbers, not {images.dtype}: call .float()")
     if labels and targets.dtype != torch.int64:
@@ -149,10 +145,27 @@ def check_pair(x: str, y: str, images: Any, targets: Any, classes: int | None = 
     for name, values in ((x, images), (y, targets)):
         if values.numel() and not torch.stack(torch.aminmax(values.detach())).isfinite().all():
             raise ValueError(f"NaN or infinite values in {name}: leave them out, or replace them")
+    check_labels(y, targets, classes, labels)
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Raise TypeError where an argument is not a dense tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, not a {type(value).__name__}: call torch.as_tensor")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, not {value.layout}: call .to_dense()")
+
+
+def check_labels(name: str, targets: Tensor, classes: int | None, labels: bool) -> None:
+    """Raise ValueError where targets are labels, and one is below 0 or at least `classes`.
+
+    Arguments as in `check_pair`.
+    """
     if not labelled(targets) or not len(targets):
         return
     low, high = (int(value) for value in torch.aminmax(targets))
-    if low < 0 or high >= (high + 1 if classes is None else classes):
-        least = "at least 0" if classes is None else f"0 to {classes - 1}, as there are {classes} classes"
-        numbers = "" if labels else "; numbers that are no labels must be floating-point: call .float()"
-        raise ValueError(f"{y} must be {least}, not {low if low < 0 else high}{numbers}")
+    if low >= 0 and (classes is None or high < classes):
+        return
+    allowed = "at least 0" if classes is None else f"0 to {classes - 1}, as there are {classes} classes"
+    hint = "" if labels else "; numbers that are no labels must be floating-point: call .float()"
+    raise ValueError(f"{name} must be {allowed}, not {low if low < 0 else high}{hint}")

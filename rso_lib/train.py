@@ -1,7 +1,5 @@
 """Cycles, sweeps and steps: the loops of Algorithm 1 around the search engine."""
 
-import math
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,13 +11,13 @@ from torch import Tensor, nn
 
 from . import engine
 from .algorithm import Batches, Loss, cross_entropies
-from .checks import check, check_outputs, tensors
+from .checks import check, check_outputs
 from .data import Data, Split, check_split
 from .engine import Scorer, evaluator, memory
 from .history import NAN, History, Report
 from .known import unlike
 from .losses import Metric, accuracies, checked
-from .models import Net, count_weights, searched
+from .models import Net, searched
 from .passes import calibrate, mode
 from .proposals import generator, noise
 from .settings import RSO, check_kind, exact_products
@@ -113,87 +111,6 @@ def train(
             yield replace(item, seconds=seconds)
         elif steps:
             yield item
-
-
-def fit(
-    net: nn.Module,
-    data: Data,
-    settings: RSO,
-    history: History | None = None,
-    *,
-    loss: Loss = cross_entropies,
-    metric: Metric = accuracies,
-    progress: bool = True,
-) -> History:
-    """Train with a progress bar and return the history.
-
-    An interrupt ends the run and leaves net and history as they were at the last report: the same call, with this
-    history, goes on. So does an error, which is raised. Arguments and errors as for `train`. `history` is continued in
-    place.
-    """
-    check(net, data, settings, loss=loss, metric=metric)
-    history = History() if history is None else history
-    reported = len(history.rows), _copies(net)
-    try:
-        items = train(net, data, settings, history, steps=True, loss=loss, metric=metric)
-        for _ in with_bar(items, net, settings, history, progress):
-            reported = len(history.rows), _copies(net)
-    except BaseException as error:
-        rows, values = reported
-        del history.rows[rows:]
-        for tensor, value in zip(tensors(net), values, strict=True):
-            tensor.copy_(value)
-        if not isinstance(error, KeyboardInterrupt):
-            raise
-        warnings.warn("stopped before the end; net and history are as behind the last finished sweep", stacklevel=2)
-    return history
-
-
-def _copies(net: nn.Module) -> list[Tensor]:
-    return [tensor.clone() for tensor in tensors(net)]
-
-
-def with_bar(
-    items: Iterator[Report | Step], net: nn.Module, settings: RSO, history: History, progress: bool = True
-) -> Iterator[Report]:
-    """Yield the reports of a run, each added to its history, under a bar with the time left.
-
-    The bar is drawn anew after 2 % of the time that has passed, so that a notebook keeps few outputs of a long run.
-    """
-    from tqdm import tqdm
-
-    steps = lambda: sum(row.steps for row in history.rows if not row.is_cycle)  # noqa: E731
-    total = settings.cycles * count_weights(net)
-    least = 0.5 if sys.stderr.isatty() or "ipykernel" in sys.modules else 30.0  # seconds; a log file wants fewer lines
-    # smoothing=0: layers differ in the time of a step, so only the mean over the sitting tells the time left
-    with tqdm(
-        total=total,
-        initial=steps(),
-        unit="step",
-        smoothing=0,
-        mininterval=least,
-        disable=not progress,
-    ) as bar:
-        for item in items:
-            if isinstance(item, Step):
-                bar.update()
-                continue
-            history.append(item)
-            bar.mininterval = max(least, bar.format_dict["elapsed"] / 50)
-            bar.update(steps() - bar.n)  # those of all processes
-            bar.set_description(f"cycle {item.cycle}/{settings.cycles} {item.layer}", refresh=False)
-            if item.is_cycle:
-                bar.set_postfix({part: f"{score:.4f}" for part, score in shown(item).items()}, False)
-            yield item
-
-
-def shown(report: Report) -> dict[str, float]:
-    """Return what a bar shows of a cycle: the accuracies, or where there are none, the losses."""
-    for what in ("accuracy", "loss"):
-        scores = {part: getattr(report, f"{part}_{what}") for part in ("val", "test")}
-        if found := {part: score for part, score in scores.items() if not math.isnan(score)}:
-            return found if what == "accuracy" else {f"{part} loss": score for part, score in found.items()}
-    return {}
 
 
 @torch.no_grad()
@@ -304,11 +221,13 @@ def _scorer(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int
 def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, result: SweepResult, sent: int) -> Report:
     weights = [net.get_parameter(name) for name in sweep.names]
     of_each = zip(weights, scales(net, sweep.names, settings, cycle), strict=True)
+    choices = result.choices
+    wins = (int(won.sum()) for won in (choices == 0, choices > 0, choices < 0))
     return Report(
         cycle=cycle + 1,
         layer=sweep.layer,
         sigma=sum(w.numel() * scale for w, scale in of_each) / sweep.steps,
-        **_counts(_wins(result.choices), settings, cycle),
+        **_counts(settings, cycle, *wins),
         train_loss=float(result.loss) / sweep.steps,
         bytes_sent=sent,
     )
@@ -318,25 +237,19 @@ def _cycle_report(
     net: nn.Module, data: Data, settings: RSO, rows: list[Report], scored: tuple[Loss, Metric], sent: int
 ) -> Report:
     steps = sum(row.steps for row in rows)
-    wins = [sum(getattr(row, name) for row in rows) for name in ("kept", "plus", "minus")]
+    wins = (sum(getattr(row, name) for row in rows) for name in ("kept", "plus", "minus"))
     return Report(
         cycle=rows[0].cycle,
         layer="",
         sigma=sum(row.sigma * row.steps for row in rows) / steps,
-        **_counts(wins, settings, rows[0].cycle - 1),
+        **_counts(settings, rows[0].cycle - 1, *wins),
         **scores(net, data, *scored),
         bytes_sent=sum(row.bytes_sent for row in rows) + sent,
     )
 
 
-def _wins(choices: Tensor) -> list[int]:
-    """Count how often w was kept, moved along Δ, and against it."""
-    return [int(wins) for wins in ((choices == 0).sum(), (choices > 0).sum(), (choices < 0).sum())]
-
-
-def _counts(wins: Sequence[int], settings: RSO, cycle: int) -> dict[str, int]:
+def _counts(settings: RSO, cycle: int, kept: int, plus: int, minus: int) -> dict[str, int]:
     """Return the counts of a report, given how often w was kept, moved along Δ, and against it."""
-    kept, plus, minus = wins
     steps = kept + plus + minus
     evaluations = len(settings.candidates) * steps
     return {

@@ -19,12 +19,13 @@ from rso_lib.algorithm import Batches, algorithm_1, cross_entropy
 from rso_lib.data import Data, load
 from rso_lib.discrete import Grid, activate, moved
 from rso_lib.engine.block import BlockScorer
+from rso_lib.fit import fit
 from rso_lib.known import unlike
 from rso_lib.models import Block, Flow, Head, Net, grids, initialise, size_in_bytes
 from rso_lib.passes import calibrate
 from rso_lib.run.nets import read_options
 from rso_lib.settings import RSO
-from rso_lib.train import Step, fit, train
+from rso_lib.train import Step, train
 
 __all__ = ["loops", "recorded"]  # fixtures
 

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrizations, prune
 from rso_lib.algorithm import choose, cross_entropy, one_hot, step
 from rso_lib.data import Data, Split
 from rso_lib.engine import memory
+from rso_lib.fit import fit
 from rso_lib.known import unlike
 from rso_lib.lab import bench, noise
 from rso_lib.models import Block, Flow, Head, Net, count_weights, initialise, one_conv
@@ -26,7 +27,7 @@ from rso_lib.passes import calibrate
 from rso_lib.proposals import generator, sigma
 from rso_lib.run import sgd
 from rso_lib.settings import RSO
-from rso_lib.train import Step, evaluate, fit, sweeps, train
+from rso_lib.train import Step, evaluate, sweeps, train
 
 SHORT = RSO(cycles=1, batch_size=8)
 

@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from rso_lib.algorithm import choose, cross_entropy, one_hot, step
 from rso_lib.data import Data, Split
+from rso_lib.fit import fit
 from rso_lib.history import History, Report
 from rso_lib.models import Net, count_weights
 from rso_lib.passes import calibrate
 from rso_lib.proposals import generator, sigma
 from rso_lib.settings import RSO
-from rso_lib.train import Position, Step, evaluate, fit, sweeps, train
+from rso_lib.train import Position, Step, evaluate, sweeps, train
 
 
 def weights(net: nn.Module) -> list[Tensor]:

@@ -23,10 +23,11 @@ from torch import nn
 from .. import data as images
 from ..algorithm import Loss
 from ..data import Data
+from ..fit import with_bar
 from ..history import History, read
 from ..losses import LOSSES, METRICS, Metric
 from ..settings import RSO, check_named, check_whole, qualified
-from ..train import check, train, with_bar
+from ..train import check, train
 from .about import (
     AS_IT_IS,
     FORMAT,
