@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,60 +178,77 @@ class Board:
 
 
 def make_entry(
-    board: Path,
-    method: str,
-    budget: int,
-    asked: Board,
-    what: command.What,
-    data: Data,
-    *,
-    progress: bool = True,
+    board: Path, method: str, budget: int, asked: Board, what: command.What, data: Data, *, progress: bool = True
 ) -> Entry:
     """Make an entry, or what is missing of it: a history that is there is not made again.
 
     Raises ValueError where the folder has an entry of other settings or images, or where the smaller budget that gives
     the settings has no entry; `Busy` where another process makes it.
     """
-    options = dict(command.options_of(what.net, what.net_options)) if what.net_options else {}
-    fresh = lambda seed: runs.build(what.net, data.shape, len(data.classes), seed, **options)  # noqa: E731
     if asked.tuned_at is None:
-        tried = settings_tried(KNOWN[method], budget, count_weights(fresh(0)), asked.batch_size)
+        weights = count_weights(_net(vars(what), data, seed=0))
+        tried = settings_tried(KNOWN[method], budget, weights, asked.batch_size)
     else:
         tuned = read_entry(board / str(asked.tuned_at) / method)
         if not tuned.finished:
             raise ValueError(f"{tuned.folder} has not tried all of its settings yet: make that entry first")
         tried = [tuned.about["tried"][tuned.best]]
     about = {
-        **{name: getattr(what, name) for name in ("dataset", "net", "net_options", "data_seed", "val_size")},
-        **{"method": method, "budget": budget, "batch_size": asked.batch_size, "tuned_at": asked.tuned_at},
-        **{"tried": tried, "data": facts(data)},
+        **vars(what),
+        "method": method,
+        "budget": budget,
+        "batch_size": asked.batch_size,
+        "tuned_at": asked.tuned_at,
+        "tried": tried,
+        "data": facts(data),
     }
     folder = board / str(budget) / method
     make(folder)
-    device = data.train.images.device
-
-    def history(name: str, settings: Mapping[str, Any], seed: int) -> History:
-        if not (path := folder / f"{name}.csv").exists():
-            _note(folder, about, machine(device))
-            net = fresh(seed).to(device)
-            made = play(KNOWN[method].run, net, data, budget, seed, settings, progress=progress)
-            with replacing(path) as part:
-                made.save(part)
-        return History.load(path)
-
     with alone(folder):
         _check(folder, about)
-        entry = Entry(folder, about, [history(f"tried_{k}", one, 0) for k, one in enumerate(tried)], [])
-        others = [history(f"seed_{seed}", tried[entry.best], seed) for seed in range(1, asked.seeds)]
+        finish = partial(_finish, folder, about, data, progress=progress)
+        entry = Entry(folder, about, [finish(f"tried_{k}", one, 0) for k, one in enumerate(tried)], [])
+        others = [finish(f"seed_{seed}", tried[entry.best], seed) for seed in range(1, asked.seeds)]
         return entry._replace(others=others)
+
+
+def _net(about: Mapping[str, Any], data: Data, seed: int) -> nn.Module:
+    """Return the net of an entry, initialised with a seed."""
+    options = command.options_of(about["net"], about["net_options"])
+    return runs.build(about["net"], data.shape, len(data.classes), seed, **options)
+
+
+def _finish(
+    folder: Path,
+    about: Mapping[str, Any],
+    data: Data,
+    name: str,
+    settings: Mapping[str, Any],
+    seed: int,
+    *,
+    progress: bool,
+) -> History:
+    """Return the history of a run of an entry, which is made where its file is missing."""
+    path = folder / f"{name}.csv"
+    if not path.exists():
+        device = data.train.images.device
+        _note(folder, about, machine(device))
+        net = _net(about, data, seed).to(device)
+        method = KNOWN[about["method"]].run
+        history = play(method, net, data, about["budget"], seed, settings, progress=progress)
+        with replacing(path) as part:
+            history.save(part)
+    return History.load(path)
 
 
 def _check(folder: Path, about: Mapping[str, Any]) -> None:
     """Raise ValueError where a folder holds an entry of other settings."""
-    if not (folder / "settings.json").exists():
+    path = folder / "settings.json"
+    if not path.exists():
         return
-    there = {**json.loads((folder / "settings.json").read_text()), "machines": None}
-    if unlike := runs.differences(there, json.loads(json.dumps({**about, "machines": None}))):
+    there = json.loads(path.read_text())
+    del there["machines"]
+    if unlike := runs.differences(there, json.loads(json.dumps(about))):
         raise ValueError(f"{folder} holds an entry of other settings or images; choose another folder:\n{unlike}")
 
 
@@ -238,19 +256,20 @@ def _note(folder: Path, about: Mapping[str, Any], here: Mapping[str, Any]) -> No
     """Write the settings, and the machine that trains now, if it is another than the last one."""
     path = folder / "settings.json"
     machines = json.loads(path.read_text())["machines"] if path.exists() else []
+    if machines[-1:] != [here]:
+        machines.append(here)
     with replacing(path) as part:
-        machines += [here] if machines[-1:] != [here] else []
         part.write_text(json.dumps({**about, "machines": machines}, indent=2) + "\n")
 
 
 def command_of(entry: Entry, board: str) -> str:
     """Return the command that makes an entry, or what is missing of it."""
-    about, words = entry.about, [f"python -m rso_lib scoreboard {board}"]
-    given = {name: about[name] for name in ("dataset", "net", "net_options", "data_seed", "val_size")}
-    given = {name: value for name, value in given.items() if value != getattr(command.What(), name)}
-    given |= {"methods": entry.method, "budgets": entry.budget, "seeds": len(entry.histories)}
-    given |= {name: about[name] for name in ("batch_size", "tuned_at") if about[name] != getattr(Board(), name)}
-    return " ".join([*words, *(f"--{name.replace('_', '-')} {value}" for name, value in given.items())])
+    default = {**vars(command.What()), **vars(Board())}
+    always = {"methods": entry.method, "budgets": entry.budget, "seeds": len(entry.histories)}
+    given = {**default, **entry.about, **always}
+    names = [name for name in default if name in always or given[name] != default[name]]
+    words = [f"--{name.replace('_', '-')} {given[name]}" for name in names]
+    return " ".join([f"python -m rso_lib scoreboard {board}", *words])
 
 
 # Tables
