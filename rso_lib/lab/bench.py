@@ -44,7 +44,7 @@ from ..run import cli as command
 from ..run.files import replacing
 from ..run.nets import NETS, read_options
 from ..settings import RSO, check_choice, check_whole, exact_products
-from .bench_report import Timing, machine, operations, operations_per_step, summary, table
+from .bench_report import Timing, machine, operations, operations_per_step, report, summary
 
 SHAPES = {"one_conv": (1, 28, 28), "two_conv": (1, 28, 28), "mnist_net": (1, 28, 28)}
 CIFAR = {f"cifar_net_{depth}": depth for depth in (3, 5, 10)}
@@ -220,7 +220,7 @@ def bench(
     named = f"{net_name} with {net_options}" if net_options else net_name
     print(f"{named}, batch {batch}, {count:,} images; {machine(device)}; matrix product {rate / 1e9:.0f} GFLOP/s")
     print("Milliseconds per step; a cycle is extrapolated from the measured steps of every layer.\n")
-    print("\n".join(table(timings, steps, rate, cycle)))
+    print(report(timings, steps, rate, cycle))
     print(f"\nOne cycle in the engine: {cycle['engine_seconds']:.1f} s", end="; ")
     print(f"{cycle['image_forwards_saved']:.1%} of the plain algorithm's operations are saved", end="; ")
     print(f"peak memory {memory.peak(device) / 1e9:.1f} GB")

@@ -32,6 +32,7 @@ from ..run.provenance import facts, machine
 from ..settings import check_choice, check_whole, numbers
 from ..train import evaluate
 from .cheaper import IDEAS
+from .markdown import table
 from .methods import METHODS, Method, Spent, settings_tried
 from .tables import standard_error
 
@@ -302,28 +303,22 @@ def tabulate(entries: Sequence[Entry]) -> pandas.DataFrame:
 
 def page(entries: Sequence[Entry], board: str) -> str:
     """Return the page of a scoreboard in Markdown: a table of test accuracies, the chosen settings, the commands."""
-    table = tabulate(entries)
-    budgets = sorted(table.budget.unique())
-    lines = [f"| method | {' | '.join(map(said, budgets))} |", "|---" + "|---:" * len(budgets) + "|"]
-    for method, rows in table.groupby("method", sort=False):
-        found = {row.budget: _accuracy(row) for row in rows.itertuples()}
-        lines.append(f"| {method} | {' | '.join(found.get(budget, '') for budget in budgets)} |")
-    columns = zip(table.method, table.budget, table.seeds, table.settings, table.seconds, strict=True)
-    chosen = [f"| {one} | {said(budget)} | {n} | {which} | {time:.0f} |" for one, budget, n, which, time in columns]
-    about = entries[0].about
-    return "\n".join(
-        [
-            f"# Scoreboard: `{about['net']}` on `{about['dataset']}`\n",
-            PAGE.strip() + "\n",
-            *lines,
-            "\n| method | budget | seeds | settings | seconds of a run |",
-            "|---|---:|---:|---|---:|",
-            *chosen,
-            "\n```",
-            *(command_of(one, board) for one in entries),
-            "```\n",
-        ]
-    )
+    found, about = tabulate(entries), entries[0].about
+    budgets = sorted(found.budget.unique())
+    rows = []
+    for method, mine in found.groupby("method", sort=False):
+        reached = {row.budget: _accuracy(row) for row in mine.itertuples()}
+        rows.append([method, *(reached.get(budget, "") for budget in budgets)])
+    columns = zip(found.method, found.budget, found.seeds, found.settings, found.seconds, strict=True)
+    chosen = [[method, said(budget), seeds, which, f"{time:.0f}"] for method, budget, seeds, which, time in columns]
+    parts = [
+        f"# Scoreboard: `{about['net']}` on `{about['dataset']}`",
+        PAGE.strip(),
+        table(["method", *map(said, budgets)], "l" + "r" * len(budgets), rows),
+        table(["method", "budget", "seeds", "settings", "seconds of a run"], "lrrlr", chosen),
+        "\n".join(["```", *(command_of(one, board) for one in entries), "```"]),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _accuracy(row: Any) -> str:
