@@ -8,10 +8,9 @@ An entry is a method at a budget, in a folder BOARD/BUDGET/METHOD:
 """
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,84 +21,20 @@ import torch
 from torch import nn
 
 from ..data import Data, load
-from ..history import NAN, History, Report
+from ..history import History
 from ..models import count_weights
-from ..passes import calibrate
 from ..run import cli as command
 from ..run import folder as runs
 from ..run.files import Busy, alone, folder_at, make, replacing
 from ..run.provenance import facts, machine
 from ..settings import check_choice, check_whole, numbers
-from ..train import evaluate
 from .cheaper import IDEAS
 from .markdown import table
-from .methods import METHODS, Method, Spent, settings_tried
+from .methods import METHODS, settings_tried
 from .tables import standard_error
+from .trial import play
 
 KNOWN = {**METHODS, **IDEAS}
-ROWS = 16
-"""Rows of a history at the most, at equal distances on a logarithmic axis from a hundredth of the budget on."""
-
-
-def play(
-    method: Method,
-    net: nn.Module,
-    data: Data,
-    budget: int,
-    seed: int,
-    settings: Mapping[str, Any],
-    *,
-    progress: bool = True,
-) -> History:
-    """Train a net by a method and return its history, of which only the last row has a score of the test part.
-
-    In a row `cycle` counts the updates so far, and `steps` those since the last row. Scoring costs no image-forwards.
-    Raises ValueError where the budget has not one update.
-    """
-    from tqdm import tqdm
-
-    history, began, marks = History(), time.perf_counter(), np.geomspace(budget / 100, budget, ROWS)
-    before, updates, spent = Spent(0, 0), 0, Spent(0, 0)
-
-    def note() -> None:
-        done = sum(row.steps for row in history.rows)
-        history.append(_row(net, data, updates - done, updates, before, spent, time.perf_counter() - began))
-
-    with tqdm(total=budget, unit="image", unit_scale=True, disable=not progress, leave=False, mininterval=1) as bar:
-        for spent in method(net, data, budget, seed, **settings):
-            updates += 1
-            bar.update(spent.image_forwards - bar.n)
-            if spent.image_forwards >= marks[0]:
-                note()
-                before, marks = spent, np.append(marks[marks > spent.image_forwards], np.inf)
-    if not updates:
-        raise ValueError(f"budget must be larger: {budget:,} image-forwards are not one update with {dict(settings)}")
-    if spent != before:
-        note()
-    loss, accuracy = evaluate(net, data.test)
-    history.rows[-1] = replace(history.rows[-1], test_loss=loss, test_accuracy=accuracy)
-    return history
-
-
-def _row(net: nn.Module, data: Data, steps: int, updates: int, before: Spent, spent: Spent, seconds: float) -> Report:
-    """Score a net on the validation part."""
-    calibrate(net, data.train.images)
-    loss, accuracy = evaluate(net, data.val)
-    return Report(
-        cycle=updates,
-        layer="",
-        sigma=NAN,
-        steps=steps,
-        kept=0,
-        plus=0,
-        minus=0,
-        evaluations=spent.evaluations - before.evaluations,
-        image_forwards=spent.image_forwards - before.image_forwards,
-        val_loss=loss,
-        val_accuracy=accuracy,
-        seconds=seconds,
-    )
-
 
 # On disk
 
