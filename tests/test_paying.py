@@ -14,7 +14,8 @@ from rso_lib import RSO, Data, fit, load, models
 from rso_lib.history import History, Report
 from rso_lib.lab import cheaper, paying
 from rso_lib.lab.cheaper import EXPECTED, IDEAS
-from rso_lib.lab.scoreboard import Entry, play
+from rso_lib.lab.scoreboard import Entry
+from rso_lib.lab.trial import play
 from rso_lib.proposals import generator
 from rso_lib.rules import RULES, Scores
 from rso_lib.train import evaluate, train

@@ -15,6 +15,7 @@ from rso_lib import RSO, models
 from rso_lib.engine import ENGINE
 from rso_lib.history import History, Report
 from rso_lib.lab import redraw, results, tables
+from rso_lib.lab.markdown import table
 from rso_lib.lab.results import Result
 from rso_lib.run import baseline, cli, sgd
 from rso_lib.run import folder as runs
@@ -195,6 +196,17 @@ def test_the_table_has_the_papers_column_where_the_paper_has_a_number() -> None:
     assert results.tabulate([flat]).endswith("| 1 of 4 cycles | 90.00 % |")
     both = results.tabulate([flat, SEARCH]).splitlines()
     assert both[0].endswith("| the paper, at its end |") and both[2].endswith("| 90.00 % |  |")
+
+
+def test_a_table_in_markdown() -> None:
+    assert table(["a", "b"], "lr", [["x", 1], ["", 2]]).splitlines() == [
+        "| a | b |",
+        "|---|---:|",
+        "| x | 1 |",
+        "|  | 2 |",
+    ]
+    with pytest.raises(ValueError, match="each row must have 2 cells"):
+        table(["a", "b"], "lr", [["x"]])
 
 
 def test_nets_without_a_gradient_are_named_in_words() -> None:

@@ -18,7 +18,8 @@ from rso_lib import Data, load, models
 from rso_lib.history import History
 from rso_lib.lab import methods, scoreboard
 from rso_lib.lab.methods import METHODS, Losses, centred_ranks, settings_tried
-from rso_lib.lab.scoreboard import Board, make_entry, page, play, read_board
+from rso_lib.lab.scoreboard import Board, make_entry, page, read_board
+from rso_lib.lab.trial import play
 from rso_lib.run import cli
 from rso_lib.train import evaluate
 

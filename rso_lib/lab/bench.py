@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from .. import models
 from ..algorithm import Batches, cross_entropies, cross_entropy
-from ..engine import Moves, Stepper, memory, replay, stepper
+from ..engine import Moves, memory, replay, stepper
 from ..engine.head import HeadScorer
 from ..engine.inputs import cached_input
 from ..engine.layers import channels_last, stages
@@ -44,7 +44,7 @@ from ..run import cli as command
 from ..run.files import replacing
 from ..run.nets import NETS, read_options
 from ..settings import RSO, check_choice, check_whole, exact_products
-from .bench_report import Timing, machine, operations, operations_per_step, summary, table
+from .bench_report import Timing, machine, operations, operations_per_step, report, summary
 
 SHAPES = {"one_conv": (1, 28, 28), "two_conv": (1, 28, 28), "mnist_net": (1, 28, 28)}
 CIFAR = {f"cifar_net_{depth}": depth for depth in (3, 5, 10)}
@@ -98,63 +98,90 @@ def plain_step(weight: Tensor, index: int, delta: Tensor, loss: Callable[[], Ten
         flat[index] = best
 
 
+class Visits:
+    """Steps of the engine on the largest tensor of a layer.
+
+    slices  batches of all images, of which the scorer may have a sample; the weights visited lie as far apart as they
+            would on all of them
+    """
+
+    def __init__(self, net: Net, position: int, batches: Batches, slices: int):
+        layer, device = net.layers[position], batches.images.device
+        self.name, largest = max(layer.named_parameters(), key=lambda pair: pair[1].numel())
+        self.weight = largest.detach()
+        grid = grids(layer).get(self.name)
+        self.delta = torch.tensor(grid.spacing if grid else 0.01 * sigma(largest), device=device)
+        kind = HeadScorer if isinstance(layer, Head) else SequentialScorer
+        self.scorer = kind(net, position, batches, RSO(batch_size=batches.size), cross_entropies)
+        self.step = stepper(self.scorer, argmin, device)
+        self.replays = isinstance(self.step, replay.Replay)
+        self.sample, self.slices = len(self.scorer.labels), slices
+
+    def build(self) -> None:
+        """Build the cached input of every slice."""
+        for batch in range(self.sample):
+            self.scorer.inputs[batch]
+
+    def __call__(self, turns: Iterable[int]) -> None:
+        """Make steps in some turns; the weights between change too, as if visited on other batches."""
+        weight, apart = self.scorer.w[self.name].view(-1), self.slices // self.sample
+        for turn in turns:
+            at = turn * apart % len(weight)
+            weight[max(at - apart + 1, 0) : at] += self.delta
+            self.step(Moves.of(self.name, at, self.delta, turn % self.sample))
+
+    def turns(self, k: int) -> range:
+        """Return the turns of the k-th timed round: a row of weights, or a whole sweep where steps are replayed."""
+        if self.replays:
+            return range(self.weight.numel() * self.sample // self.slices)
+        row = max(1, self.weight[0].numel() // (self.slices // self.sample))
+        return range(self.sample + k * row, self.sample + (k + 1) * row)
+
+
+def plain_losses(net: Net, position: int, batches: Batches) -> dict[str, Callable[[], Tensor]]:
+    """Return the losses on the first batch that "plain" and "cached" compute: of the whole net, and from a layer on."""
+    x, labels = channels_last(batches.images[: batches.size]), batches.labels[: batches.size]
+    behind = cached_input(stages(net.blocks[:position], calibrated=True), x, channels_last)
+    behind = behind._replace(x=channels_last(behind.x))  # grey images have two layouts, and convolutions ask for one
+    return {
+        "plain": lambda: cross_entropy(net(x), labels),
+        "cached": lambda: cross_entropy(run(net, position, behind), labels),
+    }
+
+
 def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int | None = None) -> Timing:
     """Time the steps of the layer at a position, the three methods in turn, on all slices or a sample of them."""
     device, layer = batches.images.device, net.layers[position]
-    name, largest = max(layer.named_parameters(), key=lambda pair: pair[1].numel())
-    grid = grids(layer).get(name)
-    weight, delta = largest.detach(), torch.tensor(grid.spacing if grid else 0.01 * sigma(largest), device=device)
     slices = len(batches.labels) // batches.size
-    tried = min(sample or slices, slices)
-    images = len(batches.labels) if tried == slices else tried * batches.size
-    part = Batches(batches.images[:images], batches.labels[:images], batches.size)
+    part = batches
+    if sample and sample < slices:
+        images = sample * batches.size
+        part = Batches(batches.images[:images], batches.labels[:images], batches.size)
     net.eval()
-    kind, settings = HeadScorer if isinstance(layer, Head) else SequentialScorer, RSO(batch_size=batches.size)
-    scorer = kind(net, position, part, settings, cross_entropies)
-    build = clock(lambda: [scorer.inputs[s] for s in range(tried)], device) * len(batches.labels) / images
-    step = stepper(scorer, argmin, device)
-    visit = partial(visits, step, scorer, name, delta, slices // tried)
-    in_a_row = max(1, weight[0].numel() // (slices // tried))
-    first = [clock(partial(visit, [turn]), device) for turn in range(tried)]
-    x = channels_last(batches.images[: batches.size])
-    behind = cached_input(stages(net.blocks[:position], calibrated=True), x, channels_last)
-    behind = behind._replace(x=channels_last(behind.x))  # grey images have two layouts, and convolutions ask for one
-    labels = batches.labels[: batches.size]
-    replays = isinstance(step, replay.Replay)
-    whole = lambda: cross_entropy(net(x), labels)  # noqa: E731
-    tail = lambda: cross_entropy(run(net, position, behind), labels)  # noqa: E731
+    visits = Visits(net, position, part, slices)
+    build = clock(visits.build, device) * len(batches.labels) / len(part.labels)
+    first = [clock(partial(visits, [turn]), device) for turn in range(visits.sample)]
+    losses = plain_losses(net, position, batches)
     times: dict[str, list[float]] = {"plain": [], "cached": [], "engine": []}
     for k in range(repeats):
         net.train()
-        for method, loss in (("plain", whole), ("cached", tail)):
-            plain = partial(plain_step, weight, 0, delta, loss)
-            if replays:
+        for method, loss in losses.items():
+            plain = partial(plain_step, visits.weight, 0, visits.delta, loss)
+            if visits.replays:
                 plain()  # recording has left torch no memory for it
             times[method].append(clock(plain, device))
-        row = range(tried + k * in_a_row, tried + (k + 1) * in_a_row)
-        if replays:
-            scorer.begin()
-            row = range(weight.numel() * tried // slices)
-        times["engine"].append(clock(partial(visit, row), device) / len(row))
+        if visits.replays:
+            visits.scorer.begin()
+        turns = visits.turns(k)
+        times["engine"].append(clock(partial(visits, turns), device) / len(turns))
     return Timing(
         layer=list(dict(net.named_children()))[position],
         weights=models.count_weights(layer),
         **{method: statistics.median(values) for method, values in times.items()},
         first=statistics.median(first),
         build=build,
-        firsts=0 if replays else sum(min(slices, tensor.numel()) for tensor in layer.parameters()),
+        firsts=0 if visits.replays else sum(min(slices, tensor.numel()) for tensor in layer.parameters()),
     )
-
-
-def visits(
-    step: Stepper, scorer: HeadScorer | SequentialScorer, name: str, delta: Tensor, apart: int, turns: Iterable[int]
-) -> None:
-    """Make steps in some turns, on weights that lie apart; those between change too, as if visited on other batches."""
-    weight = scorer.w[name].view(-1)
-    for turn in turns:
-        at = turn * apart % len(weight)
-        weight[max(at - apart + 1, 0) : at] += delta
-        step(Moves.of(name, at, delta, turn % len(scorer.labels)))
 
 
 def run(net: Net, position: int, flow: Flow) -> Tensor:
@@ -193,7 +220,7 @@ def bench(
     named = f"{net_name} with {net_options}" if net_options else net_name
     print(f"{named}, batch {batch}, {count:,} images; {machine(device)}; matrix product {rate / 1e9:.0f} GFLOP/s")
     print("Milliseconds per step; a cycle is extrapolated from the measured steps of every layer.\n")
-    print("\n".join(table(timings, steps, rate, cycle)))
+    print(report(timings, steps, rate, cycle))
     print(f"\nOne cycle in the engine: {cycle['engine_seconds']:.1f} s", end="; ")
     print(f"{cycle['image_forwards_saved']:.1%} of the plain algorithm's operations are saved", end="; ")
     print(f"peak memory {memory.peak(device) / 1e9:.1f} GB")

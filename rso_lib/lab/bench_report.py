@@ -1,7 +1,6 @@
 """What a benchmark says: operations of a step by count, and a cycle's figures from those of its layers."""
 
 import platform
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from ..engine import kernels
 from ..engine.layers import folds
 from ..models import Flow, Net
 from ..passes import mode
+from .markdown import table
 
 
 @dataclass
@@ -110,18 +110,20 @@ def cpu_name() -> str:
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def table(timings: list[Timing], steps: list[dict[str, int]], rate: float, cycle: dict[str, float]) -> Iterator[str]:
-    """The report's lines, as a Markdown table; milliseconds per step."""
-    yield "| layer | weights | plain | cached | engine | over plain | over cache | share of peak |"
-    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+def report(timings: list[Timing], steps: list[dict[str, int]], rate: float, cycle: dict[str, float]) -> str:
+    """Return the figures of all layers and of a cycle as a table in Markdown; milliseconds per step."""
+    rows = []
     for timing, ops in zip(timings, steps, strict=True):
-        share = ops["engine"] / timing.engine * 1e3 / rate
-        yield (
-            f"| {timing.layer} | {timing.weights:,} | {timing.plain:.2f} | {timing.cached:.2f} | {timing.engine:.2f} "
-            f"| {timing.plain / timing.engine:.1f} | {timing.cached / timing.engine:.1f} | {share:.0%} |"
-        )
-    yield (
-        f"| **cycle** | {cycle['steps']:,} | {cycle['plain_ms_per_step']:.2f} | {cycle['cached_ms_per_step']:.2f} "
-        f"| {cycle['engine_ms_per_step']:.2f} | {cycle['speedup_over_plain']:.1f} "
-        f"| {cycle['speedup_over_cache']:.1f} | {cycle['share_of_peak']:.0%} |"
-    )
+        times = timing.plain, timing.cached, timing.engine
+        rows.append(_row(timing.layer, timing.weights, times, ops["engine"] / timing.engine * 1e3 / rate))
+    times = cycle["plain_ms_per_step"], cycle["cached_ms_per_step"], cycle["engine_ms_per_step"]
+    rows.append(_row("**cycle**", cycle["steps"], times, cycle["share_of_peak"]))
+    columns = ["layer", "weights", "plain", "cached", "engine", "over plain", "over cache", "share of peak"]
+    return table(columns, "lrrrrrrr", rows)
+
+
+def _row(layer: str, weights: float, times: tuple[float, float, float], share: float) -> list[str]:
+    """Return the cells of a layer, with how many times faster the engine is."""
+    plain, cached, engine = times
+    milliseconds = [f"{plain:.2f}", f"{cached:.2f}", f"{engine:.2f}"]
+    return [layer, f"{weights:,}", *milliseconds, f"{plain / engine:.1f}", f"{cached / engine:.1f}", f"{share:.0%}"]

@@ -4,7 +4,7 @@ Each is a function (net, data, budget, seed, **settings) that trains the net in 
 after every update. It ends before the budget of image-forwards would be passed, and draws all it draws from its seed.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from itertools import product
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from ..algorithm import Batches, cross_entropies
 from ..data import Data
 from ..engine import scorer_of
 from ..engine.module import ModuleScorer
+from ..history import Report
 from ..models import count_weights, searched
 from ..proposals import generator, linear, sigma
 from ..run import sgd
@@ -40,12 +41,14 @@ Method = Callable[..., Iterator[Spent]]
 class Losses:
     """The loss of a net on a batch as a function of all its weights, as one vector; it counts what it is asked.
 
-    One shuffle of the training part is cut into batches, which take turns: `turn` is raised by whoever asks.
+    One shuffle of the training part is cut into batches, which take turns: an update is made on one, and `update` goes
+    on to the next. `rng` is for what a method draws.
     """
 
     def __init__(self, net: nn.Module, data: Data, budget: int, seed: int, batch_size: int):
         images, labels = data.train.images, data.train.labels
         self.batch_size = min(batch_size, len(labels))
+        self.rng = generator(seed, DRAWS)
         order = torch.randperm(len(labels), generator=generator(seed, SHUFFLE)).to(labels.device)
         batches = Batches(images[order], labels[order], self.batch_size)
         settings = RSO(level="network", batch_size=self.batch_size)
@@ -67,6 +70,12 @@ class Losses:
         """Give the net these weights."""
         for weight, part in zip(self.weights, vector.split([w.numel() for w in self.weights]), strict=True):
             weight.copy_(part.view_as(weight))
+
+    def update(self, vector: Tensor) -> Spent:
+        """Give the net its new weights, go on to the next batch, and return what was paid so far."""
+        self.write(vector)
+        self.turn += 1
+        return self.spent()
 
     def vector(self) -> Tensor:
         """Return a copy of the weights of the net."""
@@ -105,12 +114,16 @@ def rso(
     batch = min(budget // evaluations, len(data.train))
     schedule = lambda cycle, cycles: scale * linear(cycle, cycles)  # noqa: E731
     asked = RSO(cycles=cycles, batch_size=batch, schedule=schedule, seed=seed, **settings)
-    spent = Spent(0, 0)
-    for report in train(net, data, asked):
-        assert not isinstance(report, tuple), "without steps these are reports"
-        if not report.is_cycle:
-            spent = Spent(spent.image_forwards + report.image_forwards, spent.evaluations + report.evaluations)
-            yield spent
+    yield from add_up(item for item in train(net, data, asked) if isinstance(item, Report) and not item.is_cycle)
+
+
+def add_up(reports: Iterable[Report]) -> Iterator[Spent]:
+    """Yield what has been paid so far, after each report."""
+    image_forwards = evaluations = 0
+    for report in reports:
+        image_forwards += report.image_forwards
+        evaluations += report.evaluations
+        yield Spent(image_forwards, evaluations)
 
 
 def spsa(
@@ -122,15 +135,13 @@ def spsa(
            by the root of the number of weights
     reach  how far along the direction the two losses are taken
     """
-    loss, rng = Losses(net, data, budget, seed, batch_size), generator(seed, DRAWS)
+    loss = Losses(net, data, budget, seed, batch_size)
     weights = loss.vector()
     while loss.afford(2):
-        direction = torch.randn(len(weights), generator=rng).to(weights)
+        direction = torch.randn(len(weights), generator=loss.rng).to(weights)
         slope = (loss(weights + reach * direction) - loss(weights - reach * direction)) / (2 * reach)
         weights -= rate / len(weights) * loss.left() * slope * direction
-        loss.write(weights)
-        loss.turn += 1
-        yield loss.spent()
+        yield loss.update(weights)
 
 
 def es(
@@ -148,19 +159,17 @@ def es(
 
     All members of a generation meet the same batch. The rate falls to 0.
     """
-    loss, rng = Losses(net, data, budget, seed, batch_size), generator(seed, DRAWS)
+    loss = Losses(net, data, budget, seed, batch_size)
     weights = loss.vector()
     adam = torch.optim.Adam([weights], rate)
     while loss.afford(2 * pairs):
-        directions = torch.randn(pairs, len(weights), generator=rng).to(weights)
+        directions = torch.randn(pairs, len(weights), generator=loss.rng).to(weights)
         both = [[loss(weights + reach * one), loss(weights - reach * one)] for one in directions]
         ranks = centred_ranks(torch.tensor(both)).to(weights)
         weights.grad = (ranks[:, 0] - ranks[:, 1]) @ directions / (2 * pairs)
         adam.param_groups[0]["lr"] = rate * loss.left()
         adam.step()
-        loss.write(weights)
-        loss.turn += 1
-        yield loss.spent()
+        yield loss.update(weights)
 
 
 def centred_ranks(losses: Tensor) -> Tensor:
@@ -180,7 +189,7 @@ def cma_es(net: nn.Module, data: Data, budget: int, seed: int, *, reach: float, 
     Raises ModuleNotFoundError, naming the remedy, where `cma` is not installed.
     """
     library = optional("cma")
-    loss, rng = Losses(net, data, budget, seed, batch_size), generator(seed, DRAWS)
+    loss = Losses(net, data, budget, seed, batch_size)
     start = loss.vector()
     strategy = library.CMAEvolutionStrategy(
         start.double().cpu().numpy(),
@@ -188,7 +197,7 @@ def cma_es(net: nn.Module, data: Data, budget: int, seed: int, *, reach: float, 
         {
             "CMA_diagonal": True,
             "CMA_stds": loss.sigmas().numpy(),
-            "randn": lambda *shape: torch.randn(shape, generator=rng, dtype=torch.float64).numpy(),
+            "randn": lambda *shape: torch.randn(shape, generator=loss.rng, dtype=torch.float64).numpy(),
             "seed": float("nan"),
             "verbose": -9,
         },
@@ -197,9 +206,7 @@ def cma_es(net: nn.Module, data: Data, budget: int, seed: int, *, reach: float, 
         members = strategy.ask()
         losses = [loss(torch.as_tensor(one).to(start)) for one in members]
         strategy.tell(members, [value if value < torch.inf else 1e9 for value in losses])
-        loss.write(torch.as_tensor(strategy.mean).to(start))
-        loss.turn += 1
-        yield loss.spent()
+        yield loss.update(torch.as_tensor(strategy.mean).to(start))
 
 
 def optional(library: str) -> Any:
@@ -228,20 +235,18 @@ def differences(
 
     A step costs one loss, and one more for each weight of a random share of all. The rate falls to 0.
     """
-    loss, rng = Losses(net, data, budget, seed, batch_size), generator(seed, DRAWS)
+    loss = Losses(net, data, budget, seed, batch_size)
     weights = loss.vector()
     velocity, count = torch.zeros_like(weights), max(1, round(share * len(weights)))
     while loss.afford(1 + count):
         here, slopes = loss(weights), torch.zeros_like(weights)
-        for index in torch.randperm(len(weights), generator=rng)[:count].tolist():
+        for index in torch.randperm(len(weights), generator=loss.rng)[:count].tolist():
             moved = weights.clone()
             moved[index] += reach
             slopes[index] = (loss(moved) - here) / reach
         velocity = momentum * velocity + slopes
         weights -= rate * loss.left() * velocity
-        loss.write(weights)
-        loss.turn += 1
-        yield loss.spent()
+        yield loss.update(weights)
 
 
 def backprop(net: nn.Module, data: Data, budget: int, seed: int, *, rate: float, batch_size: int) -> Iterator[Spent]:
@@ -253,10 +258,7 @@ def backprop(net: nn.Module, data: Data, budget: int, seed: int, *, rate: float,
     if budget < 3 * images:
         raise ValueError(f"budget must be at least {3 * images:,} image-forwards, an epoch, not {budget:,}")
     settings = sgd.SGD(epochs=budget // (3 * images), batch_size=batch_size, rate=rate, warmup=0, seed=seed)
-    spent = Spent(0, 0)
-    for report in sgd.train(net, data, settings):
-        spent = Spent(spent.image_forwards + report.image_forwards, spent.evaluations + report.evaluations)
-        yield spent
+    yield from add_up(sgd.train(net, data, settings))
 
 
 def grid(**choices: Any) -> list[dict[str, Any]]:

@@ -83,13 +83,15 @@ def gain_by_block(history: History) -> pandas.DataFrame:
 
     gain  the fall of the loss between the last sweeps of the block before and of this one, which are short
     """
-    rows, level, since, block_of = [], math.nan, 0.0, lambda row: row.layer.partition(".")[0]
     sweeps = [row for row in history.rows if not row.is_cycle]
-    for row, following in zip(sweeps, [*sweeps[1:], None], strict=True):
-        if following is None or block_of(following) != block_of(row):
-            gain = {"gain": level - row.train_loss, "seconds": row.seconds - since}
-            rows.append({"cycle": row.cycle, "block": block_of(row), **gain})
-            level, since = row.train_loss, row.seconds
+    blocks = [row.layer.partition(".")[0] for row in sweeps]
+    rows, level, since = [], math.nan, 0.0
+    for row, block, following in zip(sweeps, blocks, [*blocks[1:], None], strict=True):
+        if block == following:
+            continue
+        gain = {"gain": level - row.train_loss, "seconds": row.seconds - since}
+        rows.append({"cycle": row.cycle, "block": block, **gain})
+        level, since = row.train_loss, row.seconds
     return pandas.DataFrame(rows)
 
 
@@ -269,12 +271,8 @@ def plot_gains(gains: pandas.DataFrame) -> Picture:
     """Draw each block's share of the seconds and of the fall of the loss, in the first cycle and in the later ones."""
     picture = new_picture(9, 3.6, wspace=0.25)
     first = gains.cycle == gains.cycle.min()
-    texts = []
-    for axes, (title, rows) in zip(
-        picture.subplots(1, 2, sharey=True),
-        {"cycle 1": gains[first], "later cycles": gains[~first]}.items(),
-        strict=True,
-    ):
+    parts, texts = {"cycle 1": gains[first], "later cycles": gains[~first]}, []
+    for axes, (title, rows) in zip(picture.subplots(1, 2, sharey=True), parts.items(), strict=True):
         sums = rows.groupby("block", sort=False)[["seconds", "gain"]].sum()
         shares = 100 * sums / sums.sum()
         places = torch.arange(len(shares)).numpy()

@@ -178,7 +178,13 @@ def refresh(path: Path, results: Sequence[Result]) -> None:
     notebook = nbformat.read(path, as_version=4)
     quiet = ["--IPKernelApp.log_level=ERROR"]  # a local kernel warns that it does not encrypt
     where = {"metadata": {"path": str(path.parent)}}
-    client = NotebookClient(notebook, resources=where, startup_timeout=600, extra_arguments=quiet)
+    client = NotebookClient(
+        notebook,
+        resources=where,
+        startup_timeout=600,
+        extra_arguments=quiet,
+        coalesce_streams=True,  # printed lines arrive together or one by one, as it happens
+    )
     with client.setup_kernel():
         for k, cell in enumerate(notebook.cells):
             if cell.cell_type == "markdown":

@@ -18,6 +18,7 @@ from ..models import count_weights
 from ..run import cli, presets, sgd
 from ..run import folder as runs
 from ..settings import RSO
+from .markdown import table
 from .tables import LABELS, PAPER_1, PAPER_3
 
 RESULTS, FIGURES = home() / "results", home() / "figures"
@@ -211,19 +212,18 @@ def tabulate(results: Sequence[Result], link: str = "") -> str:
 
     The paper has a column where it has a number for one of them.
     """
-    known = any(one.paper for one in results)
-    lines = ["| run | what | done | test accuracy |", "|---|---|---|---:|"]
-    if known:
-        lines = [f"{lines[0]} the paper, at its end |", f"{lines[1]}---:|"]
+    rows = []
     for one in results:
         settings = one.settings
         net = f"`{settings['net']}`" + (f" with `{one.discrete}`" if one.discrete else "")
         what = f"{one.method}: {net} on `{settings['dataset']}`, batches of {settings['batch_size']:,}"
         reached = f"{one.accuracy:.2f} %" if one.rows else "none yet"
-        paper = [f"{one.paper:.2f} %" if one.paper else ""] * known
-        row = [f"[{one.name}]({link}{one.name})", what, one.progress, reached, *paper]
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
+        paper = f"{one.paper:.2f} %" if one.paper else ""
+        rows.append([f"[{one.name}]({link}{one.name})", what, one.progress, reached, paper])
+    columns, align = ["run", "what", "done", "test accuracy", "the paper, at its end"], "lllrr"
+    if not any(one.paper for one in results):
+        columns, align, rows = columns[:-1], align[:-1], [row[:-1] for row in rows]
+    return table(columns, align, rows)
 
 
 def describe(result: Result) -> str:
@@ -236,19 +236,19 @@ def describe(result: Result) -> str:
         f"{result.method}; {weights}{data['train']:,} training images, {data['val']:,} for validation, "
         f"{data['test']:,} for the test. {result.progress} are done, "
         f"{result.image_forwards:,} image-forwards, in {hours} hours.\n",
-        *_machines(result.about["machines"]),
+        _machines(result.about["machines"]),
         f"\n```\n{command_of(result)}\n```",
     ]
     return "\n".join(lines)
 
 
-def _machines(machines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each machine that a run was on, in their order."""
-    lines = ["| sitting | machine | threads | torch | engine | commit |", "|---|---|---|---|---|---|"]
+def _machines(machines: Sequence[Mapping[str, Any]]) -> str:
+    """Return the machines that a run was on, in their order, as a table in Markdown."""
+    rows = []
     for k, one in enumerate(machines, 1):
-        made = f"{one.get('engine', 'from before they were numbered')} | {one.get('commit') or 'not noted'}"
-        lines.append(f"| {k} | {one['device']} | {one['threads']} | {one['torch']} | {made} |")
-    return lines
+        made = [one.get("engine", "from before they were numbered"), one.get("commit") or "not noted"]
+        rows.append([k, one["device"], one["threads"], one["torch"], *made])
+    return table(["sitting", "machine", "threads", "torch", "engine", "commit"], "llllll", rows)
 
 
 PAGE = """# Results
@@ -275,13 +275,14 @@ def tabulate_bench(name: str) -> str:
     """Return the milliseconds of a step in every layer as a table in Markdown, and the sentence about a cycle."""
     bench = read_bench(name)
     whole = {method: bench["cycle"][f"{method}_ms_per_step"] for method in ("plain", "cached", "engine")}
-    rows = [*bench["layers"], {"layer": "**cycle**", "weights": bench["cycle"]["steps"], **whole}]
-    lines = ["| layer | weights | plain | cached | engine | over plain | over cache |", "|---" + 6 * "|---:" + "|"]
-    for row in rows:
-        plain, cached, engine = (row[method] for method in whole)
-        times = f"{plain:.1f} | {cached:.1f} | {engine:.2f} | {plain / engine:.1f} | {cached / engine:.1f}"
-        lines.append(f"| {row['layer']} | {row['weights']:,} | {times} |")
-    return "\n".join([*lines, "", describe_cycle(name)])
+    layers = [*bench["layers"], {"layer": "**cycle**", "weights": bench["cycle"]["steps"], **whole}]
+    rows = []
+    for one in layers:
+        plain, cached, engine = (one[method] for method in whole)
+        times = [f"{plain:.1f}", f"{cached:.1f}", f"{engine:.2f}", f"{plain / engine:.1f}", f"{cached / engine:.1f}"]
+        rows.append([one["layer"], f"{one['weights']:,}", *times])
+    columns = ["layer", "weights", "plain", "cached", "engine", "over plain", "over cache"]
+    return f"{table(columns, 'lrrrrrr', rows)}\n\n{describe_cycle(name)}"
 
 
 def describe_cycle(name: str) -> str:

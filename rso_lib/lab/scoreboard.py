@@ -8,10 +8,10 @@ An entry is a method at a budget, in a folder BOARD/BUDGET/METHOD:
 """
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,83 +21,20 @@ import torch
 from torch import nn
 
 from ..data import Data, load
-from ..history import NAN, History, Report
+from ..history import History
 from ..models import count_weights
-from ..passes import calibrate
 from ..run import cli as command
 from ..run import folder as runs
 from ..run.files import Busy, alone, folder_at, make, replacing
 from ..run.provenance import facts, machine
 from ..settings import check_choice, check_whole, numbers
-from ..train import evaluate
 from .cheaper import IDEAS
-from .methods import METHODS, Method, Spent, settings_tried
+from .markdown import table
+from .methods import METHODS, settings_tried
 from .tables import standard_error
+from .trial import play
 
 KNOWN = {**METHODS, **IDEAS}
-ROWS = 16
-"""Rows of a history at the most, at equal distances on a logarithmic axis from a hundredth of the budget on."""
-
-
-def play(
-    method: Method,
-    net: nn.Module,
-    data: Data,
-    budget: int,
-    seed: int,
-    settings: Mapping[str, Any],
-    *,
-    progress: bool = True,
-) -> History:
-    """Train a net by a method and return its history, of which only the last row has a score of the test part.
-
-    In a row `cycle` counts the updates so far, and `steps` those since the last row. Scoring costs no image-forwards.
-    Raises ValueError where the budget has not one update.
-    """
-    from tqdm import tqdm
-
-    history, began, marks = History(), time.perf_counter(), np.geomspace(budget / 100, budget, ROWS)
-    before, updates, spent = Spent(0, 0), 0, Spent(0, 0)
-
-    def note() -> None:
-        done = sum(row.steps for row in history.rows)
-        history.append(_row(net, data, updates - done, updates, before, spent, time.perf_counter() - began))
-
-    with tqdm(total=budget, unit="image", unit_scale=True, disable=not progress, leave=False, mininterval=1) as bar:
-        for spent in method(net, data, budget, seed, **settings):
-            updates += 1
-            bar.update(spent.image_forwards - bar.n)
-            if spent.image_forwards >= marks[0]:
-                note()
-                before, marks = spent, np.append(marks[marks > spent.image_forwards], np.inf)
-    if not updates:
-        raise ValueError(f"budget must be larger: {budget:,} image-forwards are not one update with {dict(settings)}")
-    if spent != before:
-        note()
-    loss, accuracy = evaluate(net, data.test)
-    history.rows[-1] = replace(history.rows[-1], test_loss=loss, test_accuracy=accuracy)
-    return history
-
-
-def _row(net: nn.Module, data: Data, steps: int, updates: int, before: Spent, spent: Spent, seconds: float) -> Report:
-    """Score a net on the validation part."""
-    calibrate(net, data.train.images)
-    loss, accuracy = evaluate(net, data.val)
-    return Report(
-        cycle=updates,
-        layer="",
-        sigma=NAN,
-        steps=steps,
-        kept=0,
-        plus=0,
-        minus=0,
-        evaluations=spent.evaluations - before.evaluations,
-        image_forwards=spent.image_forwards - before.image_forwards,
-        val_loss=loss,
-        val_accuracy=accuracy,
-        seconds=seconds,
-    )
-
 
 # On disk
 
@@ -177,60 +114,77 @@ class Board:
 
 
 def make_entry(
-    board: Path,
-    method: str,
-    budget: int,
-    asked: Board,
-    what: command.What,
-    data: Data,
-    *,
-    progress: bool = True,
+    board: Path, method: str, budget: int, asked: Board, what: command.What, data: Data, *, progress: bool = True
 ) -> Entry:
     """Make an entry, or what is missing of it: a history that is there is not made again.
 
     Raises ValueError where the folder has an entry of other settings or images, or where the smaller budget that gives
     the settings has no entry; `Busy` where another process makes it.
     """
-    options = dict(command.options_of(what.net, what.net_options)) if what.net_options else {}
-    fresh = lambda seed: runs.build(what.net, data.shape, len(data.classes), seed, **options)  # noqa: E731
     if asked.tuned_at is None:
-        tried = settings_tried(KNOWN[method], budget, count_weights(fresh(0)), asked.batch_size)
+        weights = count_weights(_net(vars(what), data, seed=0))
+        tried = settings_tried(KNOWN[method], budget, weights, asked.batch_size)
     else:
         tuned = read_entry(board / str(asked.tuned_at) / method)
         if not tuned.finished:
             raise ValueError(f"{tuned.folder} has not tried all of its settings yet: make that entry first")
         tried = [tuned.about["tried"][tuned.best]]
     about = {
-        **{name: getattr(what, name) for name in ("dataset", "net", "net_options", "data_seed", "val_size")},
-        **{"method": method, "budget": budget, "batch_size": asked.batch_size, "tuned_at": asked.tuned_at},
-        **{"tried": tried, "data": facts(data)},
+        **vars(what),
+        "method": method,
+        "budget": budget,
+        "batch_size": asked.batch_size,
+        "tuned_at": asked.tuned_at,
+        "tried": tried,
+        "data": facts(data),
     }
     folder = board / str(budget) / method
     make(folder)
-    device = data.train.images.device
-
-    def history(name: str, settings: Mapping[str, Any], seed: int) -> History:
-        if not (path := folder / f"{name}.csv").exists():
-            _note(folder, about, machine(device))
-            net = fresh(seed).to(device)
-            made = play(KNOWN[method].run, net, data, budget, seed, settings, progress=progress)
-            with replacing(path) as part:
-                made.save(part)
-        return History.load(path)
-
     with alone(folder):
         _check(folder, about)
-        entry = Entry(folder, about, [history(f"tried_{k}", one, 0) for k, one in enumerate(tried)], [])
-        others = [history(f"seed_{seed}", tried[entry.best], seed) for seed in range(1, asked.seeds)]
+        finish = partial(_finish, folder, about, data, progress=progress)
+        entry = Entry(folder, about, [finish(f"tried_{k}", one, 0) for k, one in enumerate(tried)], [])
+        others = [finish(f"seed_{seed}", tried[entry.best], seed) for seed in range(1, asked.seeds)]
         return entry._replace(others=others)
+
+
+def _net(about: Mapping[str, Any], data: Data, seed: int) -> nn.Module:
+    """Return the net of an entry, initialised with a seed."""
+    options = command.options_of(about["net"], about["net_options"])
+    return runs.build(about["net"], data.shape, len(data.classes), seed, **options)
+
+
+def _finish(
+    folder: Path,
+    about: Mapping[str, Any],
+    data: Data,
+    name: str,
+    settings: Mapping[str, Any],
+    seed: int,
+    *,
+    progress: bool,
+) -> History:
+    """Return the history of a run of an entry, which is made where its file is missing."""
+    path = folder / f"{name}.csv"
+    if not path.exists():
+        device = data.train.images.device
+        _note(folder, about, machine(device))
+        net = _net(about, data, seed).to(device)
+        method = KNOWN[about["method"]].run
+        history = play(method, net, data, about["budget"], seed, settings, progress=progress)
+        with replacing(path) as part:
+            history.save(part)
+    return History.load(path)
 
 
 def _check(folder: Path, about: Mapping[str, Any]) -> None:
     """Raise ValueError where a folder holds an entry of other settings."""
-    if not (folder / "settings.json").exists():
+    path = folder / "settings.json"
+    if not path.exists():
         return
-    there = {**json.loads((folder / "settings.json").read_text()), "machines": None}
-    if unlike := runs.differences(there, json.loads(json.dumps({**about, "machines": None}))):
+    there = json.loads(path.read_text())
+    del there["machines"]
+    if unlike := runs.differences(there, json.loads(json.dumps(about))):
         raise ValueError(f"{folder} holds an entry of other settings or images; choose another folder:\n{unlike}")
 
 
@@ -238,19 +192,20 @@ def _note(folder: Path, about: Mapping[str, Any], here: Mapping[str, Any]) -> No
     """Write the settings, and the machine that trains now, if it is another than the last one."""
     path = folder / "settings.json"
     machines = json.loads(path.read_text())["machines"] if path.exists() else []
+    if machines[-1:] != [here]:
+        machines.append(here)
     with replacing(path) as part:
-        machines += [here] if machines[-1:] != [here] else []
         part.write_text(json.dumps({**about, "machines": machines}, indent=2) + "\n")
 
 
 def command_of(entry: Entry, board: str) -> str:
     """Return the command that makes an entry, or what is missing of it."""
-    about, words = entry.about, [f"python -m rso_lib scoreboard {board}"]
-    given = {name: about[name] for name in ("dataset", "net", "net_options", "data_seed", "val_size")}
-    given = {name: value for name, value in given.items() if value != getattr(command.What(), name)}
-    given |= {"methods": entry.method, "budgets": entry.budget, "seeds": len(entry.histories)}
-    given |= {name: about[name] for name in ("batch_size", "tuned_at") if about[name] != getattr(Board(), name)}
-    return " ".join([*words, *(f"--{name.replace('_', '-')} {value}" for name, value in given.items())])
+    default = {**vars(command.What()), **vars(Board())}
+    always = {"methods": entry.method, "budgets": entry.budget, "seeds": len(entry.histories)}
+    given = {**default, **entry.about, **always}
+    names = [name for name in default if name in always or given[name] != default[name]]
+    words = [f"--{name.replace('_', '-')} {given[name]}" for name in names]
+    return " ".join([f"python -m rso_lib scoreboard {board}", *words])
 
 
 # Tables
@@ -283,28 +238,22 @@ def tabulate(entries: Sequence[Entry]) -> pandas.DataFrame:
 
 def page(entries: Sequence[Entry], board: str) -> str:
     """Return the page of a scoreboard in Markdown: a table of test accuracies, the chosen settings, the commands."""
-    table = tabulate(entries)
-    budgets = sorted(table.budget.unique())
-    lines = [f"| method | {' | '.join(map(said, budgets))} |", "|---" + "|---:" * len(budgets) + "|"]
-    for method, rows in table.groupby("method", sort=False):
-        found = {row.budget: _accuracy(row) for row in rows.itertuples()}
-        lines.append(f"| {method} | {' | '.join(found.get(budget, '') for budget in budgets)} |")
-    columns = zip(table.method, table.budget, table.seeds, table.settings, table.seconds, strict=True)
-    chosen = [f"| {one} | {said(budget)} | {n} | {which} | {time:.0f} |" for one, budget, n, which, time in columns]
-    about = entries[0].about
-    return "\n".join(
-        [
-            f"# Scoreboard: `{about['net']}` on `{about['dataset']}`\n",
-            PAGE.strip() + "\n",
-            *lines,
-            "\n| method | budget | seeds | settings | seconds of a run |",
-            "|---|---:|---:|---|---:|",
-            *chosen,
-            "\n```",
-            *(command_of(one, board) for one in entries),
-            "```\n",
-        ]
-    )
+    found, about = tabulate(entries), entries[0].about
+    budgets = sorted(found.budget.unique())
+    rows = []
+    for method, mine in found.groupby("method", sort=False):
+        reached = {row.budget: _accuracy(row) for row in mine.itertuples()}
+        rows.append([method, *(reached.get(budget, "") for budget in budgets)])
+    columns = zip(found.method, found.budget, found.seeds, found.settings, found.seconds, strict=True)
+    chosen = [[method, said(budget), seeds, which, f"{time:.0f}"] for method, budget, seeds, which, time in columns]
+    parts = [
+        f"# Scoreboard: `{about['net']}` on `{about['dataset']}`",
+        PAGE.strip(),
+        table(["method", *map(said, budgets)], "l" + "r" * len(budgets), rows),
+        table(["method", "budget", "seeds", "settings", "seconds of a run"], "lrrlr", chosen),
+        "\n".join(["```", *(command_of(one, board) for one in entries), "```"]),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _accuracy(row: Any) -> str:
