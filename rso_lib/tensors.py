@@ -12,6 +12,7 @@ from .settings import check_number, check_whole, plain
 Pair = tuple[Tensor, Tensor]
 """Images or rows [N, ...], and labels or targets [N, ...]."""
 FLOATS = (torch.float32, torch.float64)
+MOST_CLASSES = 1_000_000
 BYTES_OR_FLOATS = (torch.uint8, *FLOATS)
 
 
@@ -103,8 +104,12 @@ def names_of(classes: int | Sequence[str] | None, targets: Sequence[Tensor]) -> 
     found = y.shape[1] if y.dim() > 1 else 1
     if not y.is_floating_point():
         found = max(int(each.max()) + 1 for each in targets if each.numel())
-    if classes is None:
-        classes = found
+        if found > MOST_CLASSES:
+            raise ValueError(
+                f"y has the label {found - 1:,}, and labels are the numbers of classes, from 0; numbers that are no "
+                f"labels must be floating-point: call .float()"
+            )
+    classes = found if classes is None else plain(classes)
     if isinstance(classes, int):
         check_whole("classes", classes, least=1)
         classes = [*map(str, range(classes))]

@@ -414,6 +414,7 @@ class Picture:
 Picture.__module__ = "PIL.Image"
 ROWS, LABELS = torch.randn(10, 3), torch.arange(10) % 2
 WRONG_DATA: dict[str, tuple[Callable[[], object], str]] = {
+    "numbers": (lambda: Data.from_tensors(ROWS, LABELS + 10**9), "y has the label 1,000,000,00.*call .float"),
     "no_rows": (lambda: Data.from_tensors(ROWS[:0], LABELS[:0]), "x has no rows"),
     "sparse": (lambda: Data.from_tensors(ROWS.to_sparse(), LABELS), "x must be a dense tensor, not torch.sparse_coo"),
     "array": (lambda: Data.from_tensors(ROWS.numpy(), LABELS), "x must be a tensor, not a ndarray: call torch.as_t"),

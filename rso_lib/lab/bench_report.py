@@ -101,7 +101,8 @@ def machine(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{torch.get_num_threads()} threads, {cpu_name()}, torch {torch.__version__}"
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' if count > 1 else ''}, {cpu_name()}, torch {torch.__version__}"
 
 
 def cpu_name() -> str:

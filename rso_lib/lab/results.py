@@ -294,7 +294,7 @@ def describe_cycle(name: str) -> str:
     return (
         f"A cycle of {bench['net']} with batches of {bench['batch']:,} takes {length}, extrapolated from measured "
         f"steps of every layer and the set-up of each: {cycle['speedup_over_plain']:.1f} times faster than plain, "
-        f"{cycle['speedup_over_cache']:.1f} times faster than cached. The engine does {100 * share:.0f} % of the plain "
+        f"{cycle['speedup_over_cache']:.1f} times faster than cached. The engine does {100 * share:.1f} % of the plain "
         f"algorithm's operations, at {100 * cycle['share_of_peak']:.0f} % of the rate of a large matrix product "
         f"({bench['matrix_gflops']:.0f} GFLOP/s), with {bench['peak_memory_gb']:.1f} GB. ({bench['machine']}.)"
     )
