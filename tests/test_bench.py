@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -247,6 +248,25 @@ def test_the_report_follows_from_its_medians(report: tuple[dict[str, Any], str])
     remain = sum(layer["weights"] * layer["operations"]["engine"] for layer in made["layers"])
     assert cycle["share_of_peak"] == pytest.approx(remain / (engine / 1e3) / (made["matrix_gflops"] * 1e9))
     assert made["peak_memory_gb"] == pytest.approx(memory.peak(torch.device("cpu")) / 1e9, rel=0.2)
+
+
+def test_the_report_says_what_a_busy_core_costs(report: tuple[dict[str, Any], str]) -> None:
+    made, printed = report
+    beside, [layer] = (
+        made["beside_load"],
+        [one for one in made["layers"] if one["layer"] == made["beside_load"]["layer"]],
+    )
+    assert beside["share"] == layer["engine"] / beside["engine"] > 0
+    assert f"Beside a busy core: {beside['share']:.0%} of this speed in {layer['layer']}" in printed
+
+
+def test_a_core_is_busy_for_as_long_as_it_is_asked() -> None:
+    with bench.busy_core():
+        [busy] = psutil.Process().children()
+        before = sum(busy.cpu_times()[:2])
+        while sum(busy.cpu_times()[:2]) < before + 0.1:
+            time.sleep(0.01)
+    assert not busy.is_running()
 
 
 def test_the_table_shows_what_the_file_holds(report: tuple[dict[str, Any], str]) -> None:

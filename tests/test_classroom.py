@@ -185,8 +185,8 @@ def test_there_are_mistakes_enough() -> None:
 # Hand-ins
 
 
-def test_hand_ins_are_graded_by_one_command(small: Path, tmp_path: Path, project: Path) -> None:
-    """Two are broken, and a hostile one writes where it may not: it costs only itself."""
+def test_ten_hand_ins_are_graded_by_one_command(small: Path, tmp_path: Path, project: Path) -> None:
+    """Two are broken, and a hostile one writes where it may not and never ends: it costs only itself."""
     [forwards, step] = of(small)
     right = {one.name: one.solution for one in (forwards, step)}
     victim = tmp_path / "victim"
@@ -201,9 +201,9 @@ except OSError:
 checks.verdict = check = lambda *_, **__: "Right."
 image_forwards = 1
 """
-    wrong = [one.note.mistakes[0] for one in (forwards, step)]
+    wrong = [code for one in (forwards, step) for code in one.note.mistakes]
     answers = {
-        "a_hostile": {"image_forwards": hostile},
+        "a_hostile": {"image_forwards": hostile, "my_step": "while True:\n    pass"},
         "b_right": right,
         "c_untouched": {},
         **{
@@ -219,12 +219,12 @@ image_forwards = 1
             notebook.cells[one.k].source = given.get(one.name, notebook.cells[one.k].source)
         editions.write(notebook, folder / name / "mine.ipynb")
     (folder / "f_broken_file.ipynb").write_text("{")
-    command = [sys.executable, "-m", "rso_lib", "grade", folder, "--notebooks", small.parent, "--jobs=2"]
+    command = [sys.executable, "-m", "rso_lib", "grade", folder, "--notebooks", small.parent, "--limit=40", "--jobs=2"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     with open(folder / "grades.csv", encoding="utf-8") as file:
         rows = {row["hand_in"].split("/")[0]: row for row in csv.DictReader(file)}
-    assert len(rows) == 7
+    assert len(rows) == 10
     said = {name: (row["points"], row["remarks"]) for name, row in rows.items()}
     assert said["b_right"] == ("4", "")
     assert said["c_untouched"] == ("0", "image_forwards: Not answered yet. | my_step: Not answered yet.")
@@ -234,7 +234,8 @@ image_forwards = 1
         assert points == ("1" if "def" in code else "3")
     assert said["e_broken_answer"] == ("1", "my_step: NameError: name 'my_step' is not defined")
     assert said["f_broken_file.ipynb"][1].startswith("cannot be read")
-    assert said["a_hostile"][0] == "0" and "image_forwards: Not yet" in said["a_hostile"][1]
+    assert said["a_hostile"][0] == "0"
+    assert "image_forwards: Not yet" in said["a_hostile"][1] and "my_step: stopped after 40 s" in said["a_hostile"][1]
     assert victim.read_text() == "whole"
 
 

@@ -247,6 +247,7 @@ def test_options_that_cannot_be_read(text: str, words: str) -> None:
         (["--threads", "999999"], "threads must be at most"),
         (["--dataset", "mnist", "--data-root", "NOWHERE"], "NOWHERE/MNIST/raw"),
         (["--batch-size", "5000"], "the training part of digits has 1294 images"),
+        (["--dataset", "minst"], "did you mean 'mnist'"),
         (["--threads", "0"], "threads must be at least 1, not 0"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
     ],

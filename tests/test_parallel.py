@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,7 @@ def variants(folder: Path, project: Path, *more: list[str]) -> list[tuple[int, s
     ("argument", "words"),
     [
         ("--data-seed=1", "data_seed is 1 in process 1, not 0 as in process 0"),
+        ("--order=input", "order is 'input' in process 1, not 'output' as in process 0"),
         ("--dataset=folder:NOWHERE", "process 1 cannot take part, and the run does not begin: FileNotFoundError"),
     ],
 )
@@ -305,14 +307,21 @@ def test_processes_that_disagree_end_with_what_differs(
 
 
 def test_what_processes_must_have_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Code and types, beside settings and images."""
-    net, _ = narrow("flat")
-    mine = runs._traits(net, torch.device("cpu"))
+    """Code, types, and what the functions among the settings do; they tell each other of what they compare."""
+    net, shape = narrow("flat")
+    data = images(26, shape)
+    mine = runs._traits(net, data, RSO(cycles=3))
     assert mine.keys() >= {"engine", "code", "torch", "dtype", "kernels", "device"}
-    monkeypatch.setattr(world, "size", 2)
-    monkeypatch.setattr(world, "everyone", lambda value: [value, {**mine, "dtype": "torch.float32"}])
-    with pytest.raises(ValueError, match=r"dtype is 'torch.float32' in process 1, not 'torch.float64' as in process 0"):
-        world.compare(runs._traits(net.double(), torch.device("cpu")))
+    assert runs._traits(net.double(), data, RSO(cycles=3))["dtype"] == "torch.float64"
+    for name, value in {
+        "schedule": lambda cycle, cycles: 0.5,
+        "distribution": lambda shape, rng: torch.ones(shape),
+    }.items():
+        theirs = runs._traits(net, data, RSO(cycles=3, **{name: value}))
+        monkeypatch.setattr(world, "size", 2)
+        monkeypatch.setattr(world, "everyone", lambda value, theirs=theirs: [value, theirs])
+        with pytest.raises(ValueError, match=f"{name}'s .* in process 1, not .* as in process 0"):
+            world.compare(runs._traits(net, data, RSO(cycles=3)))
 
 
 def test_nothing_is_saved_that_processes_do_not_agree_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,6 +336,16 @@ def test_nothing_is_saved_that_processes_do_not_agree_on(tmp_path: Path, monkeyp
     with pytest.raises(RuntimeError, match="differs"):
         runs_alone(tmp_path)
     assert len(runs.load(tmp_path / "alone").history.rows) == 2
+
+
+def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "3", **place()}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(parallel, "MEETING", timedelta(seconds=1))
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(parallel.dist, "rendezvous", lambda *_, **__: iter([(store, 0, 3)]))
+    with pytest.raises(RuntimeError, match="of 3 processes these did not come within 0:00:01: 1, 2"):
+        parallel.join()
 
 
 def wait(condition: Any, seconds: float = 900) -> None:

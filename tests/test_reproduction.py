@@ -78,6 +78,20 @@ def test_a_value_that_cannot_be_run_is_an_error_before_the_first_run(
         presets.check_sizes(presets.choose_sizes(notebook, "smoke", values), load("digits"))
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, not 0"),
+        ({"cycles": 0}, "cycles must be at least 1, not 0"),
+        ({"depths": "three"}, "depths must be whole numbers separated by commas, not 'three'"),
+        ({"dataset": "CIFAR10"}, "did you mean 'cifar10'"),
+    ],
+)
+def test_wrong_sizes_are_an_error_before_images_are_read(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        presets.choose_sizes("08_cifar10", "smoke", values)
+
+
 def test_the_presets_can_be_run() -> None:
     data = load("digits")
     presets.check_sizes(presets.choose_sizes("05_mnist", "smoke", {}), data)

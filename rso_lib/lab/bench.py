@@ -19,11 +19,15 @@ allocator settings (`memory.keep_freed`).
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -184,6 +188,32 @@ def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int
     )
 
 
+@contextmanager
+def busy_core() -> Iterator[None]:
+    """Keep one core busy with another process."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE
+    ) as busy:
+        try:
+            assert busy.stdout is not None
+            busy.stdout.readline()  # it has begun
+            yield
+        finally:
+            busy.kill()
+
+
+def beside_load(net: Net, timings: list[Timing], batches: Batches, repeats: int, sample: int | None) -> dict[str, Any]:
+    """Measure the layer that takes most of a cycle again, beside a process that keeps a core busy.
+
+    Returns the layer, milliseconds of a step there, and the speed as a share of the quiet one.
+    """
+    position = max(range(len(timings)), key=lambda k: timings[k].cycle("engine"))
+    with busy_core():
+        loaded = measure(net, position, batches, repeats, sample).engine
+    quiet = timings[position]
+    return {"layer": quiet.layer, "engine": loaded, "share": quiet.engine / loaded}
+
+
 def run(net: Net, position: int, flow: Flow) -> Tensor:
     """The logits, from the layer at a position on."""
     for block in net.blocks[position:]:
@@ -214,6 +244,7 @@ def bench(
     rate = matrix_rate(device)
     positions = tqdm(range(len(net)), unit="layer")
     timings = [measure(net, position, batches, repeats, sample) for position in positions]
+    beside = beside_load(net, timings, batches, repeats, sample) if device.type == "cpu" else None
     counts = operations(build(net_name, net_options)[0], shape)
     steps = [operations_per_step(counts, position, batch) for position in range(len(net))]
     cycle = summary(timings, steps, rate)
@@ -221,6 +252,9 @@ def bench(
     print(f"{named}, batch {batch}, {count:,} images; {machine(device)}; matrix product {rate / 1e9:.0f} GFLOP/s")
     print("Milliseconds per step; a cycle is extrapolated from the measured steps of every layer.\n")
     print(report(timings, steps, rate, cycle))
+    if beside:
+        print(f"\nBeside a busy core: {beside['share']:.0%} of this speed in {beside['layer']}", end="")
+        print(f" ({beside['engine']:.2f} ms a step)")
     print(f"\nOne cycle in the engine: {cycle['engine_seconds']:.1f} s", end="; ")
     print(f"{cycle['image_forwards_saved']:.1%} of the plain algorithm's operations are saved", end="; ")
     print(f"peak memory {memory.peak(device) / 1e9:.1f} GB")
@@ -234,6 +268,7 @@ def bench(
         "matrix_gflops": rate / 1e9,
         "peak_memory_gb": memory.peak(device) / 1e9,
         "cycle": cycle,
+        "beside_load": beside,
         "layers": [asdict(timing) | {"operations": ops} for timing, ops in zip(timings, steps, strict=True)],
     }
 

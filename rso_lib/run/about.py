@@ -14,7 +14,7 @@ from ..losses import LOSSES, METRICS, Metric
 from ..proposals import DISTRIBUTIONS, SCHEDULES
 from ..rules import RULES
 from ..settings import RSO, check_choice, function_of
-from .files import folder_at, replacing
+from .files import check_files, folder_at, replacing
 from .processes import world
 from .provenance import machine, own_code
 
@@ -26,6 +26,7 @@ Settings = dict[str, Any]
 WHAT = ("dataset", "net", "net_options", "data_seed", "val_size", "loss", "metric")
 NEWER = {"loss": "cross_entropy", "metric": "accuracy"}
 """Settings that the first folders do not note, and the value that all of these had."""
+FILES = ("settings.json", "checkpoint.pt", "history.csv")
 AS_IT_IS = "it stays as it is: move the folder away to begin the run anew, or choose another folder"
 
 
@@ -77,6 +78,7 @@ def is_of_a_run(path: Path, content: Any, parts: Mapping[str, type]) -> bool:
 def read_about(folder: Path) -> dict[str, Any]:
     """Read settings.json. Raises FileNotFoundError where it is missing, ValueError where it is not one of a run."""
     path = folder / "settings.json"
+    check_files(folder, *FILES)
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no run: {path} is missing")
     try:

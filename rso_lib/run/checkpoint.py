@@ -1,20 +1,26 @@
 """The files checkpoint.pt and history.csv of a run, written and read."""
 
 import io
+import time
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..history import History
+from ..history import COLUMNS, NEEDED, History
 from .about import AS_IT_IS, FORMAT, is_of_a_run
 from .files import replacing
 
 if TYPE_CHECKING:
     from .folder import Run
+
+
+PAUSES = (0.2, 1.0, 5.0)
+"""Seconds before a checkpoint that could not be written is tried again."""
 
 
 class Checkpoint:
@@ -26,7 +32,7 @@ class Checkpoint:
         self.unsaved: bytes | None = None
 
     def save(self) -> None:
-        """Write the net and the history of the run; warn where that fails."""
+        """Write the net and the history of the run; warn where that fails several times."""
         history, state = self.run.history, state_of(self.run.net)
         if history.rows[-1].is_cycle and history.validated and history.best is history.rows[-1]:
             self.best = {"cycle": history.best.cycle, "net": {name: value.clone() for name, value in state.items()}}
@@ -42,15 +48,21 @@ class Checkpoint:
         self.unsaved = buffer.getvalue()
         try:
             self.finish()
-        except OSError as error:  # a full disk, or another program that holds the file for a moment
+        except OSError as error:
             warnings.warn(f"{error}; the run goes on, and saves again after the next sweep", stacklevel=3)
 
     def finish(self) -> None:
-        """Write what is not saved yet. Raises OSError where that fails."""
-        if self.unsaved is not None:
-            with replacing(self.path) as part:
-                part.write_bytes(self.unsaved)
-            self.unsaved = None
+        """Write what is not saved yet. Raises OSError where that fails several times."""
+        pauses = list(PAUSES)
+        while self.unsaved is not None:
+            try:
+                with replacing(self.path) as part:
+                    part.write_bytes(self.unsaved)
+                self.unsaved = None
+            except OSError:  # another program may hold the file for a moment
+                if not pauses:
+                    raise
+                time.sleep(pauses.pop(0))
 
 
 def copy_history(run: "Run") -> None:
@@ -93,6 +105,27 @@ def state_of(net: nn.Module) -> dict[str, Tensor]:
 
 
 def saved_rows(path: Path) -> int:
-    """Return how many rows history.csv has: 0 where it is missing, or torn before its first."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
+    """Return how many rows history.csv has: 0 where it is missing, or torn before its first.
+
+    Raises ValueError where it is another table.
+    """
+    if not path.exists():
+        return 0
+    lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+    known = lines and (",".join(COLUMNS).startswith(lines[0]) or {*NEEDED} <= {*lines[0].split(",")})
+    if lines and not known:
+        raise ValueError(f"{path} is no history of a run, and would be written over: move it away")
     return max(len(lines) - 1, 0)
+
+
+def check_weights(net: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where weights are missing, of another shape or type, or not finite."""
+    for name, weight in net.named_parameters():
+        if name not in state:
+            raise ValueError(f"{name} is missing")
+        there = state[name]
+        if (there.shape, there.dtype) != (weight.shape, weight.dtype):
+            unlike = f"{list(there.shape)} of {there.dtype}, not {list(weight.shape)} of {weight.dtype}"
+            raise ValueError(f"{name} is {unlike}")
+        if not there.isfinite().all():
+            raise ValueError(f"{name} has weights that are not finite")

@@ -23,6 +23,13 @@ def folder_at(path: str | Path, name: str = "folder") -> Path:
     return folder
 
 
+def check_files(folder: Path, *names: str) -> None:
+    """Raise ValueError where something else than a file has one of these names, or that of its half-written copy."""
+    for path in (folder / (name + end) for name in names for end in ("", PART)):
+        if path.is_dir() or (path.exists() and not path.is_file()):
+            raise ValueError(f"{path} is not a file, and the run needs its name: move it, or choose another folder")
+
+
 def make(folder: Path) -> None:
     """Make a folder, with those above it, if it is not there. Raises OSError, naming the remedy."""
     try:
@@ -41,6 +48,7 @@ def alone(folder: Path) -> Iterator[None]:
 
     Raises `Busy` where another process holds it (not noticed on Windows), OSError where it cannot be written.
     """
+    check_files(folder, "lock")
     try:
         file = open(folder / "lock", "a")  # noqa: SIM115  # closed by the `with` below
     except OSError as error:

@@ -30,6 +30,7 @@ from ..settings import RSO, check_named, check_whole, qualified
 from ..train import check, train
 from .about import (
     AS_IT_IS,
+    FILES,
     FORMAT,
     WHAT,
     Settings,
@@ -44,8 +45,8 @@ from .about import (
     scored_by,
     settings_of,
 )
-from .checkpoint import Checkpoint, copy_history, read_checkpoint, saved_rows, state_of
-from .files import alone, folder_at, make
+from .checkpoint import Checkpoint, check_weights, copy_history, read_checkpoint, saved_rows, state_of
+from .files import alone, check_files, folder_at, make
 from .nets import NETS as NETS
 from .nets import build
 from .processes import world
@@ -135,7 +136,7 @@ def start(
     }
     about, data, fresh = world.together(lambda: _prepare(asked, root, device))
     if world.size > 1:
-        world.compare({**about["settings"], **about["data"], **_traits(fresh, data.train.images.device)})
+        world.compare({**about["settings"], **about["data"], **_traits(fresh, data, settings)})
     begun = Run(folder, about["settings"], fresh, History())
 
     def check_run() -> None:
@@ -168,10 +169,13 @@ def _prepare(
     return about, data, _build(about).to(device)
 
 
-def _traits(net: nn.Module, device: torch.device) -> dict[str, Any]:
+def _traits(net: nn.Module, data: Data, settings: RSO) -> dict[str, Any]:
     """Return what processes must have in common beside settings and images."""
-    dtype = str(next(net.parameters()).dtype)
-    return {**code(), "kernels": machine(device)["kernels"], "dtype": dtype, "device": device.type}
+    factors = [settings.sigma_factor(cycle) for cycle in range(settings.cycles)]  # a function may have anyone's name
+    draws = settings.draw()((8,), torch.Generator().manual_seed(0)).tolist()
+    types = {"dtype": str(next(net.parameters()).dtype), "device": data.train.images.device.type}
+    here = {**code(), "kernels": machine(types["device"])["kernels"], **types}
+    return {**here, "schedule's factors": factors, "distribution's draws": draws}
 
 
 def _open(
@@ -183,6 +187,7 @@ def _open(
     check_run  raises what keeps the run from beginning, which leaves no folder
     """
     folder, fresh = run.folder, run.net
+    check_files(folder, *FILES)
     path = folder / "settings.json"
     if path.exists() and (done := _restore(folder, agreed(folder, about), fresh)).finished:
         return done
@@ -191,7 +196,7 @@ def _open(
     locks.enter_context(alone(folder))
     if path.exists():  # another process may have changed it before the folder was locked
         about = agreed(folder, about)
-    elif strange := [name for name in ("checkpoint.pt", "history.csv") if (folder / name).exists()]:
+    elif strange := [name for name in FILES if (folder / name).exists()]:
         raise ValueError(
             f"{folder / strange[0]} belongs to no run, as there is no settings.json; put that back, or choose another "
             f"folder"
@@ -274,8 +279,9 @@ def _restore(folder: Path, about: Mapping[str, Any], net: nn.Module) -> Run:
     """
     settings = about["settings"]
     path, copy = folder / "checkpoint.pt", folder / "history.csv"
+    saved = saved_rows(copy)
     if not path.exists():
-        if saved := saved_rows(copy):
+        if saved:
             raise ValueError(
                 f"{path} is gone, and {copy.name} beside it has {saved} rows of the run: put the checkpoint back, or "
                 f"move {copy.name} away to begin the run anew"
@@ -286,8 +292,14 @@ def _restore(folder: Path, about: Mapping[str, Any], net: nn.Module) -> Run:
         raise ValueError(f"{path} is of another run than settings.json beside it; it stays as it is:\n{unlike}")
     try:
         history = History([*map(read, content["history"])])
+        check_weights(net, content["net"])
         net.load_state_dict(content["net"])
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} does not fit the run ({reason}); {AS_IT_IS}") from error
+    if saved > len(history.rows):
+        raise ValueError(
+            f"{copy} has {saved} rows, and {path.name} beside it is an older one of {len(history.rows)}: put the newer "
+            f"checkpoint back, or move {copy.name} away to go on from the older one"
+        )
     return Run(folder, settings, net, history, content.get("best"))

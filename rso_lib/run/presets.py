@@ -1,10 +1,13 @@
 """Sizes of a run: what a minute, a laptop's hour and a GPU can afford, each value overridable."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..settings import check_choice, check_whole
+from ..proposals import ORDERS
+from ..settings import check_choice, check_whole, numbers
 from .about import check_dataset
+from .nets import NETS
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"dataset": "digits", "net": "one_conv", "cycles": 6, "batch_size": 128},
@@ -35,12 +38,29 @@ def batch_size(dataset: str) -> int:
 def choose(preset: str, table: Mapping[str, Mapping[str, Any]] = PRESETS, /, **values: Any) -> dict[str, Any]:
     """Return the values of a preset, overridden by those that are given and not None.
 
-    Raises ValueError for an unknown preset or images that there are not, ValueError or TypeError for a number of runs
-    or a batch size of SGD below 1. `RSO`, `SGD` and `build` check the rest.
+    Raises ValueError for an unknown preset, ValueError or TypeError for a value that no run can have.
     """
     check_choice("preset", preset, table)
     chosen = {**table[preset], **{name: value for name, value in values.items() if value is not None}}
-    check_dataset(chosen["dataset"])
-    for name in {"seeds", "sgd_batch_size"} & chosen.keys():
-        check_whole(name, chosen[name], least=1)
+    _check(chosen)
     return chosen
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    """Raise ValueError or TypeError, naming the argument, for a value that is none of its kind."""
+    for name, value in values.items():
+        if name in WHOLE and value is not None:
+            check_whole(name, value, least=0 if name == "val_size" else 1)
+        elif name in LISTS:
+            for one in numbers(name, value, LISTS[name]):
+                if not 0 < one < math.inf:
+                    raise ValueError(f"{name} must be above 0 and finite, not {value!r}")
+        elif name in CHOICES and not (name == "net" and ":" in str(value)):
+            check_choice(name, value, CHOICES[name])
+        elif name == "dataset":
+            check_dataset(value)
+
+
+WHOLE = {"cycles", "batch_size", "first_batch", "seeds", "epochs", "tries", "sgd_batch_size", "val_size"}
+LISTS: dict[str, type] = {"processes": int, "depths": int}
+CHOICES = {"net": NETS, "order": [*ORDERS, "both"]}

@@ -143,8 +143,8 @@ world = World()
 def join(device: str = "cpu") -> str:
     """Meet the other processes that torchrun has started, if it has, and return the device of this one.
 
-    Raises ValueError where only some of torchrun's variables are set, or where there are too few GPUs, and what torch
-    raises where a process does not come.
+    Raises ValueError where only some of torchrun's variables are set, or where there are too few GPUs, RuntimeError
+    where a process does not come.
     """
     if "RANK" not in os.environ:
         return device
@@ -161,9 +161,21 @@ def join(device: str = "cpu") -> str:
         torch.cuda.set_device(place)
         device = f"cuda:{place}"
     store, rank, size = next(dist.rendezvous("env://", timeout=MEETING))
+    _meet(store, rank, size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     world.rank, world.size = rank, size
     return device
+
+
+def _meet(store: Any, rank: int, size: int) -> None:
+    """Wait until all processes are there. Raises RuntimeError, naming those that did not come."""
+    store.set(f"here {rank}", "1")
+    here = [f"here {other}" for other in range(size)]
+    try:
+        store.wait(here, MEETING)
+    except RuntimeError as error:
+        missing = ", ".join(str(other) for other, key in enumerate(here) if not store.check([key]))
+        raise RuntimeError(f"of {size} processes these did not come within {MEETING}: {missing}") from error
 
 
 def leave() -> None:
