@@ -145,7 +145,8 @@ def redraw(results: str | Path = RESULTS, figures: str | Path = FIGURES) -> list
         group = [result for result in found if experiment(result) == images]
         if any(result.net for result in group):
             pictures[f"{images}_progress"] = plot_progress(group)
-            pictures[f"{images}_bill"] = plot_progress(group, "image_forwards")
+            if not all(result.net for result in group):  # SGD, which keeps no net, to compare with
+                pictures[f"{images}_bill"] = plot_progress(group, "image_forwards")
     for result in found:
         if result.net:
             pictures[f"{result.name}_filters"] = plot_first_filters(result)
