@@ -114,12 +114,14 @@ def chromium() -> Iterator[Browser]:
 
 
 def copy_notebooks(folder: Path) -> None:
-    """Fill a folder with the notebooks, with parameters for short runs, and with `PANELS` and their pictures."""
+    """Fill a folder with the notebooks that have a live panel, up to the last one, for short runs; and `PANELS`."""
     shutil.copytree(FOLDER.parent / "figures", folder / "figures")  # where JupyterLab looks for ../figures at its top
     panels = new_notebook(cells=[new_code_cell(source) for source in CELLS], metadata={"kernelspec": KERNEL})
     nbformat.write(panels, folder / PANELS)
-    for path in FOLDER.glob("*.ipynb"):
+    for path in LIVE:
         notebook = nbformat.read(path, as_version=4)
+        last = max(k for k, cell in enumerate(notebook.cells) if "LiveTrainer(" in cell.source)
+        del notebook.cells[last + 1 :]
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.update(outputs=[], execution_count=None)

@@ -203,7 +203,7 @@ image_forwards = 1
 """
     wrong = [code for one in (forwards, step) for code in one.note.mistakes]
     answers = {
-        "a_hostile": {"image_forwards": hostile, "my_step": "while True:\n    pass"},
+        "a_hostile": {"image_forwards": hostile, "my_step": "import time\nwhile True:\n    time.sleep(1)"},
         "b_right": right,
         "c_untouched": {},
         **{

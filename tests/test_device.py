@@ -102,7 +102,7 @@ class Unrecorded:
     ("name", "cache"),
     [
         ("one_conv", "full"),
-        ("mnist_net", "full"),
+        pytest.param("mnist_net", "full", marks=pytest.mark.exhaustive),
         ("mnist_net of the text", "half"),
         pytest.param("depth 10", "input", marks=pytest.mark.exhaustive),
     ],

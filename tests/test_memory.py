@@ -2,7 +2,6 @@
 
 import math
 import platform
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -145,10 +144,14 @@ def test_the_estimate_against_the_peak_of_a_process(
     net: str, count: int, batch: int, cache: str, strategy: str, order: str, level: str, project: Path
 ) -> None:
     command = [sys.executable, "-c", PROCESS, net, str(count), str(batch), cache, strategy, order, level]
-    runs = [subprocess.run(command, cwd=project, capture_output=True, text=True, check=True) for _ in range(3)]
-    peaks, [needed, *_] = zip(*(map(int, run.stdout.split()) for run in runs), strict=True)
-    taken = statistics.median(peaks)  # one run in five is a third off, by where the heap has its holes
-    assert 0.65 * taken < needed < 1.6 * taken, f"said {needed / 1e6:.0f} MB, took {taken / 1e6:.0f} MB"
+    inside = []
+    for _ in range(3):  # one run in five is a third off, by where the heap has its holes
+        done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
+        taken, needed = map(int, done.stdout.split())
+        inside.append(0.65 * taken < needed < 1.6 * taken)
+        if sum(inside) == 2:
+            return
+    pytest.fail(f"said {needed / 1e6:.0f} MB, took {taken / 1e6:.0f} MB")
 
 
 # Every visit of a cycle, of a net whose large temporaries come in many sizes. A tensor of each visit that was kept to
