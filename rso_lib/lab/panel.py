@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import anywidget
 import ipywidgets as widgets
 from IPython.core.getipython import get_ipython
 from IPython.display import display
@@ -18,14 +19,6 @@ from .worker import RUNNING
 
 STILL_SECONDS = 6
 """How long a live run trains before its picture is taken, with RSO_STATIC."""
-NAMES = (
-    '<img alt="" style="display: none"'
-    ' src="data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="'
-    f' onload="{html.escape(Path(__file__).with_name("names.js").read_text(encoding="utf-8"))}">'
-)
-"""A pixel whose script gives the controls of a panel their names."""
-
-
 WAITS = '<p style="font-size: 85%; margin: 0">While a cell is running, a click has to wait for its end.</p>'
 """What stands below every panel."""
 SAVED = "This is how it looked when the notebook was saved. To use it, run all cells: Run, Run All Cells in the menu."
@@ -49,6 +42,16 @@ class Text(widgets.HTML):
     def say(self, text: str) -> None:
         """Replace the text."""
         self.value = f'<p style="max-width: {WIDTH}px; line-height: 1.4; margin: 0">{html.escape(text)}</p>'
+
+
+class Aside(widgets.HTML):
+    """HTML that stands only where a kernel is."""
+
+
+class Names(anywidget.AnyWidget):
+    """Names for the controls of the panel around it, which its script gives them in the page."""
+
+    _esm = Path(__file__).with_name("names.js")
 
 
 class Panel(widgets.VBox):
@@ -76,9 +79,9 @@ class Panel(widgets.VBox):
 
     def fill(self, children: Sequence[widgets.Widget]) -> None:
         """Put controls and pictures into the panel."""
-        self.waits = widgets.HTML(WAITS)
-        hide = f"<style>.rso-saved-{self.model_id} {{display: none}}</style>"
-        self.children = [*children, self.waits, widgets.HTML(NAMES + hide)]
+        self.waits = Aside(WAITS)
+        hide = Aside(f"<style>.rso-saved-{self.model_id} {{display: none}}</style>")
+        self.children = [*children, self.waits, hide, Names()]
 
     def let_go(self) -> None:
         """Close the panel and all that is in it, and end its runs."""
@@ -89,8 +92,8 @@ class Panel(widgets.VBox):
 
     def still(self) -> str:
         """Return the texts and pictures as HTML."""
-        values = [part.value for part in all_parts(self) if isinstance(part, widgets.HTML)]
-        return "\n".join(value for value in values if value != WAITS and not value.startswith(NAMES))
+        parts = [part for part in all_parts(self) if isinstance(part, widgets.HTML) and not isinstance(part, Aside)]
+        return "\n".join(part.value for part in parts)
 
     def saved(self) -> str:
         """Return what a saved notebook shows without its kernel: the panel as it is now, and how to start.
