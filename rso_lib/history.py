@@ -79,22 +79,25 @@ class History:
 
     @property
     def validated(self) -> bool:
-        """Say whether there was a validation part. Raises ValueError where no cycle is finished."""
-        return not (math.isnan(self.last.val_accuracy) and math.isnan(self.last.val_loss))
+        """Say whether a cycle has a score on the validation part. Raises ValueError where no cycle is finished."""
+        return bool(self.last and (self._scored("val_accuracy") or self._scored("val_loss")))
 
     @property
     def best(self) -> Report:
         """The cycle with the best accuracy on the validation part (never chosen on the test part).
 
-        Of several it is the first; where no accuracy was measured, that of the lowest loss.
-        Raises ValueError where no cycle is finished, or where there is no validation part.
+        Of several it is the first. A cycle whose accuracy is NaN is none of them; where all are, it is that of the
+        lowest loss. Raises ValueError where no cycle is finished, or where none has a score on a validation part.
         """
         if not self.validated:
             raise ValueError("there is no validation part to choose on: load with val_size above 0, or take `last`")
-        rows = self.cycles.rows
-        if math.isnan(self.last.val_accuracy):
-            return min(rows, key=lambda row: row.val_loss)
-        return max(rows, key=lambda row: row.val_accuracy)
+        if rows := self._scored("val_accuracy"):
+            return max(rows, key=lambda row: row.val_accuracy)
+        return min(self._scored("val_loss"), key=lambda row: row.val_loss)
+
+    def _scored(self, name: str) -> list[Report]:
+        """Return the rows of whole cycles in which a score is a number."""
+        return [row for row in self.cycles.rows if not math.isnan(getattr(row, name))]
 
     def frame(self) -> "pandas.DataFrame":
         """The rows as a pandas frame with the columns of `Report`."""
@@ -113,13 +116,17 @@ class History:
     def load(cls, path: str | Path) -> "History":
         """Read what `save` wrote, by this or another version: other columns are left out, missing ones have defaults.
 
-        Raises ValueError, naming the file, where columns are missing that every history has.
+        Raises ValueError, naming the file and the line, where it is no such table: where columns are missing that every
+        history has, or a cell is no number.
         """
-        with open(path, newline="", encoding="utf-8") as file:
-            lines = csv.DictReader(file)
-            if missing := [name for name in NEEDED if name not in (lines.fieldnames or ())]:
-                raise ValueError(f"{path} is not a history: it has no columns {', '.join(missing)}")
-            return cls([read(line) for line in lines])
+        with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets begin a file with a mark
+            lines = csv.DictReader(file, restval="")
+            try:
+                if missing := [name for name in NEEDED if name not in (lines.fieldnames or ())]:
+                    raise ValueError(f"it has no columns {', '.join(missing)}")
+                return cls([read(line) for line in lines])
+            except (ValueError, csv.Error) as error:
+                raise ValueError(f"{path} is not a history: {error}, in line {lines.line_num}") from error
 
 
 COLUMNS = [f.name for f in fields(Report)]
@@ -127,6 +134,11 @@ NEEDED = [f.name for f in fields(Report) if f.default is MISSING]
 
 
 def read(line: Mapping[str, Any]) -> Report:
-    """Return the report in a row of a CSV or of a checkpoint, which may have other columns."""
+    """Return the report in a row of a CSV or of a checkpoint, which may have other columns.
+
+    Raises ValueError or TypeError where a cell is no number, or there are more cells than columns.
+    """
+    if None in line:
+        raise ValueError("there are more cells than columns")
     types: dict[str, Any] = {f.name: f.type for f in fields(Report)}
     return Report(**{name: types[name](line[name]) for name in COLUMNS if name in line})

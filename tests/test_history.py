@@ -1,12 +1,15 @@
 """A history: rows, the CSV that holds them exactly, and which cycle is the best."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rso_lib.history import COLUMNS, History, Report
+from rso_lib.run.checkpoint import saved_rows
 
 SWEEP = Report(
     cycle=1,
@@ -76,6 +79,31 @@ def test_a_file_that_is_no_history_is_named(tmp_path: Path, content: str) -> Non
         History.load(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda line: line.replace("36", "36,0"), "more cells than columns, in line 2"),
+        (lambda line: line.rpartition(",")[0], "invalid literal for int.*in line 2"),
+        (lambda line: line.replace("0.4714", "σ"), "could not convert string to float: 'σ.*in line 2"),
+    ],
+)
+def test_a_cell_that_is_no_number_is_named(tmp_path: Path, change: Callable[[str], str], says: str) -> None:
+    path = tmp_path / "history.csv"
+    History([SWEEP]).save(path)
+    header, line = path.read_text().splitlines()
+    path.write_text(f"{header}\n{change(line)}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"history\.csv is not a history: .*{says}"):
+        History.load(path)
+
+
+def test_a_history_that_a_spreadsheet_has_saved(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    History([SWEEP]).save(path)
+    path.write_text(path.read_text(), encoding="utf-8-sig", newline="\r\n")
+    assert repr(History.load(path)) == repr(History([SWEEP]))
+    assert saved_rows(path) == 1
+
+
 def test_columns_in_another_order_read(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
     History([SWEEP, CYCLE]).save(path)
@@ -96,6 +124,22 @@ def test_rows_of_whole_cycles() -> None:
 def test_the_best_cycle_is_chosen_on_the_validation_part() -> None:
     assert cycles(0.5, 0.75, 0.25).best.cycle == 2
     assert cycles(0.5, 0.75, 0.75).best.cycle == 2
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "losses", "best"),
+    [
+        ((math.nan, 0.5, 0.25), (1.0, 2.0, 3.0), 2),
+        ((0.25, 0.5, math.nan), (1.0, 2.0, 0.5), 2),
+        ((math.nan, math.nan, math.nan), (math.nan, 2.0, 1.0), 3),
+        ((math.nan, math.nan, math.nan), (2.0, 1.0, math.nan), 2),
+    ],
+)
+def test_a_score_that_is_nan_is_never_the_best(accuracies: Any, losses: Any, best: int) -> None:
+    rows = zip(cycles(*accuracies).cycles.rows, losses, strict=True)
+    history = History([replace(row, val_loss=loss) for row, loss in rows])
+    assert history.validated
+    assert history.best.cycle == best
 
 
 @pytest.mark.parametrize("name", ["last", "best"])

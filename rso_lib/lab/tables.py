@@ -35,7 +35,7 @@ def summarise_accuracy(histories: Sequence[History]) -> dict[str, float]:
     """
     final = torch.tensor([100 * history.last.test_accuracy for history in histories], dtype=torch.float64)
     chosen = [100 * history.best.test_accuracy if history.validated else NAN for history in histories]
-    peeking = [100 * max(row.test_accuracy for row in history.cycles.rows) for history in histories]
+    peeking = [100 * float(history.cycles.frame().test_accuracy.max()) for history in histories]
     return {
         "final": float(final.mean()),
         "error": standard_error(final),

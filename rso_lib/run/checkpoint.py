@@ -111,7 +111,7 @@ def saved_rows(path: Path) -> int:
     """
     if not path.exists():
         return 0
-    lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+    lines = path.read_bytes().decode("utf-8-sig", "replace").splitlines()
     known = lines and (",".join(COLUMNS).startswith(lines[0]) or {*NEEDED} <= {*lines[0].split(",")})
     if lines and not known:
         raise ValueError(f"{path} is no history of a run, and would be written over: move it away")
