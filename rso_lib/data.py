@@ -16,7 +16,18 @@ from torch.utils.data import Dataset
 from . import sources
 from .proposals import generator
 from .settings import calling, check_arguments, check_choice, check_whole, function_of, plain
-from .tensors import Pair, argument_of, check_labels, check_pair, count_of, items_of, labelled, names_of, pair_of
+from .tensors import (
+    Pair,
+    argument_of,
+    check_labels,
+    check_pair,
+    check_scale,
+    count_of,
+    items_of,
+    labelled,
+    names_of,
+    pair_of,
+)
 
 NAMES = ("digits", *sources.TORCHVISION, "folder:PATH", "module:function")
 VALIDATION_IMAGES = 5000
@@ -113,6 +124,7 @@ class Data:
         for part, own in (("val", val), ("test", test)):
             if isinstance(own, (tuple, list)):
                 pairs[part] = pair_of(part, own)
+                check_scale(part, x, own[0])
         rows = len(x)
         if not rows:
             raise ValueError("x has no rows: give it at least one for training")

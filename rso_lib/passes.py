@@ -11,6 +11,7 @@ from .proposals import noise
 from .settings import exact_products
 
 CALIBRATION_IMAGES = 2000
+STATISTICS = ("running_mean", "running_var")
 
 
 @torch.no_grad()
@@ -42,9 +43,12 @@ def mode(net: nn.Module, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def buffers_kept(net: nn.Module) -> Iterator[None]:
-    """Give a net its buffers back at the end, such as the running statistics that a pass in train mode changes."""
-    before = [(module._buffers, name, b, b.clone()) for module, name, b in _buffers(net)]
+def buffers_kept(net: nn.Module, statistics: bool = True) -> Iterator[None]:
+    """Give a net its buffers back at the end, such as the running statistics that a pass in train mode changes.
+
+    statistics  whether also those that `calibrate` sets
+    """
+    before = [(module._buffers, name, b, b.clone()) for module, name, b in _buffers(net, statistics)]
     try:
         yield
     finally:
@@ -52,10 +56,11 @@ def buffers_kept(net: nn.Module) -> Iterator[None]:
             buffers[name] = buffer.copy_(value)
 
 
-def _buffers(net: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+def _buffers(net: nn.Module, statistics: bool) -> Iterator[tuple[nn.Module, str, Tensor]]:
     for module in net.modules():
+        calibrated = STATISTICS if isinstance(module, nn.modules.batchnorm._NormBase) and not statistics else ()
         for name, buffer in module._buffers.items():
-            if buffer is not None:
+            if buffer is not None and name not in calibrated:
                 yield module, name, buffer
 
 

@@ -43,6 +43,15 @@ def pair_of(part: str, pair: Any) -> Pair:
     return x, y
 
 
+def check_scale(part: str, x: Tensor, own: Tensor) -> None:
+    """Raise TypeError where of x and the images of a part only one is of bytes, which are divided by 255."""
+    if (x.dtype == torch.uint8) != (own.dtype == torch.uint8):
+        raise TypeError(
+            f"x of {part} must be of the type of x, which is {x.dtype}, not {own.dtype}: bytes are divided by 255, "
+            f"and other numbers are not"
+        )
+
+
 def argument_of(name: str, part: str) -> str:
     """Return what an error calls x or y: of the whole ("x"), or of a part of its own."""
     return name if part == "x" else f"{name} of {part}"

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +16,10 @@ from .checks import check, check_outputs
 from .data import Data, Split, check_split
 from .engine import Scorer, evaluator, memory
 from .history import NAN, History, Report
-from .known import unlike
+from .known import check_weights, unlike
 from .losses import Metric, accuracies, checked
 from .models import Net, searched
-from .passes import calibrate, mode
+from .passes import buffers_kept, calibrate, mode
 from .proposals import generator, noise
 from .settings import RSO, check_kind, exact_products
 from .sweep import ALONE, NOISE, SHUFFLE, Alone, Position, Step, Sweep, SweepResult, scales, steps_of
@@ -69,7 +70,8 @@ def train(
     """Train `net` in place, yielding a `Report` after each sweep and each cycle.
 
     net       a `models.Net` goes through the fast engine; any other module, and a `Net` that somebody has changed
-              (`known.unlike`), through Algorithm 1 as printed. Frozen parameters stay as they are
+              (`known.unlike`), through Algorithm 1 as printed. Frozen parameters stay as they are, also those that are
+              frozen between two reports
     history   the reports of earlier sittings: the run goes on behind them, with the draws it would have had
     steps     yield a `Step` after every visit too
     begun     the current sweep's first steps, where a sitting ended within it: they are not made again, but count
@@ -88,7 +90,8 @@ def train(
                 break
 
     Raises, before the first step, ValueError or TypeError where net, data and settings do not go together (`check`),
-    and MemoryError where the engine's caches would not fit; later, where a function of the settings returns nonsense.
+    and MemoryError where the engine's caches would not fit; later, where a function of the settings returns nonsense,
+    or a cycle goes on with other sweeps than those that it has begun with.
     """
     check(net, data, settings, begun, world, loss, metric)
     loss, metric = checked("loss", loss), checked("metric", metric)
@@ -135,7 +138,7 @@ def evaluate(
     loss, metric = checked("loss", loss), checked("metric", metric)
     total, right = 0.0, 0.0
     outputs_of = evaluator(net) if isinstance(net, Net) and not unlike(net) else net
-    with mode(net, training=False), noise(split.images.device, 0):
+    with mode(net, training=False), buffers_kept(net), noise(split.images.device, 0):
         size = engine.chunk(split.images.device)
         for x, targets in zip(split.images.split(size), split.labels.split(size), strict=True):
             outputs = outputs_of(x.clone())  # a net may write into its input
@@ -167,12 +170,14 @@ def _reports(
     With each report batch norm has the statistics of the weights as they are. Within a layer's sweeps those of the
     blocks before it stay as they were, and the search reads no others.
     """
-    plan, start = sweeps(net, settings), Position.after(History(rows))
-    calibrate(net, data.train.images)
+    start = Position.after(History(rows))
+    with buffers_kept(net, statistics=False) if rows or begun else nullcontext():  # the run has changed them already
+        calibrate(net, data.train.images)
     for cycle in range(start.cycle, settings.cycles):
         rows = [row for row in rows if row.cycle == cycle + 1]
         scorer = None
-        for sweep in plan[len(rows) :]:
+        while left := _left(net, settings, rows):
+            sweep = left[0]
             if scorer is None or not sweep.before:
                 scorer = None  # its caches go before those of the next layer come
                 memory.release()
@@ -184,6 +189,22 @@ def _reports(
             yield rows[-1]
         world.agree(net)
         yield _cycle_report(net, data, settings, rows, scored, world.take_sent())
+
+
+def _left(net: nn.Module, settings: RSO, rows: Sequence[Report]) -> list[Sweep]:
+    """Return the sweeps of a cycle that are left behind some rows; a tensor that is frozen by now has none.
+
+    Raises ValueError where the cycle has begun with other sweeps, or there is none.
+    """
+    plan, done = sweeps(net, settings), [row.layer for row in rows]
+    if not plan:
+        check_weights(net)
+    if done != (begins := [sweep.layer for sweep in plan[: len(done)]]):
+        raise ValueError(
+            f"a cycle that has begun with sweeps of {', '.join(done)} cannot go on as one of {', '.join(begins)}: "
+            f"freeze what is swept already, and change direction and level, between two cycles"
+        )
+    return plan[len(done) :]
 
 
 def _layers(net: nn.Module) -> list[list[str]]:

@@ -289,6 +289,88 @@ def test_a_net_with_dropout_frozen_and_tied_weights_learns_the_same_bits_again()
     assert last.steps == count_weights(net) == 144 + 2 * 12 + 130
 
 
+class Counting(nn.Module):
+    """Outputs that depend on how many passes there were in either mode, which a buffer counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(10, 1)
+        self.register_buffer("passes", torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes[int(self.training)] += 1
+        return self.out(x) * (1 + self.passes.sum() / 100)
+
+
+def spectral(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    return nn.Sequential(norm(nn.Linear(10, 3)), nn.ReLU(), nn.BatchNorm1d(3), nn.Linear(3, 1))
+
+
+BUFFERED = [
+    Counting,
+    lambda: spectral(nn.utils.parametrizations.spectral_norm),
+    lambda: spectral(nn.utils.spectral_norm),
+]
+
+
+@pytest.mark.parametrize("make", BUFFERED, ids=["counter", "spectral", "older_spectral"])
+def test_a_net_whose_passes_change_buffers_goes_on_with_the_same_bits(make: Callable[[], nn.Module]) -> None:
+    """From every report, with scores between them, and watched."""
+    net, data, settings = make(), table(), RSO(batch_size=100, cycles=1)
+    sittings, watched = copy.deepcopy(net), copy.deepcopy(net)
+    expected = [repr(replace(row, seconds=0)) for row in train(net, data, settings, loss=squares)]
+    history = History()
+    while len(history.rows) < len(expected):
+        history.append(replace(next(train(sittings, data, settings, history, loss=squares)), seconds=0))
+        evaluate(sittings, data.test, loss=squares)
+    assert [repr(row) for row in history.rows] == expected
+    run = LiveRun(lambda: watched, data, settings, loss=squares)
+    for _ in range(3):
+        run.step()
+    run.start()
+    assert run.wait(lambda run: run.state == FINISHED)
+    run.wait(lambda run: True)
+    assert [repr(replace(row, seconds=0)) for row in run.history.rows] == expected
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, sittings.state_dict()[name]), name
+    run.end()
+
+
+def test_what_is_frozen_during_a_run_stays_as_it_is() -> None:
+    net, data, settings = mlp((10,), 1), table(), RSO(cycles=3, batch_size=100)
+    history, kept = History(), None
+    for row in train(net, data, settings, loss=squares):
+        history.append(row)
+        if row.is_cycle and row.cycle == 1:
+            net[2].requires_grad_(False)
+            kept = net[2].weight.clone()
+        if row.cycle == 2 and row.layer == "0.weight":
+            net[0].bias.requires_grad_(False)
+    assert kept is not None and torch.equal(net[2].weight, kept)
+    assert [row.layer for row in history.rows[5:]] == ["0.weight", "", "0.weight", ""]
+
+
+def test_a_cycle_goes_on_with_the_sweeps_that_it_has_begun_with() -> None:
+    net, data, settings = mlp((10,), 1), table(), RSO(cycles=2, batch_size=100)
+    rows = list(islice(train(net, data, settings, loss=squares), 2))
+    words = "has begun with sweeps of 2.weight, 2.bias cannot go on as one of 0.weight, 0.bias"
+    with pytest.raises(ValueError, match=words):
+        fit(net, data, replace(settings, direction="forward"), History(rows), loss=squares)
+    net[2].requires_grad_(False)
+    with pytest.raises(ValueError, match=words):
+        fit(net, data, settings, History(rows), loss=squares)
+    assert len(rows) == 2
+
+
+def test_all_is_frozen_between_two_cycles() -> None:
+    net, data = mlp((10,), 1), table()
+    sitting = train(net, data, RSO(cycles=2, batch_size=100), loss=squares)
+    list(islice(sitting, 5))
+    net.requires_grad_(False)
+    with pytest.raises(ValueError, match="no weights to search: all of its parameters are frozen"):
+        next(sitting)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_weights_of_any_shape_and_type_are_searched(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -442,6 +524,14 @@ WRONG_DATA: dict[str, tuple[Callable[[], object], str]] = {
     "other_test": (
         lambda: Data.from_tensors(ROWS, LABELS, test=(ROWS[:, :2], LABELS)),
         "images of the test part are 2, torch.float32, on cpu, but those of the train part are 3",
+    ),
+    "bytes": (
+        lambda: Data.from_tensors(ROWS.byte(), LABELS, test=(255 * ROWS, LABELS)),
+        "x of test must be of the type of x, which is torch.uint8, not torch.float32: bytes are divided by 255",
+    ),
+    "no_bytes": (
+        lambda: Data.from_dataset(TensorDataset(ROWS, LABELS), val=TensorDataset(ROWS.byte(), LABELS)),
+        "x of val must be of the type of x, which is torch.float32, not torch.uint8",
     ),
     "other_targets": (
         lambda: Data.from_tensors(ROWS, ROWS, test=(ROWS, ROWS[:, :2])),

@@ -16,7 +16,7 @@ from torch import nn
 from ..data import Data, Split
 from ..history import History, Report
 from ..models import count_weights
-from ..passes import calibrate
+from ..passes import buffers_kept, calibrate
 from ..run import folder as runs
 from ..run import sgd
 from ..settings import function_of
@@ -311,8 +311,9 @@ class LiveRun:
 
     def score(self) -> None:
         """Add a point to the curves. Only batch norm's running statistics change, and no step reads them."""
-        calibrate(self.net, self.data.train.images)
-        loss, accuracy = evaluate(self.net, self.scored, **self.scored_by)
+        with buffers_kept(self.net, statistics=False):
+            calibrate(self.net, self.data.train.images)
+            loss, accuracy = evaluate(self.net, self.scored, **self.scored_by)
         batch_loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
         self.losses.clear()
         self.curve.append(Score(self.updates, self.image_forwards, self.seconds, batch_loss, loss, accuracy))
