@@ -119,6 +119,7 @@ class Data:
 
         Raises ValueError or TypeError, naming the argument and the remedy, where these do not go together.
         """
+        seed = plain(seed)
         check_whole("seed", seed, least=0)
         pairs = {"x": pair_of("x", (x, y))}
         for part, own in (("val", val), ("test", test)):

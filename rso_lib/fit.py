@@ -15,7 +15,7 @@ from .history import History, Report
 from .losses import Metric, accuracies
 from .models import count_weights
 from .passes import tensors
-from .settings import RSO
+from .settings import RSO, check_kind
 from .sweep import Step
 from .train import train
 
@@ -36,8 +36,9 @@ def fit(
     history, goes on. So does an error, which is raised. Arguments and errors as for `train`. `history` is continued in
     place.
     """
-    check(net, data, settings, loss=loss, metric=metric)
     history = History() if history is None else history
+    check_kind("history", history, History)
+    check(net, data, settings, loss=loss, metric=metric)
     reported = len(history.rows), _copies(net)
     try:
         items = train(net, data, settings, history, steps=True, loss=loss, metric=metric)

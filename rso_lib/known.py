@@ -14,6 +14,8 @@ from .models import HEAD_POOLS, POOLS, Block, Head, Net, grids, searched
 
 def check_weights(net: nn.Module) -> None:
     """Raise ValueError, naming the parameter and the remedy, where the weights of a net cannot be searched."""
+    if isinstance(net, torch.jit.ScriptModule):
+        raise ValueError("the net is compiled by torch.jit, which gives no weights away by name: train the net itself")
     weights = searched(net)
     if not weights:
         frozen = any(True for _ in net.parameters())
@@ -22,6 +24,11 @@ def check_weights(net: nn.Module) -> None:
     for name, weight in net.named_parameters():
         if is_lazy(weight):
             raise ValueError(f"{name} of the net has no shape yet: send a batch through the net once before training")
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if tensor.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(
+                f"{name} of the net was made in torch.inference_mode, and cannot change outside: make the net outside"
+            )
     for name, weight in weights.items():
         if weight.dtype not in (torch.float32, torch.float64):
             raise ValueError(

@@ -93,6 +93,8 @@ def train(
     and MemoryError where the engine's caches would not fit; later, where a function of the settings returns nonsense,
     or a cycle goes on with other sweeps than those that it has begun with.
     """
+    history = History() if history is None else history
+    check_kind("history", history, History)
     check(net, data, settings, begun, world, loss, metric)
     loss, metric = checked("loss", loss), checked("metric", metric)
     if reason := unlike(net):
@@ -100,7 +102,7 @@ def train(
     memory.keep_freed()
     for weight in net.parameters():
         weight.data = weight.data.contiguous()
-    rows = history.rows if history else []
+    rows = history.rows
     seconds = rows[-1].seconds if rows else 0.0
     reports = _reports(net, data, settings, rows, begun, (loss, metric), world)
     while True:

@@ -27,7 +27,7 @@ from rso_lib.models import Block, Flow, Head, Net
 from rso_lib.passes import calibrate
 from rso_lib.proposals import sigma
 from rso_lib.settings import RSO
-from rso_lib.train import Position, Step, train
+from rso_lib.train import Position, Step, sweeps, train
 
 DEVICES = [
     "cpu",
@@ -70,7 +70,7 @@ def settings_of(name: str) -> RSO:
 
 def history_before(net: Net, settings: RSO, cycle: int, sweep: int) -> History:
     """As much of a history as `train` asks for in order to begin at a sweep: which rows are there."""
-    layers = ["x"] * len(plan(net, settings))
+    layers = [sweep.layer for sweep in sweeps(net, settings)]
     rows = [(c, layer) for c in range(cycle) for layer in [*layers, ""]] + [(cycle, layer) for layer in layers[:sweep]]
     nothing = dict.fromkeys(("steps", "kept", "plus", "minus", "evaluations", "image_forwards"), 0)
     return History([Report(cycle=c + 1, layer=layer, sigma=0.0, seconds=0.0, **nothing) for c, layer in rows])

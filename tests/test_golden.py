@@ -32,7 +32,7 @@ from rso_lib.models import Block, Head, Net, count_weights
 from rso_lib.proposals import gaussian
 from rso_lib.run import folder as runs
 from rso_lib.settings import RSO
-from rso_lib.train import Step, train
+from rso_lib.train import Step, sweeps, train
 
 GOLDEN = Path(__file__).parent / "golden"
 EXACT, CLOSE = ["cycle", "layer", "index", "choice"], ["w", "plus", "minus"]
@@ -116,8 +116,9 @@ def start(run: Run, sweep: int) -> tuple[Net, Iterator[Step | Report]]:
     distribution = lambda shape, rng: coarse(gaussian(shape, rng))  # noqa: E731
     usual = {"cycles": 2, "batch_size": 50, "weight_decay": 2**-10, "distribution": distribution}
     none = dict.fromkeys(["sigma", "steps", *COUNTS, "evaluations", "image_forwards"], 0)
-    before = [Report(cycle=1, layer="another", seconds=0.0, **none)] * sweep
-    return net, train(net, digits(), RSO(**{**usual, **run.settings}), History(before), steps=True)
+    settings = RSO(**{**usual, **run.settings})
+    before = [Report(cycle=1, layer=one.layer, seconds=0.0, **none) for one in sweeps(net, settings)[:sweep]]
+    return net, train(net, digits(), settings, History(before), steps=True)
 
 
 def replay(run: Run) -> tuple[list[Row], float | None]:

@@ -29,7 +29,7 @@ from rso_lib.engine import memory
 from rso_lib.data import Data, Split
 from rso_lib.models import Head, Net
 from rso_lib.settings import RSO
-from rso_lib.train import train
+from rso_lib.train import sweeps as plan, train
 
 torch.set_num_threads(1)
 name, images, batch, cache, strategy, order, level = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
@@ -52,8 +52,9 @@ def steps_of(data, settings, sweep):
     from rso_lib.history import History, Report
 
     nothing = dict.fromkeys(("steps", "kept", "plus", "minus", "evaluations", "image_forwards"), 0)
-    rows = [Report(cycle=1, layer="x", sigma=0.0, seconds=0.0, **nothing)] * sweep
-    return train(net, data, settings, History(list(rows)), steps=True)
+    done = plan(net, settings)[:sweep]
+    rows = [Report(cycle=1, layer=each.layer, sigma=0.0, seconds=0.0, **nothing) for each in done]
+    return train(net, data, settings, History(rows), steps=True)
 
 
 search(data(64), RSO(batch_size=32, direction="forward"), [0])

@@ -428,6 +428,35 @@ def test_types_of_data_and_net_that_differ_say_what_to_call() -> None:
         next(train(one_conv((1, 4, 4), 1), data, RSO(batch_size=100), loss=squares))
 
 
+def test_nets_that_cannot_change_say_so() -> None:
+    data, settings = table(), RSO(cycles=1, batch_size=100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled: Any = torch.jit.script(mlp(data.shape, 1))
+    with pytest.raises(ValueError, match=r"the net is compiled by torch\.jit"):
+        fit(compiled, data, settings, loss=squares)
+    with torch.inference_mode():
+        net = mlp(data.shape, 1)
+    with pytest.raises(ValueError, match=r"0\.weight of the net was made in torch\.inference_mode"):
+        fit(net, data, settings, loss=squares)
+    rows: Any = []
+    for run in (fit, lambda *given, **named: next(train(*given, **named))):
+        with pytest.raises(TypeError, match="history must be a rso_lib History, not a list"):
+            run(mlp(data.shape, 1), data, settings, rows, loss=squares)
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_sgd_has_its_gradient_wherever_it_is_called(around: Callable[[], Any]) -> None:
+    data, settings, net = table(), SGD(epochs=1, batch_size=100, warmup=0, rate=0.01), mlp((10,), 1)
+    other = copy.deepcopy(net)
+    expected = sgd.fit(net, data, settings, loss=squares, progress=False)
+    with around():
+        found = sgd.fit(other, data, settings, loss=squares, progress=False)
+    assert found.last.test_loss == expected.last.test_loss
+    with pytest.raises(ValueError, match="all parameters of the net are frozen"):
+        sgd.fit(net.requires_grad_(False), data, settings, loss=squares, progress=False)
+
+
 # Data from tensors and datasets
 
 
@@ -555,7 +584,74 @@ def test_wrong_data_are_named_with_the_remedy(kind: str) -> None:
         make()
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    data = Data.from_tensors(ROWS, LABELS, seed=np.int64(3), val=np.float32(0.2), classes=np.int64(2))
+    assert torch.equal(data.train.images, Data.from_tensors(ROWS, LABELS, seed=3, val=0.2).train.images)
+    assert repr(SGD(epochs=np.int64(2), rate=np.float32(0.5), warmup=0)) == repr(SGD(epochs=2, rate=0.5, warmup=0))
+
+
 # Runs in folders
+
+
+class Stateful(nn.Linear):
+    def get_extra_state(self) -> Any:
+        return {"a": 1}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+def stateful(shape: tuple[int, ...], classes: int) -> nn.Module:
+    return Stateful(shape[0], classes)
+
+
+class Forgetful(nn.Linear):
+    """Its passes change a buffer that no checkpoint has."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+        self.register_buffer("constant", torch.ones(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        return super().forward(x)
+
+
+def forgetful(shape: tuple[int, ...], classes: int) -> nn.Module:
+    return Forgetful(shape[0], classes)
+
+
+def of_sgd(folder: Path, net: str, **options: Any) -> Any:
+    settings = SGD(epochs=1, batch_size=100, warmup=0)
+    return train_seeds(folder, net, table(), settings, 1, loss=squares, progress=False, **options)
+
+
+def of_rso(folder: Path, net: str, **options: Any) -> Any:
+    return begin(folder, net=net, settings=RSO(cycles=1, batch_size=100), **options)
+
+
+@pytest.mark.parametrize("start", [of_rso, of_sgd])
+def test_a_state_that_no_checkpoint_has_is_named(tmp_path: Path, start: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"_extra_state of the net is no tensor, .* register it as a buffer"):
+        start(tmp_path / "run", f"{HERE}:stateful")
+    assert not (tmp_path / "run").exists()
+    with pytest.warns(UserWarning, match=r"seen of the net changes in a pass, .* with persistent=True"):
+        start(tmp_path / "run", f"{HERE}:forgetful")
+
+
+@pytest.mark.parametrize("start", [of_rso, of_sgd])
+def test_options_of_a_net_are_plain_values(tmp_path: Path, start: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match=r"width of .*:mlp must be a number, .*, not tensor"):
+        start(tmp_path / "run", f"{HERE}:mlp", net_options={"width": torch.tensor(2)})
+    assert not (tmp_path / "run").exists()
+    start(tmp_path / "run", f"{HERE}:mlp", net_options={"width": np.int64(1)})
+    assert '"width": 1' in (tmp_path / "run" / "settings.json").read_text()
+
+
+def test_the_seed_of_the_split_may_be_numpys(tmp_path: Path) -> None:
+    run = of_rso(tmp_path, f"{HERE}:mlp", data_seed=np.int64(1), val_size=np.int64(9))
+    assert (run.settings["data_seed"], run.settings["val_size"]) == (1, 9)
 
 
 OWN: dict[str, Any] = {

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rso_lib import RSO, History, evaluate, load, models
+from rso_lib import RSO, Data, History, evaluate, load, models
 from rso_lib.engine import memory
 from rso_lib.history import Report
 from rso_lib.models import Block, Head, Net
@@ -685,6 +685,18 @@ def test_the_digest_is_of_the_pixels_as_they_were_read() -> None:
     assert provenance._pixels(again) == provenance._pixels(data)
     again.test.images[-1, 0, 3, 3] += 1 / 255
     assert provenance._pixels(again) != provenance._pixels(data)
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+@pytest.mark.parametrize("unit", [1e-7, 1.0, 1e18])
+def test_the_digest_tells_tables_of_small_and_of_huge_numbers_apart(unit: float, standardise: bool) -> None:
+    columns, labels = torch.randn(20, 2, dtype=torch.float64) * unit, torch.arange(20) % 2
+    one, again, other = (
+        provenance.facts(Data.from_tensors(columns[:, [k]].clone(), labels, standardise=standardise)) for k in (0, 0, 1)
+    )
+    assert one == again
+    assert one["values"] != other["values"]
+    assert "values" not in provenance.facts(load("digits"))
 
 
 def test_the_commit_of_a_clone(tmp_path: Path) -> None:

@@ -21,12 +21,13 @@ from ..algorithm import Loss
 from ..data import Data, load
 from ..history import History
 from ..losses import LOSSES, METRICS, Metric
-from ..settings import check_whole, qualified
+from ..settings import check_whole, plain, qualified
 from . import cli as command
 from . import presets, sgd
 from .about import NEWER, check_dataset, differences, scored_by
+from .checkpoint import check_state
 from .files import PART, alone, folder_at, make, replacing
-from .nets import build
+from .nets import build, plain_options
 from .provenance import facts, machine
 from .sgd import SGD
 
@@ -51,8 +52,9 @@ def train_seeds(
     Raises ValueError where the folder holds runs with other settings or on other images, RuntimeError where another
     process trains in it, and as `sgd.check` and `nets.build` do, which leaves no folder.
     """
+    seeds = plain(seeds)
     check_whole("seeds", seeds, least=1)
-    folder, options = folder_at(folder), dict(net_options or {})
+    folder, options = folder_at(folder), plain_options(net, net_options)
     scored = scored_by(loss, metric)
     asked = {
         "dataset": data.name,
@@ -65,6 +67,7 @@ def train_seeds(
     }
     sgd.check(data, settings, scored["loss"])
     fresh = [build(net, data.shape, len(data.classes), seed, **options) for seed in range(seeds)]
+    check_state(fresh[0].to(data.train.labels.device), data.train.images)
     sgd.learner_of(fresh[0], settings)  # which raises for a net that SGD cannot train
     _check_settings(folder / "settings.json", asked)
     make(folder)
@@ -86,7 +89,8 @@ def _check_settings(path: Path, asked: Mapping[str, Any]) -> None:
             raise ValueError(f"{strange[0]} belongs to no run, as there is no {path}; choose another folder")
         return
     try:
-        there = _flat({**vars(SGD()), **NEWER, **json.loads(path.read_text())})
+        about = json.loads(path.read_text())
+        there = _flat({**vars(SGD()), **NEWER, **about, "data": {**asked["data"], **about["data"]}})
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} is not the settings of runs of SGD, or torn; choose another folder") from None
     if unlike := differences(there, _flat(asked)):

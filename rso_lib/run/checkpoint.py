@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..history import COLUMNS, NEEDED, History
+from ..passes import buffers_kept, mode
+from ..proposals import noise
 from .about import AS_IT_IS, FORMAT, is_of_a_run
 from .files import replacing
 
@@ -102,6 +104,30 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def state_of(net: nn.Module) -> dict[str, Tensor]:
     """Return the weights and buffers of a net on the CPU, for readers that have another device."""
     return {name: value.cpu() for name, value in net.state_dict().items()}
+
+
+@torch.no_grad()
+def check_state(net: nn.Module, images: Tensor) -> None:
+    """Raise ValueError where a checkpoint cannot hold the state of a net; warn of a buffer that it does not hold."""
+    state = net.state_dict()
+    if strange := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise ValueError(
+            f"{strange[0]} of the net is no tensor, and a checkpoint holds no other state: register it as a buffer, in "
+            f"place of get_extra_state"
+        )
+    before = {name: value.clone() for name, value in net.named_buffers() if name not in state}
+    if not before:
+        return
+    with mode(net, training=True), noise(images.device, 0), buffers_kept(net):
+        net(images[:2].clone())
+        after = dict(net.named_buffers())
+        changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    if changed:
+        warnings.warn(
+            f"{changed[0]} of the net changes in a pass, but is in no checkpoint, so that a run that is taken up again "
+            f"goes on otherwise: register it with persistent=True",
+            stacklevel=4,
+        )
 
 
 def saved_rows(path: Path) -> int:

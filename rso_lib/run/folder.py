@@ -26,7 +26,7 @@ from ..data import Data
 from ..fit import with_bar
 from ..history import History, read
 from ..losses import LOSSES, METRICS, Metric
-from ..settings import RSO, check_named, check_whole, qualified
+from ..settings import RSO, check_named, check_whole, plain, qualified
 from ..train import check, train
 from .about import (
     AS_IT_IS,
@@ -45,10 +45,10 @@ from .about import (
     scored_by,
     settings_of,
 )
-from .checkpoint import Checkpoint, check_weights, copy_history, read_checkpoint, saved_rows, state_of
+from .checkpoint import Checkpoint, check_state, check_weights, copy_history, read_checkpoint, saved_rows, state_of
 from .files import alone, check_files, folder_at, make
 from .nets import NETS as NETS
-from .nets import build
+from .nets import build, plain_options
 from .processes import world
 from .provenance import code, facts, machine
 
@@ -130,9 +130,9 @@ def start(
         "metric": qualified(metric, METRICS),
         "dataset": dataset,
         "net": net,
-        "net_options": dict(net_options or {}),
-        "data_seed": data_seed,
-        "val_size": val_size,
+        "net_options": plain_options(net, net_options),
+        "data_seed": plain(data_seed),
+        "val_size": plain(val_size),
     }
     about, data, fresh = world.together(lambda: _prepare(asked, root, device))
     if world.size > 1:
@@ -141,6 +141,7 @@ def start(
 
     def check_run() -> None:
         check(fresh, data, settings, world=world, **scored)
+        check_state(fresh, data.train.images)
 
     with ExitStack() as locks:
         run = world.together(lambda: begun if world.rank else _open(locks, begun, about, check_run, device))

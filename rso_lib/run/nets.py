@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
 from typing import Any, get_args, get_type_hints
@@ -12,7 +13,7 @@ from torch import nn
 from .. import models
 from ..models import Net
 from ..proposals import noise
-from ..settings import calling, check_choice, function_of
+from ..settings import calling, check_choice, function_of, plain
 
 NETS: dict[str, Callable[..., Net]] = {
     "one_conv": models.one_conv,
@@ -58,6 +59,22 @@ def check_options(net: str, options: Mapping[str, Any]) -> None:
             allowed = (*allowed, int)
         if all(one in NAMES for one in allowed) and type(value) not in allowed:
             raise TypeError(f"{name} of {net} must be {' or '.join(NAMES[one] for one in allowed)}, not {value!r}")
+
+
+def plain_options(net: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return options of a net with numbers of Python in place of numpy's.
+
+    Raises TypeError, naming the option, where one is of a kind that settings.json cannot hold.
+    """
+    found = {name: plain(value) for name, value in (options or {}).items()}
+    for name, value in found.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{name} of {net} must be a number, a word, a truth value or None, or a list of these, not {value!r}"
+            ) from error
+    return found
 
 
 def read_options(net: str, text: str) -> dict[str, Any]:

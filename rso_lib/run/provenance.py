@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import sources
 from ..data import Data
 from ..engine import ENGINE, kernels
 
 LIBRARY = Path(__file__).resolve().parents[1]
 OWN = ("dataset", "net", "loss", "metric")
 """The settings that may name a function of the user's."""
+PARTS = 16
+"""Parts of a deviation, to which numbers that may be no pixels are rounded."""
 LEVELS = 65280
 """Whole numbers for pixels in 0..1: multiples of 256 for images of 8 bits, of 4,080 for those of scikit-learn."""
 
@@ -27,24 +30,38 @@ def facts(data: Data) -> dict[str, Any]:
     """Return what tells one set of images from another; nothing that rounding on another machine could change.
 
     Pixels and labels are digests, in the order of the split. Numbers that are no pixels of 8 bits are rounded, and may
-    have another digest where the mean is rounded otherwise. Files of JPEG may be read as other pixels by another
+    have another digest where the mean is rounded otherwise; as they may be tiny or huge, data of the user's have a
+    digest of their values in units of the deviation beside it. Files of JPEG may be read as other pixels by another
     version of the decoder, and then have another digest.
     """
     sizes = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
     mean = [round(float(value), 4) for value in data.mean]
     counts = {"shape": list(data.shape), "classes": len(data.classes), **sizes, "mean": mean}
     labels = digest(*(part.labels.cpu() for part in (data.train, data.val, data.test)))
-    return {**counts, "class_names": list(data.classes), "labels": labels, "pixels": _pixels(data)}
+    found = {**counts, "class_names": list(data.classes), "labels": labels, "pixels": _pixels(data)}
+    ours = data.name in (*sources.TORCHVISION, "digits") or data.name.startswith("folder:")
+    return found if ours else {**found, "values": _values(data)}
 
 
 def _pixels(data: Data) -> str:
     """Return a digest of the pixels as they were before they were standardised."""
+    return _rounded(data, LEVELS * torch.where(data.std > 0, data.std, 1.0).double(), LEVELS * data.mean.double())
+
+
+def _values(data: Data) -> str:
+    """Return a digest of the values in units of the deviation of their channel in the training part."""
+    images = data.train.images
+    std, mean = torch.std_mean(images, dim=[0, *range(2, images.dim())], correction=0)
+    scale = PARTS / torch.where(std > 0, std, 1.0).double()
+    return _rounded(data, scale, -mean * scale)
+
+
+def _rounded(data: Data, scale: Tensor, shift: Tensor) -> str:
+    """Return a digest of all images times a scale, plus a shift, of each channel [C], as whole numbers of 16 bits."""
     each = (-1, *[1] * (len(data.shape) - 1))
-    scale, mean = (
-        LEVELS * x.view(each) for x in (torch.where(data.std > 0, data.std, 1.0).double(), data.mean.double())
-    )
+    scale, shift = scale.view(each), shift.view(each)
     chunks = (chunk for part in data.parts.values() for chunk in part.images.split(4096))
-    return digest(*((chunk * scale + mean).round_().long().to(torch.int16).cpu() for chunk in chunks))
+    return digest(*((chunk * scale + shift).round_().long().to(torch.int16).cpu() for chunk in chunks))
 
 
 def digest(*values: Tensor) -> str:

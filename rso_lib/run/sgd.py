@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -28,9 +28,9 @@ from ..engine.layers import channels_last
 from ..history import NAN, History, Report
 from ..known import unlike
 from ..losses import Metric, accuracies
-from ..models import Block, Net, grids, initialise, pool2
+from ..models import Block, Net, grids, initialise, pool2, searched
 from ..proposals import generator, noise
-from ..settings import called, check_choice, check_kind, check_number, check_whole, exact_products
+from ..settings import called, check_choice, check_kind, check_number, check_whole, exact_products, plain
 from ..train import scores
 
 SCHEDULES = ("step", "constant")
@@ -65,6 +65,8 @@ class SGD:
     """of the order of the images"""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         for name, least in (("epochs", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0)):
             check_whole(name, getattr(self, name), least=least)
         for name in ("rate", "momentum", "weight_decay"):
@@ -163,8 +165,11 @@ class Descent:
 def learner_of(net: nn.Module, settings: SGD) -> nn.Module:
     """Return what is trained: the net itself, or its twin that has a gradient.
 
-    Raises ValueError for a net on a grid that SGD would take off it, and for a twin of a net that can have none.
+    Raises ValueError for a net that is all frozen, for one on a grid that SGD would take off it, and for a twin of a
+    net that can have none.
     """
+    if not searched(net):
+        raise ValueError("all parameters of the net are frozen: set requires_grad=True where it is to learn")
     if settings.straight_through:
         return StraightThrough(net, settings.seed)
     if grids(net):
@@ -207,6 +212,8 @@ def ended(row: Report, epochs: int, settings: SGD) -> bool:
     return epochs == settings.epochs or not math.isfinite(row.train_loss)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 @exact_products()
 def _epoch(net: nn.Module, optimiser: torch.optim.Optimizer, data: Data, settings: SGD, epoch: int, loss: Loss) -> int:
     """Make a pass over the training part in a random order, and return the number of steps."""
