@@ -558,6 +558,15 @@ def test_the_visited_weight_is_framed(data: Data) -> None:
         assert f"Weight {index} is framed" in text
 
 
+def test_neurons_that_see_pixels_are_drawn_as_images() -> None:
+    """In a plain module, if the shape of an image is given."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))
+    raster = pictures.lay_out_weights(net, "1.weight", (1, 8, 8))
+    assert raster.tiles == (5, 1, 8, 8)
+    assert raster.values[raster.cell(64 + 11)] == net[1].weight[1, 11]
+    assert pictures.lay_out_weights(net, "1.weight").tiles == (5, 64, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("make", "name"),
     [

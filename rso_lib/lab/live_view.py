@@ -124,7 +124,7 @@ def draw_layer(run: LiveRun, size: tuple[int, int]) -> tuple[Image.Image, str]:
     """Draw the weights of the layer that is searched, the one visited last framed: a picture, and its text."""
     matrix = max(reversed([*run.net.named_parameters()]), key=lambda item: min(item[1].dim(), 2))[0]  # the last one
     name = run.last.layer if run.last and run.last.layer != "network" else matrix
-    raster = lay_out_weights(run.net, name)
+    raster = lay_out_weights(run.net, name, run.data.shape)
     values = raster.values.numpy()
     outputs, inputs, height, width = raster.tiles
     largest = float(np.nanmax(np.abs(values))) or 1.0

@@ -252,10 +252,13 @@ class Raster(NamedTuple):
         return channel * (height + self.gap) + y, output * (width + self.gap) + x
 
 
-def lay_out_weights(net: nn.Module, name: str) -> Raster:
-    """Return a parameter of the net as tiles. The final matrix behind a flattened picture is cut into pictures, too."""
+def lay_out_weights(net: nn.Module, name: str, pixels: Sequence[int] = ()) -> Raster:
+    """Return a parameter of the net as tiles. The final matrix behind a flattened picture is cut into pictures, too.
+
+    pixels  the shape of an image: in a plain module a matrix with an input for each pixel is cut into such pictures
+    """
     weight = net.get_parameter(name).detach().cpu()
-    outputs, inputs, height, width = shape = _tile_shape(net, weight)
+    outputs, inputs, height, width = shape = _tile_shape(net, weight, pixels)
     gap = int(height * width > 1)
     values = weight.new_full((inputs, height + gap, outputs, width + gap), math.nan)
     values[:, :height, :, :width] = weight.reshape(shape).permute(1, 2, 0, 3)
@@ -263,8 +266,10 @@ def lay_out_weights(net: nn.Module, name: str) -> Raster:
     return Raster(values[: len(values) - gap, : values.shape[1] - gap], shape, gap)
 
 
-def _tile_shape(net: nn.Module, weight: Tensor) -> tuple[int, int, int, int]:
+def _tile_shape(net: nn.Module, weight: Tensor, pixels: Sequence[int]) -> tuple[int, int, int, int]:
     if weight.dim() != 2 or not isinstance(net, Net):
+        if weight.dim() == 2 and len(pixels) == 3 and weight.shape[1] == math.prod(pixels):
+            return len(weight), *pixels  # type: ignore[return-value]
         outputs, inputs, *sides = (*weight.shape, 1, 1)[: max(weight.dim(), 2)]
         return outputs, inputs, math.prod(sides[:-1]), math.prod(sides[-1:])
     outputs, features = weight.shape
