@@ -102,8 +102,8 @@ def test_gains_by_block() -> None:
     gains = paying.gain_by_block(HISTORY)
     assert gains.block.tolist() == ["head", "block1", "head", "block1"]
     assert math.isnan(gains.gain[0]) and gains.gain[1:].tolist() == pytest.approx([0.5, 0.1, 0.15])
-    assert gains.seconds.tolist() == [1, 5, 2, 5]
-    assert "block1 71 and 60" in paying.plot_gains(gains).alt
+    assert gains.images.tolist() == [300, 600, 300, 600]
+    assert "head 33 and 13, block1 67 and 87" in paying.plot_gains(gains).alt
 
 
 def test_spreads_by_cycle() -> None:
@@ -112,11 +112,6 @@ def test_spreads_by_cycle() -> None:
     assert spreads.kept.tolist() == [0.5] * 6
     assert spreads.spread.tolist() == pytest.approx([0.1] * 6)
     assert "head.linear.weight 50% and 50%, s 0.1 and 0.1" in paying.plot_spreads(spreads).alt
-
-
-def test_published_costs() -> None:
-    table = paying.tabulate_published()
-    assert table["image-forwards"].tolist()[:3] == ["9.012 G", "1.536 G", "1.818 G"]
 
 
 # Ideas

@@ -79,41 +79,25 @@ def spread_by_cycle(history: History) -> pandas.DataFrame:
 
 
 def gain_by_block(history: History) -> pandas.DataFrame:
-    """Return what each block of a net with batch norm brings in each cycle: cycle, block, gain, seconds.
+    """Return what each block of a net with batch norm brings in each cycle: cycle, block, gain, images.
 
-    gain  the fall of the loss between the last sweeps of the block before and of this one, which are short
+    gain    the fall of the loss between the last sweeps of the block before and of this one, which are short; NaN for
+            the first block of the run
+    images  image-forwards
     """
     sweeps = [row for row in history.rows if not row.is_cycle]
     blocks = [row.layer.partition(".")[0] for row in sweeps]
-    rows, level, since = [], math.nan, 0.0
+    rows, level, images = [], math.nan, 0
     for row, block, following in zip(sweeps, blocks, [*blocks[1:], None], strict=True):
-        if block == following:
-            continue
-        gain = {"gain": level - row.train_loss, "seconds": row.seconds - since}
-        rows.append({"cycle": row.cycle, "block": block, **gain})
-        level, since = row.train_loss, row.seconds
+        images += row.image_forwards
+        if block != following:
+            gain = {"gain": level - row.train_loss, "images": images}
+            rows.append({"cycle": row.cycle, "block": block, **gain})
+            level, images = row.train_loss, 0
     return pandas.DataFrame(rows)
 
 
 # The scoreboard
-
-PUBLISHED = (
-    ("RSO, 50 cycles", "mnist", 99.12, 50 * 3 * 12_016 * 5_000, "arXiv 2005.05955"),
-    ("CoCD, coordinate descent on stale slopes", "mnist", 95.48, 50 * 60_000 * 2 * 256, "arXiv 2605.14373"),
-    ("CMA-ES", "mnist", 98.1, 300 * 60_000 * 101, "D. Ha, A visual guide to evolution strategies, 2017"),
-    ("PEPG", "mnist", 98.0, 300 * 60_000 * 101, "the same"),
-    ("OpenAI-ES", "mnist", 96.2, 300 * 60_000 * 101, "the same"),
-    ("DeepZero, ResNet-20, with augmentation", "cifar10", 86.94, 68e9, "arXiv 2310.02025; the cost is our estimate"),
-    ("RSO, Depth-10, 500 cycles", "cifar10", 81.80, 500 * 3 * 57_104 * 5_000, "arXiv 2005.05955"),
-)
-"""What others report: method, images, test accuracy in %, image-forwards, source. Nobody reports image-forwards: these
-are epochs × images × evaluations of each, or steps × losses × batch. Each has a net of its own."""
-
-
-def tabulate_published() -> pandas.DataFrame:
-    """Return `PUBLISHED` as a table, with the cost in words."""
-    rows = [(method, images, accuracy, said(cost), source) for method, images, accuracy, cost, source in PUBLISHED]
-    return pandas.DataFrame(rows, columns=["method", "images", "test accuracy (%)", "image-forwards", "source"])
 
 
 def tabulate_ideas(entries: Sequence[Entry], budget: int) -> pandas.DataFrame:
@@ -268,23 +252,18 @@ def plot_claims(claims: Mapping[str, Tensor]) -> Picture:
 
 @style()
 def plot_gains(gains: pandas.DataFrame) -> Picture:
-    """Draw each block's share of the seconds and of the fall of the loss, in the first cycle and in the later ones."""
-    picture = new_picture(9, 3.6, wspace=0.25)
-    first = gains.cycle == gains.cycle.min()
-    parts, texts = {"cycle 1": gains[first], "later cycles": gains[~first]}, []
-    for axes, (title, rows) in zip(picture.subplots(1, 2, sharey=True), parts.items(), strict=True):
-        sums = rows.groupby("block", sort=False)[["seconds", "gain"]].sum()
-        shares = 100 * sums / sums.sum()
-        places = torch.arange(len(shares)).numpy()
-        axes.axhline(0, color=BLACK, linewidth=1)
-        axes.bar(places - 0.2, shares.seconds, 0.4, color=GREY, label="of the seconds")
-        axes.bar(places + 0.2, shares.gain, 0.4, color=BLUE, hatch="//", label="of the fall of the loss")
-        axes.set_xticks(places, shares.index, rotation=30)
-        axes.set(title=title)
-        each = ", ".join(f"{row.Index} {row.seconds:.0f} and {row.gain:.0f}" for row in shares.itertuples())
-        texts.append(f"{title}: {each}")
-        if axes.get_subplotspec().is_first_col():
-            axes.set_ylabel("share of the cycle (%)")
-            axes.legend(fontsize=10)
-    picture.alt = f"Shares of the seconds and of the fall of the loss in %, by block. {'; '.join(texts)}."
+    """Draw each block's share of the images and of the fall of the loss (`gain_by_block`)."""
+    picture = new_picture(7.5, 3.4)
+    axes = picture.subplots()
+    sums = gains.groupby("block", sort=False)[["images", "gain"]].sum()
+    shares = 100 * sums / sums.sum()
+    places = torch.arange(len(shares)).numpy()
+    axes.axhline(0, color=BLACK, linewidth=1)
+    axes.bar(places - 0.2, shares.images, 0.4, color=GREY, label="of the images")
+    axes.bar(places + 0.2, shares.gain, 0.4, color=BLUE, hatch="//", label="of the fall of the loss")
+    axes.set_xticks(places, shares.index)
+    axes.set(ylabel="share of the run (%)")
+    axes.legend(fontsize=10)
+    each = ", ".join(f"{row.Index} {row.images:.0f} and {row.gain:.0f}" for row in shares.itertuples())
+    picture.alt = f"Shares of the images and of the fall of the loss in %, by block: {each}."
     return picture

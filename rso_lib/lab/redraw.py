@@ -22,7 +22,7 @@ from .pictures import COSTS, plot_kept_shares
 from .results import FIGURES, RESULTS, Result, experiment, fill, page, read_results
 from .scoreboard import read_board
 
-NOTEBOOKS = ("05_mnist", "08_cifar10", "09_where_the_gradient_is_zero")
+NOTEBOOKS = ("05_mnist", "08_cifar10", "09_where_the_gradient_is_zero", "10_what_a_search_costs")
 """Those that show what is in results/."""
 PAGES = ("README.md", "docs/speed.md")
 """And the other pages that do."""
@@ -197,7 +197,7 @@ def refresh(path: Path, results: Sequence[Result]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw figures/ and write README.md, results/README.md and three notebooks from results/, without training."""
+    """Draw figures/ and write README.md, results/README.md and the notebooks from results/, without training."""
     command.parse("figures", main, arguments)
     with command.ending("figures"):
         for path in [*redraw(), *write_pages()]:
