@@ -125,7 +125,8 @@ def test_a_demonstration_has_no_exercise(path: Path) -> None:
     """What it keeps is as it was, and no heading is left without its exercise."""
     committed, shown = nbformat.read(path, as_version=4), demonstration(path)
     assert "Exercise" not in "".join(cell.source.partition("\n")[0] for cell in shown.cells)
-    assert "<details>" not in "".join(cell.source for cell in shown.cells)
+    text = "".join(cell.source for cell in shown.cells)
+    assert "<summary>Hint" not in text and "<summary>Solution" not in text
     kept = [cell.source for cell in committed.cells if cell.cell_type == "code" and not tags(cell)]
     assert before_exercise("## 1. A\n\nb\n\n### Exercise 1: c\n\nd") == "## 1. A\n\nb"
     assert before_exercise("## 6. Two more exercises\n\nb") == ""

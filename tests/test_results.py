@@ -66,7 +66,7 @@ def test_the_pages_say_what_the_folders_hold(project: Path, made: list[Result]) 
     assert made, "results/ holds no run"
     assert (project / "results" / "README.md").read_text() == results.page(made), REMEDY
     for page, text in pages(project).items():
-        assert results.BLOCK.search(text)
+        assert results.BLOCK.search(text) or page in redraw.NOTEBOOKS, "a notebook may have cells instead"
         assert results.fill(text, made, link(page)) == text, f"{page}: {REMEDY}"
 
 

@@ -173,7 +173,7 @@ def write_pages() -> list[Path]:
 
 
 def refresh(path: Path, results: Sequence[Result]) -> None:
-    """Fill the blocks of a notebook's text, and execute its first cells, which are tagged "results"."""
+    """Fill the blocks of a notebook's text, and execute its cells that are tagged "results"."""
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
@@ -193,6 +193,9 @@ def refresh(path: Path, results: Sequence[Result]) -> None:
             elif "results" in cell.metadata.get("tags", []):
                 client.execute_cell(cell, k, execution_count=cell.execution_count)
                 cell.metadata.pop("execution", None)
+                for output in cell.outputs:
+                    if "execution_count" in output:
+                        output.execution_count = cell.execution_count
     nbformat.write(notebook, path)
 
 
