@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .algorithm import Loss, cross_entropies
+from .calls import called
 from .data import Data, Split, check_data
 from .engine import evaluator, memory
 from .known import check_weights, unlike
@@ -15,7 +16,7 @@ from .losses import Metric, accuracies, checked
 from .models import Net, grids, least_size
 from .passes import buffers_kept, mode, tensors
 from .proposals import noise
-from .settings import RSO, called, check_kind, exact_products
+from .settings import RSO, check_kind, exact_products
 from .sweep import ALONE, Alone, Step
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from . import sources
+from .calls import calling
 from .proposals import generator
-from .settings import calling, check_arguments, check_choice, check_whole, function_of, plain
+from .settings import check_arguments, check_choice, check_whole, function_of, plain
 from .tensors import (
     Pair,
     argument_of,

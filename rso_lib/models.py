@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .discrete import ACTIVATIONS, Grid, activate, check_levels
-from .proposals import generator, sigma
+from .proposals import gaussian, generator, sigma
 from .settings import check_choice, check_whole
 
 POOLS, HEAD_POOLS = ("avg", "max"), ("max", "mean", "flatten")
@@ -202,7 +202,7 @@ def initialise(net: nn.Module, seed: int) -> None:
         elif norm and kind == "weight":
             weight.fill_(1.0)
         elif weight.dim() > 1 or kind == "bias":
-            weight.copy_(torch.randn(weight.shape, generator=rng) * sigma(weight))
+            weight.copy_(gaussian(tuple(weight.shape), rng) * sigma(weight))
 
 
 def searched(net: nn.Module) -> dict[str, nn.Parameter]:

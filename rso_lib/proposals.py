@@ -70,12 +70,12 @@ def sigma(weight: Tensor) -> float:
 
 def gaussian(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
     """N(0, 1), the paper's default."""
-    return torch.randn(shape, generator=rng)
+    return torch.randn(shape, generator=rng, dtype=torch.float32)
 
 
 def uniform(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
     """Uniform on (−2, 2)."""
-    return torch.rand(shape, generator=rng) * 4 - 2
+    return torch.rand(shape, generator=rng, dtype=torch.float32) * 4 - 2
 
 
 def template(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .calls import called, calling
+
 
 class Scores(NamedTuple):
     """The losses of n steps that are decided together, on one batch of N images.
@@ -78,11 +80,14 @@ RULES: dict[str, Rule] = {"argmin": argmin, "clear": clear, "parabola": parabola
 
 
 def checked(rule: Rule) -> Rule:
-    """Wrap a rule of the user's: raise ValueError or TypeError, naming it, where it returns no move for each step."""
-    name = getattr(rule, "__name__", repr(rule))
+    """Wrap a rule of the user's: raise ValueError or TypeError, naming it, where it returns no move for each step.
+
+    So does a rule that raises something itself, or writes into the scores.
+    """
+    name = called(rule)
 
     def wrapped(scores: Scores) -> Tensor:
-        moves = rule(scores)
+        moves = calling(f"rule {name}", lambda *parts: rule(Scores(*parts)), *scores)
         steps = len(scores.losses)
         if not isinstance(moves, Tensor):
             raise TypeError(f"rule {name} must return a tensor of {steps} multiples of Δ, not {moves!r}")

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .calls import called, calling
 from .proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Distribution, Schedule, noise
-from .rules import RULES, Rule, checked
+from .rules import RULES, Rule, checked, clear, parabola
 
 LEVELS = ("weight", "layer", "network")
 DIRECTIONS = ("backward", "forward")
@@ -45,8 +46,8 @@ class RSO:
     batch_size: int = 5000
     """images that score the three candidates of a step"""
     first_batch: int | None = None
-    """images in the first cycle, where the batch grows by the same factor from cycle to cycle, up to batch_size;
-    None for batch_size throughout, as in the paper"""
+    """images in the first of several cycles, where the batch grows by the same factor from cycle to cycle, up to
+    batch_size; None for batch_size throughout, as in the paper"""
     schedule: str | Schedule = "linear"
     """factor of σ by cycle: "linear" (to 1/10), "released" (the authors' code, which ends above that), "constant",
     "cosine", "step", or a callable (cycle from 0, cycles) → factor"""
@@ -99,6 +100,15 @@ class RSO:
         object.__setattr__(self, "candidates", check_candidates(self.candidates))
         check_choice("rule", self.rule, RULES, callables=True)
         check_arguments("rule", self.rule, "scores")
+        if self.rule in ("parabola", parabola) and not min(self.candidates) < 0 < max(self.candidates):
+            raise ValueError(
+                f'rule="parabola" needs candidates on both sides of 0, such as (0, 1, -1), not {self.candidates}'
+            )
+        if self.rule in ("clear", clear) and self.batch(0) == 1:
+            raise ValueError(
+                'rule="clear" needs at least 2 images in a batch, for their standard error: set batch_size or '
+                "first_batch higher"
+            )
         check_choice("level", self.level, LEVELS)
         check_choice("order", self.order, ORDERS)
         check_choice("direction", self.direction, DIRECTIONS)
@@ -158,11 +168,13 @@ class RSO:
 def _factor(schedule: Schedule, cycle: int, cycles: int) -> float:
     """Call a schedule of the user's, and return the factor of σ. Raises ValueError or TypeError for nonsense."""
     what = f"schedule {called(schedule)} ({cycle}, {cycles})"
-    factor = plain(calling(what, schedule, cycle, cycles))
+    factor, again = (plain(calling(what, schedule, cycle, cycles)) for _ in range(2))
     if isinstance(factor, bool) or not isinstance(factor, (int, float)):
         raise TypeError(f"{what} returned {factor!r}; it must return a number, the factor of σ in cycle {cycle}")
     if not 0 <= factor <= sys.float_info.max:
         raise ValueError(f"{what} returned {factor!r}; it must return a factor of σ that is at least 0 and finite")
+    if factor != again:
+        raise ValueError(f"{what} returned {factor!r}, then {again!r}; it must return the same at every call")
     return float(factor)
 
 
@@ -187,19 +199,6 @@ def _changes(distribution: Distribution, shape: tuple[int, ...], rng: torch.Gene
     if not made.detach().float().isfinite().all():
         raise ValueError(f"{what} returned NaN or infinite values; it must return finite ones")
     return made.detach()
-
-
-def calling(what: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Call a function of the user's. Raises ValueError, saying what was called, where it raises anything."""
-    try:
-        return function(*arguments, **named)
-    except Exception as error:  # whatever goes wrong in a function of the user's
-        raise ValueError(f"{what} raised {type(error).__name__}: {error}") from error
-
-
-def called(function: Any) -> str:
-    """Return the name that an error gives to a function of the user's."""
-    return getattr(function, "__name__", None) or repr(function)
 
 
 @contextmanager
@@ -327,7 +326,7 @@ def check_candidates(candidates: object) -> tuple[float, ...]:
     """Return multiples of Δ as numbers. Raises ValueError unless they are 0 and at least one other, all finite."""
     wrong = f"candidates must be different, finite multiples of Δ, 0 first, such as (0, 1, -1), not {candidates!r}"
     try:
-        found = tuple(map(float, candidates))  # type: ignore[call-overload]
+        found = (math.nan,) if isinstance(candidates, str) else tuple(map(float, candidates))  # type: ignore[call-overload]
     except (TypeError, ValueError):
         raise ValueError(wrong) from None
     if len(found) < 2 or found[0] != 0 or len({*found}) < len(found) or not all(map(math.isfinite, found)):

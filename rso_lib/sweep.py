@@ -117,6 +117,8 @@ def steps_of(
     """Make the steps of a sweep: one loop for every strategy, level, device and net.
 
     begun  the first steps of the sweep, which are not made again, but count
+
+    Raises ValueError where a weight has moved to infinity.
     """
     plan = (WeightPlan if settings.level == "weight" else JointPlan)(
         net, scorer, settings, cycle, sweep, len(begun), world
@@ -131,7 +133,19 @@ def steps_of(
         results.add(moves.places, losses, choices)
         for k, (place, index, delta) in enumerate(moves.visits()):
             yield Step(Position(cycle, sweep.number, place + 1), sweep.layer, index, delta, losses[k], choices[k])
-    return plan.close(results)
+    result = plan.close(results)
+    _check_finite(net, sweep)
+    return result
+
+
+def _check_finite(net: nn.Module, sweep: Sweep) -> None:
+    """Raise ValueError where a weight has moved to infinity: functions that saturate have a finite loss there."""
+    for name in sweep.names:
+        if not net.get_parameter(name).isfinite().all():
+            raise ValueError(
+                f"{name} of the net has moved to infinity: keep schedule, candidates, distribution and rule to steps "
+                f"that {net.get_parameter(name).dtype} can hold"
+            )
 
 
 class WeightPlan:

@@ -629,6 +629,24 @@ def test_an_error_in_a_later_cycle_leaves_net_and_history_as_behind_the_last_rep
         assert name.endswith("tracked") or torch.equal(value, expected), name
 
 
+TO_INFINITY: dict[str, dict[str, Any]] = {
+    "candidates": {"candidates": (0, 1e300, -1e300)},
+    "schedule": {"schedule": lambda cycle, cycles: 1e308},
+    "rule": {"rule": lambda scores: scores.multiples[1:2] * 1e300},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*not a models.Net")
+@pytest.mark.parametrize("kind", TO_INFINITY)
+def test_a_weight_that_moves_to_infinity_is_an_error(kind: str) -> None:
+    """A tanh saturates there, so that the loss is finite and may win."""
+    torch.manual_seed(0)
+    net, data = nn.Sequential(nn.Flatten(), nn.Linear(16, 1), nn.Tanh(), nn.Linear(1, 3)), images(26, (1, 4, 4))
+    net[3].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"of the net has moved to infinity: .* torch.float32 can hold"):
+        list(train(net, data.to(torch.float32), replace(SHORT, **TO_INFINITY[kind])))
+
+
 class Stopped(KeyboardInterrupt):
     """An interrupt at a chosen pass."""
 

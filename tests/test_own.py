@@ -194,8 +194,11 @@ WRONG_FUNCTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "number": ({"metric": lambda z, y: 1.0}, "metric <lambda>, .* returned a float; it must return a number for each"),
     "error": ({"metric": lambda z, y: z @ y}, "metric <lambda>, given .* raised RuntimeError: .*mat1 and mat2"),
     "NaN": ({"loss": lambda z, y: squares(z, y) * math.nan}, "loss <lambda> is NaN for outputs tensor"),
-    "outputs": ({"loss": lambda z, y: squares(z.sub_(y), 0 * y)}, "has written into them; .* outputs.clone"),
-    "targets": ({"metric": lambda z, y: -squares(z, y.zero_())}, "metric <lambda>, given .* has written into them"),
+    "outputs": (
+        {"loss": lambda z, y: squares(z.sub_(y), 0 * y)},
+        "has written into a tensor .*clone",
+    ),
+    "targets": ({"metric": lambda z, y: -squares(z, y.zero_())}, "metric <lambda>, given .* has written into"),
     "labels": ({}, "labels of train must be torch.int64, .*, not torch.float32: .* with a loss for such targets"),
 }
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from rso_lib.models import one_conv
 from rso_lib.proposals import (
     DISTRIBUTIONS,
     ORDERS,
@@ -55,6 +56,18 @@ def test_draws_are_the_same_in_every_version() -> None:
 
 PERMUTATION = [6, 1, 5, 4, 3, 0, 7, 2]
 GAUSSIAN = [-1.292424, -0.620887, -1.090068, -0.914969]
+
+
+def test_draws_are_float32_whatever_torch_takes_for_usual() -> None:
+    before = [draw((4,), generator(0)) for draw in DISTRIBUTIONS.values()]
+    weights = [*one_conv((1, 8, 8)).parameters()]
+    torch.set_default_dtype(torch.float64)
+    try:
+        after = [draw((4,), generator(0)) for draw in DISTRIBUTIONS.values()]
+        again = [*one_conv((1, 8, 8)).float().parameters()]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, [*before, *weights], [*after, *again]))
 
 
 # Distributions, in units of σ

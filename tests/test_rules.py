@@ -227,6 +227,9 @@ def test_candidates_that_make_no_sense(candidates: Any) -> None:
         (lambda s: torch.zeros(3), ValueError, "one multiple of Δ for each of 1 steps"),
         (lambda s: torch.full((1,), math.nan), ValueError, "finite multiples"),
         (lambda s: s.losses.argmin(1, keepdim=True), ValueError, "one multiple of Δ for each"),
+        (lambda s: 1 / 0, ValueError, "rule <lambda> raised ZeroDivisionError"),
+        (lambda s: argmin(Scores(s.losses, s.images, s.multiples.mul_(2), s.deltas)), ValueError, "has written into"),
+        (lambda s: argmin(Scores(s.losses, s.images, s.multiples, s.deltas.neg_())), ValueError, "has written into"),
         (lambda s: s.losses.argmin(1), TypeError, "not torch.int64: .* return scores.multiples"),
     ],
 )

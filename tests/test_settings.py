@@ -1,5 +1,6 @@
 """The settings: the paper's defaults, what each choice does to σ, and what is said about a wrong value."""
 
+import itertools
 import json
 import math
 import random
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from rso_lib.proposals import SCHEDULES, gaussian, generator, linear
+from rso_lib.rules import clear, parabola
 from rso_lib.settings import RSO, numbers
 
 
@@ -111,6 +113,18 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         "candidates must be different, finite multiples of Δ, 0 first, such as (0, 1",
     ),
+    ({"candidates": "01"}, ValueError, "candidates must be different, finite multiples of Δ, 0 first, such as (0, 1"),
+    *(
+        (
+            {"rule": rule, "candidates": found},
+            ValueError,
+            'rule="parabola" needs candidates on both sides of 0, such as',
+        )
+        for rule in ("parabola", parabola)
+        for found in ((0, 1, 2), (0, -1))
+    ),
+    ({"rule": clear, "batch_size": 1}, ValueError, 'rule="clear" needs at least 2 images in a batch'),
+    ({"rule": "clear", "first_batch": 1}, ValueError, 'rule="clear" needs at least 2 images in a batch'),
     ({"rule": "min"}, ValueError, "rule must be one of argmin, clear, parabola or a callable, not 'min'"),
     ({"rule": lambda: 0}, TypeError, "rule must be a callable (scores), but <lambda>() cannot be called so"),
     ({"cache": "none"}, ValueError, "cache must be one of full, half, input, not 'none'"),
@@ -218,6 +232,13 @@ def test_what_a_schedule_returns_is_checked(factor: Any, error: type[Exception],
     assert settings.sigma_factor(6) == 1
     with pytest.raises(error, match=rf"^schedule mine \(7, 9\) {message}"):
         settings.sigma_factor(7)
+
+
+def test_a_schedule_has_one_factor_for_a_cycle() -> None:
+    """Each sweep of a cycle, and its report, ask for it anew."""
+    calls = itertools.count()
+    with pytest.raises(ValueError, match=r"returned 0, then 1; it must return the same at every call"):
+        RSO(schedule=lambda cycle, cycles: next(calls)).sigma_factor(0)
 
 
 @pytest.mark.parametrize("factor", [np.float32(0.5), np.float64(0.5), 1, np.int64(1), 0])

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter, ScalarFormatter
 from PIL import Image, ImageDraw
 
+from ..calls import called
 from ..losses import accuracies
-from ..settings import called
 from .figure import style
 from .live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
 from .pictures import lay_out_weights

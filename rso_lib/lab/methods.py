@@ -19,7 +19,7 @@ from ..engine import scorer_of
 from ..engine.module import ModuleScorer
 from ..history import Report
 from ..models import count_weights, searched
-from ..proposals import generator, linear, sigma
+from ..proposals import gaussian, generator, linear, sigma
 from ..run import sgd
 from ..settings import RSO, exact_products
 from ..train import train
@@ -138,7 +138,7 @@ def spsa(
     loss = Losses(net, data, budget, seed, batch_size)
     weights = loss.vector()
     while loss.afford(2):
-        direction = torch.randn(len(weights), generator=loss.rng).to(weights)
+        direction = gaussian((len(weights),), loss.rng).to(weights)
         slope = (loss(weights + reach * direction) - loss(weights - reach * direction)) / (2 * reach)
         weights -= rate / len(weights) * loss.left() * slope * direction
         yield loss.update(weights)
@@ -163,7 +163,7 @@ def es(
     weights = loss.vector()
     adam = torch.optim.Adam([weights], rate)
     while loss.afford(2 * pairs):
-        directions = torch.randn(pairs, len(weights), generator=loss.rng).to(weights)
+        directions = gaussian((pairs, len(weights)), loss.rng).to(weights)
         both = [[loss(weights + reach * one), loss(weights - reach * one)] for one in directions]
         ranks = centred_ranks(torch.tensor(both)).to(weights)
         weights.grad = (ranks[:, 0] - ranks[:, 1]) @ directions / (2 * pairs)

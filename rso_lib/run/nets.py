@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from .. import models
+from ..calls import calling
 from ..models import Net
 from ..proposals import noise
-from ..settings import calling, check_choice, function_of, plain
+from ..settings import check_choice, function_of, plain
 
 NETS: dict[str, Callable[..., Net]] = {
     "one_conv": models.one_conv,

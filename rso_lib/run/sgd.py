@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..algorithm import Loss, cross_entropies
+from ..calls import called
 from ..checks import check_fit
 from ..data import Data, check_data
 from ..discrete import activate
@@ -30,7 +31,7 @@ from ..known import unlike
 from ..losses import Metric, accuracies
 from ..models import Block, Net, grids, initialise, pool2, searched
 from ..proposals import generator, noise
-from ..settings import called, check_choice, check_kind, check_number, check_whole, exact_products, plain
+from ..settings import check_choice, check_kind, check_number, check_whole, exact_products, plain
 from ..train import scores
 
 SCHEDULES = ("step", "constant")
