@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -824,6 +825,40 @@ def test_a_change_of_the_users_code_is_noticed(tmp_path: Path, monkeypatch: pyte
         machine["own_code"]["loss"] for machine in json.loads((folder / "settings.json").read_text())["machines"]
     ]
     assert len({*digests}) == 2
+
+
+def scaled(factor: float) -> dict[str, Callable[..., Any]]:
+    """A schedule and a distribution that have the name, and the source, of others."""
+    return {
+        "schedule": lambda cycle, cycles: factor,
+        "distribution": lambda shape, rng: factor * torch.randn(shape, generator=rng),
+    }
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("kind", ["schedule", "distribution"])
+def test_another_function_of_the_same_name_is_noticed(tmp_path: Path, kind: str, finished: bool) -> None:
+    def with_factor(factor: float) -> RSO:
+        function = scaled(factor)[kind]
+        function.__name__ = "mine"
+        return RSO(cycles=1, batch_size=300, **{kind: function})
+
+    begin(tmp_path, settings=with_factor(1.0))
+    begin(tmp_path, settings=with_factor(1.0))
+    if not finished:
+        (tmp_path / "checkpoint.pt").unlink()
+        (tmp_path / "history.csv").unlink()
+    says = f"finished, and was made with another {kind} of yours" if finished else "own_code is .* there, not"
+    with pytest.warns(UserWarning, match=says):
+        begin(tmp_path, settings=with_factor(0.1))
+
+
+def test_functions_of_a_notebook_have_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = ModuleType("notebook_of_mine")
+    monkeypatch.setitem(sys.modules, notebook.__name__, notebook)
+    exec("def squares(z, y): return (z - y).square().mean(1)\ndef half(cycle, cycles): return 0.5", vars(notebook))
+    settings = RSO(cycles=1, batch_size=300, schedule=notebook.half)
+    assert begin(tmp_path, loss=notebook.squares, settings=settings).finished
 
 
 # The same nets, losses and metrics by gradients

@@ -11,12 +11,10 @@ import torch
 from .. import data as images
 from ..algorithm import Loss
 from ..losses import LOSSES, METRICS, Metric
-from ..proposals import DISTRIBUTIONS, SCHEDULES
-from ..rules import RULES
 from ..settings import RSO, check_choice, function_of
 from .files import check_files, folder_at, replacing
 from .processes import world
-from .provenance import machine, own_code
+from .provenance import KNOWN, machine
 
 FORMAT = "rso_lib run 1"
 """The name and the number of the format of a run's files."""
@@ -45,7 +43,7 @@ def settings_of(folder: str | Path) -> Settings:
 
 def rso_of(settings: Settings) -> RSO:
     """Return the settings of the search. Raises ValueError where one is a function, of which a folder has the name."""
-    for name, known in (("schedule", SCHEDULES), ("distribution", DISTRIBUTIONS), ("rule", RULES)):
+    for name, known in KNOWN.items():
         if name in settings and settings[name] not in known:
             raise ValueError(
                 f"the {name} of this run is a function, {settings[name]}, which its folder does not hold: "
@@ -143,10 +141,13 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     return "\n".join(f"  {name} is {there.get(name)!r} there, not {asked.get(name)!r}" for name in names)
 
 
-def note_machine(folder: Path, about: dict[str, Any], device: str | torch.device) -> None:
-    """Add this machine and this code to settings.json, unless the run was here last; warn of what has changed."""
+def note_machine(folder: Path, about: dict[str, Any], device: str | torch.device, own: Mapping[str, str]) -> None:
+    """Add this machine and this code to settings.json, unless the run was here last; warn of what has changed.
+
+    own  the digests of the user's functions (`own_code`)
+    """
     here = machine(device) | ({"processes": world.size} if world.size > 1 else {})
-    if own := own_code(about["settings"]):
+    if own:
         here["own_code"] = own
     last = about["machines"][-1:]
     if last != [here]:
@@ -157,5 +158,16 @@ def note_machine(folder: Path, about: dict[str, Any], device: str | torch.device
         warnings.warn(
             f"the run goes on with other code or on another machine, and may decide or round otherwise than an "
             f"unbroken run:\n{lines}",
+            stacklevel=3,
+        )
+
+
+def warn_of_own_code(folder: Path, about: Mapping[str, Any], own: Mapping[str, str]) -> None:
+    """Warn where a finished run was made with other functions of the user's that have the same names."""
+    there = about["machines"][-1].get("own_code", {}) if about["machines"] else {}
+    if changed := [name for name in own if there.get(name, own[name]) != own[name]]:
+        warnings.warn(
+            f"the run in {folder} is finished, and was made with another {' and '.join(changed)} of yours than now: it "
+            f"stays as it is; choose another folder for a new one",
             stacklevel=3,
         )

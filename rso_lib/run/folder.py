@@ -44,13 +44,14 @@ from .about import (
     rso_of,
     scored_by,
     settings_of,
+    warn_of_own_code,
 )
 from .checkpoint import Checkpoint, check_state, check_weights, copy_history, read_checkpoint, saved_rows, state_of
 from .files import alone, check_files, folder_at, make
 from .nets import NETS as NETS
 from .nets import build, plain_options
 from .processes import world
-from .provenance import code, facts, machine
+from .provenance import code, facts, machine, own_code
 
 
 class Run(NamedTuple):
@@ -134,7 +135,7 @@ def start(
         "data_seed": plain(data_seed),
         "val_size": plain(val_size),
     }
-    about, data, fresh = world.together(lambda: _prepare(asked, root, device))
+    about, data, fresh, own = world.together(lambda: _prepare(asked, settings, root, device))
     if world.size > 1:
         world.compare({**about["settings"], **about["data"], **_traits(fresh, data, settings)})
     begun = Run(folder, about["settings"], fresh, History())
@@ -144,7 +145,7 @@ def start(
         check_state(fresh, data.train.images)
 
     with ExitStack() as locks:
-        run = world.together(lambda: begun if world.rank else _open(locks, begun, about, check_run, device))
+        run = world.together(lambda: begun if world.rank else _open(locks, begun, about, check_run, device, own))
         state, rows = world.tell((state_of(run.net), [vars(row) for row in run.history.rows]))
         run.net.load_state_dict(state)
         run = run._replace(history=History([*map(read, rows)]))
@@ -159,15 +160,15 @@ def start(
 
 
 def _prepare(
-    asked: Settings, root: str | Path | None, device: str | torch.device
-) -> tuple[dict[str, Any], Data, nn.Module]:
-    """Return the content of a new settings.json, the images, and the net as it begins."""
+    asked: Settings, settings: RSO, root: str | Path | None, device: str | torch.device
+) -> tuple[dict[str, Any], Data, nn.Module, dict[str, str]]:
+    """Return the content of a new settings.json, the images, the net as it begins, and digests of the user's code."""
     check_whole("data_seed", asked["data_seed"], least=0)
     check_dataset(asked["dataset"])
     data = images.load(asked["dataset"], root, device, asked["data_seed"], asked["val_size"])
     plain = json.loads(json.dumps(asked))
     about = {"format": FORMAT, "settings": plain, "data": facts(data), "machines": []}
-    return about, data, _build(about).to(device)
+    return about, data, _build(about).to(device), own_code(plain, settings)
 
 
 def _traits(net: nn.Module, data: Data, settings: RSO) -> dict[str, Any]:
@@ -180,18 +181,27 @@ def _traits(net: nn.Module, data: Data, settings: RSO) -> dict[str, Any]:
 
 
 def _open(
-    locks: ExitStack, run: Run, about: dict[str, Any], check_run: Callable[[], None], device: str | torch.device
+    locks: ExitStack,
+    run: Run,
+    about: dict[str, Any],
+    check_run: Callable[[], None],
+    device: str | torch.device,
+    own: Mapping[str, str],
 ) -> Run:
     """Return the run as its folder has it, with the folder locked, and written to, where it is not finished.
 
     locks      gets the lock of the folder, and frees it
     check_run  raises what keeps the run from beginning, which leaves no folder
+    own        digests of the user's code
     """
     folder, fresh = run.folder, run.net
     check_files(folder, *FILES)
     path = folder / "settings.json"
-    if path.exists() and (done := _restore(folder, agreed(folder, about), fresh)).finished:
-        return done
+    if path.exists():
+        there = agreed(folder, about)
+        if (done := _restore(folder, there, fresh)).finished:
+            warn_of_own_code(folder, there, own)
+            return done
     check_run()
     make(folder)
     locks.enter_context(alone(folder))
@@ -204,7 +214,7 @@ def _open(
         )
     run = _restore(folder, about, fresh)
     if not run.finished:
-        note_machine(folder, about, device)  # the first file of a run: without it the others belong to none
+        note_machine(folder, about, device, own)  # the first file of a run: without it the others belong to none
     return run
 
 

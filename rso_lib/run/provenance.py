@@ -5,6 +5,7 @@ import inspect
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
@@ -14,14 +15,20 @@ import torch
 from torch import Tensor
 
 from .. import sources
+from ..calls import called
 from ..data import Data
 from ..engine import ENGINE, kernels
+from ..proposals import DISTRIBUTIONS, SCHEDULES
+from ..rules import RULES
+from ..settings import RSO, function_of
 
 LIBRARY = Path(__file__).resolve().parents[1]
 OWN = ("dataset", "net", "loss", "metric")
 """The settings that may name a function of the user's."""
 PARTS = 16
 """Parts of a deviation, to which numbers that may be no pixels are rounded."""
+KNOWN: dict[str, Mapping[str, Any]] = {"schedule": SCHEDULES, "distribution": DISTRIBUTIONS, "rule": RULES}
+"""The settings that may be a function of the user's, and those that are none."""
 LEVELS = 65280
 """Whole numbers for pixels in 0..1: multiples of 256 for images of 8 bits, of 4,080 for those of scikit-learn."""
 
@@ -81,14 +88,37 @@ def code() -> dict[str, Any]:
     return {"engine": ENGINE, "code": _sources(), "torch": torch.__version__}
 
 
-def own_code(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return a digest of the file of each function of the user's, "module:function", by the setting that names it."""
+def own_code(settings: Mapping[str, Any], search: RSO) -> dict[str, str]:
+    """Return a digest of the source of each function of the user's, by the setting that is or names it.
+
+    That of a schedule or a distribution covers some of its values, too. Raises what they raise.
+    """
     found = {}
     for name in OWN:
         module, colon, _ = str(settings.get(name)).partition(":")
-        if colon and module != "folder" and (file := inspect.getsourcefile(import_module(module))):
-            found[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
-    return found
+        if colon and module != "folder":
+            found[name] = _source(module, function_of(name, settings[name], {}))
+    for name, known in KNOWN.items():
+        if settings[name] not in known:
+            function = getattr(search, name)
+            found[name] = _source(function.__module__, function)
+    if "schedule" in found:
+        cycles = range(0, search.cycles, 1 + search.cycles // 1000)
+        found["schedule"] += "".join(f" {search.sigma_factor(cycle):.6g}" for cycle in cycles).encode()
+    if "distribution" in found:
+        draws = search.draw()((8,), torch.Generator().manual_seed(0)).tolist()
+        found["distribution"] += "".join(f" {draw:.4g}" for draw in draws).encode()
+    return {name: hashlib.sha256(source).hexdigest()[:12] for name, source in found.items()}
+
+
+def _source(module: str, function: Any) -> bytes:
+    """Return the file of a function's module, or its lines where that is a notebook, or its name."""
+    with suppress(OSError, TypeError):
+        if file := inspect.getsourcefile(import_module(module)):
+            return Path(file).read_bytes()
+    with suppress(OSError, TypeError):
+        return inspect.getsource(function).encode()
+    return called(function).encode()
 
 
 def machine(device: str | torch.device = "cpu") -> dict[str, Any]:
