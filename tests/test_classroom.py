@@ -234,7 +234,7 @@ image_forwards = 1
         assert f"Not yet: {code.splitlines()[0].removeprefix('# ')}" in remark
         assert points == ("1" if "def" in code else "3")
     assert said["e_broken_answer"] == ("1", "my_step: NameError: name 'my_step' is not defined")
-    assert said["f_broken_file.ipynb"][1].startswith("cannot be read")
+    assert said["f_broken_file.ipynb"][1].startswith("cannot be graded")
     assert said["a_hostile"][0] == "0"
     assert "image_forwards: Not yet" in said["a_hostile"][1] and "my_step: stopped after 40 s" in said["a_hostile"][1]
     assert victim.read_text() == "whole"
@@ -243,6 +243,34 @@ image_forwards = 1
 def test_a_hand_in_that_never_ends_is_stopped() -> None:
     ended = grade.run_apart([("", "while True:\n    pass"), ("01-a", "")], limit=3)
     assert ended == {"": "stopped after 3 s"}
+
+
+ATTACKS = {
+    "no line": "import os\nfor k in range(3, 40):\n    try: os.write(k, b'junk]\\n')\n    except OSError: pass",
+    "no text": "import os\nfor k in range(3, 40):\n    try: os.write(k, b'\\xff]\\n')\n    except OSError: pass",
+    "no end": "import os, time\nif os.fork() == 0:\n    os.setsid(); time.sleep(40); os._exit(0)",
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no such processes")
+def test_a_hand_in_that_attacks_the_grader_ends_nothing_but_itself() -> None:
+    """Lines that are none are left out, and a process that it leaves behind is not waited for."""
+    ended = grade.run_apart([*(("", source) for source in ATTACKS.values()), ("01-a", "")], limit=30)
+    assert ended["01-a"] == "Right." and "status 0" in ended[""]
+
+
+def test_whatever_goes_wrong_with_a_hand_in_is_its_remark(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RecursionError("too deep")
+
+    path = tmp_path / "hand_ins" / "one.ipynb"
+    path.parent.mkdir()
+    nbformat.write(student(small), path)
+    monkeypatch.setattr(grade, "run_apart", fails)
+    [one] = grade.grade(path.parent, grade.Grading(notebooks=str(small.parent)))
+    assert one.points == 0 and one.remarks == "cannot be graded: RecursionError: too deep"
 
 
 def test_hidden_tests_find_what_the_visible_ones_let_pass(small: Path) -> None:

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import nbformat
 
@@ -86,10 +86,10 @@ def grade_one(path: Path, folder: Path, setting: Grading) -> Grade:
     try:
         answers = answers_of(path)
         source = _source(answers, Path(setting.notebooks))
+        cells, asked = frame(source, answers)
+        ended = run_apart(cells, setting.limit)
     except Exception as error:  # a file of students may hold anything
-        return Grade(name, "", 0, 0, 0.0, f"cannot be read: {type(error).__name__}: {error}".splitlines()[0])
-    cells, asked = frame(source, answers)
-    ended = run_apart(cells, setting.limit)
+        return Grade(name, "", 0, 0, 0.0, f"cannot be graded: {type(error).__name__}: {error}".splitlines()[0])
     points = sum(one.note.points for one in asked if ended.get(one.mark) == RIGHT)
     lacking = ended.get("", "not reached")
     remarks = [f"{one.name}: {ended.get(one.mark, lacking)}" for one in asked if ended.get(one.mark) != RIGHT]
@@ -130,8 +130,18 @@ def frame(source: Path, answers: dict[str, str]) -> tuple[list[tuple[str, str]],
 
 
 def run_apart(cells: list[tuple[str, str]], limit: float) -> dict[str, str]:
-    """Return how each check ended, by its mark; and under "" why others did not, if the process was ended."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    """Return how each check ended, by its mark; and under "" why others did not, if the process was ended.
+
+    The process reads and writes files, not pipes, which a process that it has left behind could hold open for ever.
+    """
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryFile() as given,
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as errors,
+    ):
+        given.write(json.dumps(cells).encode())
+        given.seek(0)
         settings = {
             "PYTHONPATH": os.pathsep.join(filter(None, [str(editions.PROJECT), os.environ.get("PYTHONPATH")])),
             "RSO_STRICT": "1",
@@ -142,29 +152,43 @@ def run_apart(cells: list[tuple[str, str]], limit: float) -> dict[str, str]:
             [sys.executable, "-m", "rso_lib.teach.sandbox"],
             cwd=folder,
             env=os.environ | settings,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
+            stdin=given,
+            stdout=out,
+            stderr=errors,
             start_new_session=True,
         )
         late = ""
         try:
-            out, errors = process.communicate(json.dumps(cells), limit)
+            process.wait(limit)
         except subprocess.TimeoutExpired:
             late = f"stopped after {limit:g} s"
+        finally:
             _end(process)
-            out, errors = process.communicate()
-        _end(process)
-    ended = dict(json.loads(line) for line in out.splitlines() if line.endswith("]"))
-    last = errors.strip().rpartition("\n")[2]
-    return ended | {"": late or f"the process ended with status {process.returncode} {last}".strip()}
+        last = _lines(errors)[-1:]
+        why = late or " ".join(["the process ended with status", str(process.returncode), *last])
+        return _ended(_lines(out)) | {"": why}
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """End a process and what it has started."""
+def _lines(file: IO[bytes]) -> list[str]:
+    """Return the lines of a file, from its beginning, in which a hand-in may have written anything."""
+    file.seek(0)
+    return file.read().decode(errors="replace").strip().splitlines()
+
+
+def _ended(lines: list[str]) -> dict[str, str]:
+    """Return how each check ended, by its mark, given lines of such pairs; others are left out."""
+    ended = {}
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError):
+            mark, how = json.loads(line)
+            ended[str(mark)] = str(how)
+    return ended
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and what it has started, unless that has left its group."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     process.kill()
+    process.wait()
