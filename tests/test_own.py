@@ -879,7 +879,10 @@ def test_sgd_follows_the_gradient_of_a_loss_of_ones_own(tmp_path: Path) -> None:
         train_seeds(tmp_path / "run", **of, loss=several, metric=minus_error)
 
 
-def test_sgd_says_where_a_loss_has_no_gradient() -> None:
+def test_sgd_says_where_a_loss_has_no_gradient(tmp_path: Path) -> None:
     data = load("digits")
+    with pytest.raises(ValueError, match="loss mistakes has no gradient"):
+        train_seeds(tmp_path / "run", "one_conv", data, SGD(batch_size=100), 1, loss=mistakes, progress=False)
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match=r"loss mistakes has no gradient, .*: rso_lib.train does without one"):
         sgd.fit(one_conv((1, 8, 8)), data, SGD(epochs=1, batch_size=100, warmup=0), loss=mistakes, progress=False)

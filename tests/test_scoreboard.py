@@ -250,6 +250,41 @@ def test_the_command(digits: Data, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "did you mean 'spsa'?" in capsys.readouterr().err
 
 
+WRONG = [
+    ("--budgets nan", "budgets must be whole numbers of at least 1, not nan"),
+    ("--budgets inf", "budgets must be whole numbers of at least 1, not inf"),
+    ("--budgets 0.5", "budgets must be whole numbers of at least 1, not 0.5"),
+    ("--budgets -5", "budgets must be whole numbers of at least 1, not -5"),
+    ("--batch-size 0", "batch_size must be at least 1, not 0"),
+    ("--val-size 0", "settings are chosen on the validation part, which is empty: set val_size"),
+    ("--tuned-at 77", "holds no entry, as there is no settings.json: make that entry first"),
+    ("--dataset test_own:table --net test_own:mlp", "the targets of test_own:table are no labels"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), WRONG)
+def test_a_command_that_cannot_begin_leaves_no_entry(
+    words: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        scoreboard.main([str(tmp_path), "--methods", "spsa", "--seeds", "1", *words.split()])
+    assert says in capsys.readouterr().err and not [*tmp_path.rglob("*")]
+
+
+def test_a_run_that_fails_leaves_no_settings(making: Callable[..., scoreboard.Entry], tmp_path: Path) -> None:
+    """Or the corrected command would be refused."""
+    with pytest.raises(ValueError, match="budget must be larger"):
+        making(budget=10)
+    assert not [*tmp_path.rglob("settings.json")]
+
+
+def test_a_torn_entry_is_named(making: Callable[..., scoreboard.Entry]) -> None:
+    path = making(seeds=1).folder / "settings.json"
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(ValueError, match=r"settings.json is torn, .* move .* away, and the entry is made anew"):
+        making()
+
+
 @pytest.mark.parametrize(("budget", "word"), [(3e5, "300 k"), (1e7, "10 M"), (1.5e9, "1.5 G"), (12, "12")])
 def test_budgets_in_words(budget: float, word: str) -> None:
     assert scoreboard.said(budget) == word

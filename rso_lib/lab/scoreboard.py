@@ -28,6 +28,7 @@ from ..run import folder as runs
 from ..run.files import Busy, alone, folder_at, make, replacing
 from ..run.provenance import facts, machine
 from ..settings import check_choice, check_whole, numbers
+from ..tensors import labelled
 from .cheaper import IDEAS
 from .markdown import table
 from .methods import METHODS, settings_tried
@@ -84,11 +85,26 @@ class Entry(NamedTuple):
 
 
 def read_entry(folder: Path) -> Entry:
-    """Return what a folder holds of an entry, finished or not."""
-    about = json.loads((folder / "settings.json").read_text())
+    """Return what a folder holds of an entry, finished or not. Raises ValueError where a file is torn or missing."""
+    about = _about(folder)
     tried = [path for k in range(len(about["tried"])) if (path := folder / f"tried_{k}.csv").exists()]
     others = sorted(folder.glob("seed_*.csv"))
     return Entry(folder, about, [History.load(path) for path in tried], [History.load(path) for path in others])
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """Return the content of an entry's settings.json. Raises ValueError where it is torn or missing."""
+    path = folder / "settings.json"
+    if not path.exists():
+        raise ValueError(f"{folder} holds no entry, as there is no {path.name}: make that entry first")
+    try:
+        about = json.loads(path.read_text())
+        whole = {"method", "budget", "tried", "machines"} <= {*about}
+    except (ValueError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} is torn, or no settings of an entry: move {folder} away, and the entry is made anew")
+    return dict(about)
 
 
 def read_board(board: str | Path) -> list[Entry]:
@@ -118,9 +134,14 @@ def make_entry(
 ) -> Entry:
     """Make an entry, or what is missing of it: a history that is there is not made again.
 
-    Raises ValueError where the folder has an entry of other settings or images, or where the smaller budget that gives
-    the settings has no entry; `Busy` where another process makes it.
+    Raises ValueError where the data have no validation part, or no labels, which leaves no folder; where the folder has
+    an entry of other settings or images, and where the smaller budget that gives the settings has no entry; `Busy`
+    where another process makes it.
     """
+    if not len(data.val):
+        raise ValueError("settings are chosen on the validation part, which is empty: set val_size to at least 1")
+    if not all(labelled(part.labels) for part in data.parts.values()):
+        raise ValueError(f"methods are compared by their accuracy, and the targets of {data.name} are no labels")
     if asked.tuned_at is None:
         weights = count_weights(_net(vars(what), data, seed=0))
         tried = settings_tried(KNOWN[method], budget, weights, asked.batch_size)
@@ -168,10 +189,10 @@ def _finish(
     path = folder / f"{name}.csv"
     if not path.exists():
         device = data.train.images.device
-        _note(folder, about, machine(device))
         net = _net(about, data, seed).to(device)
         method = KNOWN[about["method"]].run
         history = play(method, net, data, about["budget"], seed, settings, progress=progress)
+        _note(folder, about, machine(device))  # after the run: one that cannot begin leaves no settings
         with replacing(path) as part:
             history.save(part)
     return History.load(path)
@@ -179,10 +200,9 @@ def _finish(
 
 def _check(folder: Path, about: Mapping[str, Any]) -> None:
     """Raise ValueError where a folder holds an entry of other settings."""
-    path = folder / "settings.json"
-    if not path.exists():
+    if not (folder / "settings.json").exists():
         return
-    there = json.loads(path.read_text())
+    there = _about(folder)
     del there["machines"]
     if unlike := runs.differences(there, json.loads(json.dumps(about))):
         raise ValueError(f"{folder} holds an entry of other settings or images; choose another folder:\n{unlike}")
@@ -191,7 +211,7 @@ def _check(folder: Path, about: Mapping[str, Any]) -> None:
 def _note(folder: Path, about: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Write the settings, and the machine that trains now, if it is another than the last one."""
     path = folder / "settings.json"
-    machines = json.loads(path.read_text())["machines"] if path.exists() else []
+    machines = _about(folder)["machines"] if path.exists() else []
     if machines[-1:] != [here]:
         machines.append(here)
     with replacing(path) as part:
@@ -261,6 +281,14 @@ def _accuracy(row: Any) -> str:
     return f"{row.accuracy:.2f} ± {row.error:.2f}" if row.seeds > 1 else f"{row.accuracy:.2f} (one seed)"
 
 
+def _budgets(text: str) -> list[int]:
+    """Read budgets such as "3e5,1000000". Raises ValueError where one is not a whole number of at least 1."""
+    found = numbers("budgets", text, float)
+    if wrong := [one for one in found if not (one >= 1 and one.is_integer())]:
+        raise ValueError(f"budgets must be whole numbers of at least 1, not {wrong[0]:g}")
+    return [int(one) for one in found]
+
+
 PAGE = """
 Test accuracy in % at the end of a budget of image-forwards, the mean over seeds with its standard error. The validation
 part chose the settings, with the seed 0; the test part was scored once, at the end of a run. An image of RSO counts as
@@ -280,7 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         what = command.What(**{name: given.pop(name) for name in vars(command.What()) if name in given})
         asked = Board(**given)
         check_whole("seeds", asked.seeds, least=1)
-        methods, budgets = asked.methods.split(","), [int(one) for one in numbers("budgets", asked.budgets, float)]
+        check_whole("batch_size", asked.batch_size, least=1)
+        methods, budgets = asked.methods.split(","), _budgets(asked.budgets)
         for method in methods:
             check_choice("methods", method, KNOWN)
         runs.check_dataset(what.dataset)

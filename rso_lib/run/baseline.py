@@ -68,7 +68,7 @@ def train_seeds(
     sgd.check(data, settings, scored["loss"])
     fresh = [build(net, data.shape, len(data.classes), seed, **options) for seed in range(seeds)]
     check_state(fresh[0].to(data.train.labels.device), data.train.images)
-    sgd.learner_of(fresh[0], settings)  # which raises for a net that SGD cannot train
+    sgd.Descent(fresh[0].to(data.train.labels.device), data, settings, **scored)  # raises where SGD cannot train it
     _check_settings(folder / "settings.json", asked)
     make(folder)
     with alone(folder):

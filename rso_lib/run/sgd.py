@@ -30,6 +30,7 @@ from ..history import NAN, History, Report
 from ..known import unlike
 from ..losses import Metric, accuracies
 from ..models import Block, Net, grids, initialise, pool2, searched
+from ..passes import buffers_kept, mode
 from ..proposals import generator, noise
 from ..settings import check_choice, check_kind, check_number, check_whole, exact_products, plain
 from ..train import scores
@@ -130,6 +131,9 @@ class Descent:
             self.learner.parameters(), settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
         self.done, self.seconds = 0, 0.0
+        x, targets = data.train.images[:2], data.train.labels[:2]
+        with buffers_kept(self.learner), mode(self.learner, training=False), noise(x.device, 0):
+            _loss(loss, self.learner(x.clone()), targets)  # which raises where the loss has no gradient
 
     def state(self) -> dict[str, Any]:
         """Return what the epochs that are left depend on, beside the arguments."""
