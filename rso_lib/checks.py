@@ -1,6 +1,7 @@
 """Checks before the first step: net, data and settings go together."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ def check(
     if settings.weight_decay and grids(net):
         raise ValueError("weight_decay must be 0 for a net whose weights lie on a grid, from which it would take them")
     check_fit(net, data, settings.batch(0), loss, metric)
+    _warn_of_state(net, data.train, min(settings.batch(0), 2), loss)
     if not reason and isinstance(net, Net):
         _check_engine(net, data)
         memory.check(net, data, settings)
@@ -116,6 +118,23 @@ def check_outputs(
                     f"{what} {called(function)} mixes images: of outputs {list(outputs.shape)} and targets "
                     f"{list(targets.shape)} torch makes [2, 2]; take outputs[:, 0], or give targets the shape [N, 1]"
                 )
+
+
+def _warn_of_state(net: nn.Module, split: Split, count: int, loss: Loss) -> None:
+    """Warn where the same images have another loss when they come again."""
+    x, targets, score = split.images[:count], split.labels[:count], checked("loss", loss)
+    with torch.no_grad(), exact_products(), noise(x.device, 0) as rewind:
+        first = score(_probe(net, x, training=True), targets)
+        if unlike(net):  # the engine does not rewind
+            rewind()
+        again = score(_probe(net, x, training=True), targets)
+    if not torch.allclose(first, again, equal_nan=True):
+        warnings.warn(
+            f"the same images have the losses {first.tolist()}, and {again.tolist()} when they come again: candidates "
+            f"of a step would not meet the same net and loss; keep what changes from pass to pass in buffers "
+            f"(register_buffer), and draw random numbers from torch's own generator, and in the net only",
+            stacklevel=3,
+        )
 
 
 def _probe(net: nn.Module, x: Tensor, training: bool) -> Any:

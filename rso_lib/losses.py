@@ -17,9 +17,10 @@ the better."""
 def accuracies(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return 1 where the largest output is that of the label, else 0: [N], float64.
 
-    NaN where targets are no labels, or outputs are not [N, classes] with one for each of the labels.
+    NaN where targets are no labels, or outputs are not [N, classes] with one for each of the labels, two at the least.
     """
-    if not labelled(targets) or outputs.dim() != 2 or not len(targets) or outputs.shape[1] <= int(targets.max()):
+    fits = labelled(targets) and outputs.dim() == 2 and len(targets) > 0
+    if not fits or outputs.shape[1] <= max(int(targets.max()), 1):
         return outputs.new_full((len(outputs),), torch.nan, dtype=torch.float64)
     return (outputs.argmax(1) == targets).double()
 

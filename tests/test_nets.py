@@ -569,6 +569,33 @@ def test_noise_comes_from_the_seed_of_the_run_and_leaves_the_callers_generators(
     assert other != list(map(repr, made[0][:-1]))
 
 
+class Counting(nn.Module):
+    """Counts its passes where no checkpoint and no search can see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.passes = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return self.net(x) * self.passes
+
+
+def drawn_anew(outputs: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(outputs + torch.randn_like(outputs), labels, reduction="none")
+
+
+@pytest.mark.filterwarnings("ignore:the net is a")
+def test_a_state_that_candidates_do_not_share_is_warned_of() -> None:
+    data, says = images(26, (1, 4, 4)), "losses .* when they come again: candidates of a step would not meet the same"
+    with pytest.warns(UserWarning, match=says):
+        next(train(Counting().double(), data, SHORT))
+    net = one_conv((1, 4, 4), 3).double()
+    with pytest.warns(UserWarning, match=says):
+        next(train(net, data, SHORT, loss=drawn_anew))
+    next(train(nn.Sequential(net), data, SHORT, loss=drawn_anew))  # whose noise is that of the step
+
+
 # Modes, statistics and interrupts
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_diabetes, load_digits
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -183,6 +183,7 @@ def test_accuracy_is_measured_where_there_are_labels_and_an_output_for_each() ->
     assert accuracies(outputs, torch.tensor([1, 1])).tolist() == [1.0, 0.0]
     for z, y in ((outputs, torch.tensor([1, 2])), (outputs, torch.ones(2, 2)), (outputs[:, :1], torch.tensor([0, 1]))):
         assert accuracies(z, y).isnan().all()
+    assert accuracies(outputs[:, :1], torch.tensor([0, 0])).isnan().all()  # whatever labels a batch has
 
 
 def of_batch(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -241,6 +242,18 @@ def test_outputs_and_targets_that_torch_would_mix_are_an_error() -> None:
     net = mlp(data.shape, 1)
     rows = [list(train(copy.deepcopy(net), d, settings, loss=f))[-1] for d, f in ((data, squares), (flat, mended))]
     assert rows[0].test_loss == rows[1].test_loss
+
+
+def binary(outputs: Tensor, labels: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(outputs[:, 0], labels.float(), reduction="none")
+
+
+def test_labels_of_two_classes_may_have_one_output() -> None:
+    x, y = load_breast_cancer(return_X_y=True)
+    data = Data.from_tensors(torch.tensor(x[:60]).float(), torch.tensor(y[:60]))
+    assert {*data.train.labels.tolist()} == {0, 1}
+    last = fit(mlp(data.shape, 1), data, RSO(cycles=1, batch_size=40), loss=binary, progress=False).last
+    assert math.isnan(last.test_accuracy) and last.train_loss < 0.7
 
 
 def test_without_a_metric_the_best_cycle_is_that_of_the_lowest_loss() -> None:
