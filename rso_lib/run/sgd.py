@@ -131,9 +131,7 @@ class Descent:
             self.learner.parameters(), settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
         self.done, self.seconds = 0, 0.0
-        x, targets = data.train.images[:2], data.train.labels[:2]
-        with buffers_kept(self.learner), mode(self.learner, training=False), noise(x.device, 0):
-            _loss(loss, self.learner(x.clone()), targets)  # which raises where the loss has no gradient
+        _check_gradient(self.learner, data, loss)
 
     def state(self) -> dict[str, Any]:
         """Return what the epochs that are left depend on, beside the arguments."""
@@ -237,6 +235,15 @@ def _epoch(net: nn.Module, optimiser: torch.optim.Optimizer, data: Data, setting
         if isinstance(net, StraightThrough):
             net.clamp()
     return steps
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _check_gradient(net: nn.Module, data: Data, loss: Loss) -> None:
+    """Raise ValueError where the loss of some images has no gradient. The net stays as it is."""
+    x, targets = data.train.images[:2], data.train.labels[:2]
+    with buffers_kept(net), mode(net, training=False), noise(x.device, 0):
+        _loss(loss, net(x.clone()), targets)
 
 
 def _loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
