@@ -306,7 +306,7 @@ def home() -> Path:
 
 def _check_device(device: str | torch.device) -> None:
     try:
-        torch.empty(0, device=device, dtype=torch.float64)  # losses are summed in it
+        float(torch.zeros((), device=device, dtype=torch.float64))  # losses are summed in it, and read
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used here: {reason}; device='cpu' always can") from error

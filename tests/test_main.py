@@ -61,11 +61,20 @@ def test_a_new_field_is_an_option_at_once(capsys: pytest.CaptureFixture[str]) ->
     """With its type, and with the text below it."""
     words = ["--candidates", "0", "-1", "1.5", "--rule", "best", "--share=0.5"]
     assert parse("x", call, words, Newer) == {"candidates": (0.0, -1.0, 1.5), "rule": "best", "share": 0.5}
+    for words in (["--candidates", "0,-1,1.5", "--share", "0.5"], ["--candidates", "0,", "-1,", "1.5", "--share=0.5"]):
+        assert parse("x", call, words, Newer) == {"candidates": (0.0, -1.0, 1.5), "share": 0.5}
     assert parse("x", call, [], Newer) == {}
     with pytest.raises(SystemExit):
         parse("x", call, ["--help"], Newer)
     text = " ".join(capsys.readouterr().out.replace("│", "").split())
     assert "what is tried (default: 0.0 1.0)" in text and "of three (default: best)" in text
+
+
+def test_a_terminal_of_no_width_has_the_usual_one(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1")
+    with pytest.raises(SystemExit):
+        parse("x", call, ["--help"], Newer)
+    assert "what is tried" in capsys.readouterr().out
 
 
 @dataclass
@@ -250,6 +259,7 @@ def test_options_that_cannot_be_read(text: str, words: str) -> None:
         (["--dataset", "minst"], "did you mean 'mnist'"),
         (["--threads", "0"], "threads must be at least 1, not 0"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["--device", "meta"], "device 'meta' cannot be used here"),
     ],
 )
 def test_errors_are_one_message(

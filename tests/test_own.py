@@ -726,6 +726,10 @@ WRONG_NAMES = {
     "no_function": ({"metric": f"{HERE}:HERE"}, "metric .*:HERE is a str; it must be a function"),
     "no_net": ({"net": f"{HERE}:table"}, "test_own:table returned a Data; it must return a torch.nn.Module"),
     "no_data": ({"dataset": f"{HERE}:mlp"}, "dataset|test_own:mlp \\(0, None\\) raised TypeError: .*int"),
+    "no_option": (
+        {"net": f"{HERE}:Mixed", "net_options": {"wide": 3}},
+        "Mixed has no options, and .* gives it wide",
+    ),
     "option": ({"net_options": {"wide": 3}}, "an option of .*:mlp must be one of width, not 'wide'"),
 }
 

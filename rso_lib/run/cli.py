@@ -5,8 +5,9 @@ import inspect
 import io
 import math
 import os
+import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -164,7 +165,18 @@ def parse(
                 entries[each.name] = Annotated[_on_the_line(kinds[each.name]), entry]
     options: Any = TypedDict("Options", entries, total=False)  # type: ignore[misc]  # whatever fields there are
     prog, description, config = f"python -m rso_lib {command}", inspect.getdoc(about), (tyro.conf.FlagConversionOff,)
-    return dict(tyro.cli(options, prog=prog, description=description, args=arguments, config=config))
+    lists = {f"--{each.name}" for one in settings for each in fields(one) if isinstance(each.default, tuple)}
+    words = _apart(sys.argv[1:] if arguments is None else arguments, lists)
+    return dict(tyro.cli(options, prog=prog, description=description, args=words, config=config))
+
+
+def _apart(words: Sequence[str], lists: Collection[str]) -> list[str]:
+    """Give each number of a list a word of its own: --candidates 0,1,-1 is --candidates 0 1 -1."""
+    found, inside = list[str](), False
+    for word in words:
+        inside = word in lists or (inside and not word.startswith("--"))
+        found.extend(filter(None, word.split(",")) if inside else [word])
+    return found
 
 
 def documents(settings: type) -> dict[str, str]:
@@ -197,6 +209,7 @@ PLAIN = (bool, int, float, str)
 def any_terminal() -> None:
     """Let a terminal that lacks a letter, such as σ, show a question mark, and one that is closed (>&-) nothing.
 
+    One that is too narrow for a word is taken for one of the usual width, as tyro would break lines for ever.
     A closed stream's number is taken, or the next file that is opened would get what is meant for the terminal.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -206,6 +219,8 @@ def any_terminal() -> None:
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115  # for as long as the program runs
+    if shutil.get_terminal_size().columns < 40:
+        os.environ["COLUMNS"] = "80"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -53,6 +53,8 @@ def check_options(net: str, options: Mapping[str, Any]) -> None:
     function = function_of("net", net, NETS)
     known, kinds = inspect.signature(function).parameters.keys() - {*GIVEN}, get_type_hints(function)
     for name, value in options.items():
+        if not known:
+            raise ValueError(f"{net} has no options, and net_options gives it {name}: leave that out")
         check_choice(f"an option of {net}", name, sorted(known))
         kind = kinds.get(name)
         allowed = get_args(kind) if isinstance(kind, UnionType) else (kind,)
