@@ -26,6 +26,7 @@ BRIEF: dict[str, dict[str, object]] = {
     "04": {"batch_size": 200},
     "06": {"seeds": 2, "cycles": 1, "tries": 40},
     "07": {"seeds": 2, "cycles": 1, "processes": "1"},
+    "08": {"matrices": "1, 2", "copies": 2, "visits": 1},
     "09": {"seeds": 2, "cycles": 1},
     "10": {"seeds": 2, "cycles": 2},
 }
@@ -102,7 +103,7 @@ def execute(notebook: NotebookNode, folder: Path, parameters: dict[str, object])
     names = [name for k in tagged(notebook, "parameters") for name in assigned_names(notebook.cells[k].source)]
     given = {name: value for name, value in (parameters | {"out": str(folder / "out")}).items() if name in names}
     if "preset" in names:
-        given = {name: value for name, value in given.items() if name == "out"}
+        given = {name: value for name, value in given.items() if name not in OTHER}
     demo.execute(folder / "notebook.ipynb", folder / "done.ipynb", given)
     if "out" in names:
         assert {file.suffix for file in (folder / "out").iterdir()} >= {".csv", ".png"}

@@ -57,6 +57,12 @@ def test_architectures_are_drawn_from_the_nets() -> None:
     assert texts.count("16\n32×32") == 3
 
 
+def test_depths_are_drawn_with_their_errors() -> None:
+    ends = {1: {"search": torch.tensor([90.0, 92.0])}, 5: {"search": torch.tensor([80.0, 84.0])}}
+    assert "Nets of 1, 5 layers" in costs.plot_depths(ends).alt
+    assert "search: 91.0 ± 1.0, 82.0 ± 2.0 %." in costs.plot_depths(ends).alt
+
+
 @pytest.mark.parametrize(
     ("notebook", "values", "words"),
     [

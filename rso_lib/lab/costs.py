@@ -1,9 +1,10 @@
-"""Pictures of architectures (notebook 08)."""
+"""Pictures of architectures, and of what depth does (notebook 08)."""
 
 from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from torch import Tensor
 
 from ..models import Net
 from .figure import BLACK, SKY, VERMILION, Picture, new_picture, style
@@ -51,3 +52,24 @@ def _draw_skip(axes: Axes, start: float, end: float, y: float, dashed: bool) -> 
     look = {"arrowstyle": "->", "color": VERMILION, "linestyle": "--" if dashed else "-"}
     look["connectionstyle"] = "arc3,rad=-0.25"
     axes.annotate("", (end - 0.3, y + 0.27), (start + 0.3, y + 0.27), arrowprops=look)
+
+
+@style()
+def plot_depths(ends: Mapping[int, Mapping[str, Tensor]]) -> Picture:
+    """Draw where nets end against their depth: a line for each method, of means with standard errors.
+
+    ends  by layers and by method, the validation accuracy of each net in %
+    """
+    picture = new_picture(7.5, 3.6)
+    axes, says = picture.subplots(), []
+    for method in next(iter(ends.values())):
+        values = [found[method].double() for found in ends.values()]
+        means = [float(value.mean()) for value in values]
+        errors = [float(value.std()) / len(value) ** 0.5 for value in values]
+        axes.errorbar(list(ends), means, errors, marker="o", capsize=4, label=method)
+        each = zip(means, errors, strict=True)
+        says.append(f"{method}: {', '.join(f'{mean:.1f} ± {error:.1f}' for mean, error in each)} %")
+    axes.set(xlabel="layers", ylabel="validation accuracy (%)", xticks=list(ends))
+    axes.legend(loc="lower left")
+    picture.alt = f"Nets of {', '.join(map(str, ends))} layers, means with standard errors. {'; '.join(says)}."
+    return picture
