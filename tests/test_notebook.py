@@ -114,6 +114,29 @@ def test_names() -> None:
         check_names(["a", "c"], ["a", "b"])
 
 
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ("cycles = 0", "ValueError: cycles must be at least 1, not 0"),
+        ("cycles = 'many'", "TypeError: cycles must be a whole number, not 'many'"),
+        ("cycles = None", "TypeError: cycles must be a whole number, not None"),
+        ("seed = -1", "ValueError: seed must be at least 0, not -1"),
+        ("out = 3", "TypeError: out must be text such as '', not 3: papermill gives it with -r"),
+        ("cycles = 1\nseed = 0\nout = 'there'", ""),
+        ("rate = None", ""),
+    ],
+)
+def test_values(monkeypatch: pytest.MonkeyPatch, given: str, error: str) -> None:
+    """A whole number stays one, at least 1 where the notebook's own is; other kinds are the notebook's own business."""
+    known = "cycles: int = 3\nseed = 0\nout = ''\nrate = None"
+    cells = [known, f"# Parameters\n{given}", CHECK]
+    if not error:
+        return check_in(monkeypatch, *cells)
+    with pytest.raises((ValueError, TypeError)) as raised:
+        check_in(monkeypatch, *cells)
+    assert f"{raised.type.__name__}: {raised.value}" == error
+
+
 def test_demo_ends_with_the_result(
     notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

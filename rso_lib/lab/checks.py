@@ -3,12 +3,13 @@
 import ast
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..run.files import replacing
-from ..settings import check_choice
+from ..settings import check_choice, check_whole
 
 # Exercises
 
@@ -66,7 +67,7 @@ INJECTED = "# Parameters"
 
 
 def check_parameters() -> None:
-    """Raise ValueError if papermill added a parameter that the notebook's `parameters` cell does not have.
+    """Raise ValueError or TypeError if papermill added a parameter that the notebook's `parameters` cell does not take.
 
     Call it in the cell after the one tagged `parameters`. It looks at the sources of the cells that have run,
     so outside a notebook, or without papermill, there is nothing to check.
@@ -77,7 +78,9 @@ def check_parameters() -> None:
     cells = shell.user_ns["In"] if shell else []
     added = [k for k, source in enumerate(cells) if source.splitlines()[:1] == [INJECTED]]
     if added:
-        check_names(assigned_names(cells[added[-1]]), assigned_names(cells[added[0] - 1]))
+        given, known = cells[added[-1]], cells[added[0] - 1]
+        check_names(assigned_names(given), assigned_names(known))
+        check_values(assigned_values(given), assigned_values(known))
 
 
 def check_names(names: list[str], known: list[str]) -> None:
@@ -88,8 +91,37 @@ def check_names(names: list[str], known: list[str]) -> None:
         check_choice("a parameter", name, known)
 
 
+def check_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Raise ValueError or TypeError for the first value that its parameter does not take, by the parameter's default.
+
+    Where that is a whole number, values are such numbers of at least 1, or 0 where the default is 0; where it is text,
+    they are text.
+    """
+    for name, value in values.items():
+        default = defaults.get(name)
+        if isinstance(default, int) and not isinstance(default, bool):
+            check_whole(name, value, least=min(default, 1))
+        if isinstance(default, str) and not isinstance(value, str):
+            raise TypeError(f"{name} must be text such as {default!r}, not {value!r}: papermill gives it with -r")
+
+
 def assigned_names(source: str) -> list[str]:
     """Return the names that a cell of plain assignments sets."""
-    statements = ast.parse(source).body
-    targets = [t for s in statements for t in getattr(s, "targets", [getattr(s, "target", None)])]
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+    return [name for name, _ in _assigned(source)]
+
+
+def assigned_values(source: str) -> dict[str, Any]:
+    """Return the literals that a cell of plain assignments sets, by name."""
+    found = {}
+    for name, value in _assigned(source):
+        with suppress(ValueError):  # such as float('nan'), which is no literal
+            found[name] = ast.literal_eval(value)
+    return found
+
+
+def _assigned(source: str) -> Iterator[tuple[str, ast.expr]]:
+    """Yield the names that a cell assigns to, and what."""
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            yield from ((target.id, statement.value) for target in targets if isinstance(target, ast.Name))
