@@ -341,8 +341,7 @@ def _checked(shape: Sequence[int], classes: int, pools: int, net: str) -> Sequen
         raise ValueError(f"shape must be (channels, height, width) of an image, not {tuple(shape)}")
     check_whole("classes", classes, least=1)
     if min(shape[1:]) < 2**pools:
-        height, width = shape[1:]
-        raise ValueError(f"{net} needs images of at least {2**pools}×{2**pools} pixels, not {height}×{width}")
+        raise ValueError(f"{net} needs images of at least {2**pools}×{2**pools} pixels, not {shape[1]}×{shape[2]}")
     return shape
 
 

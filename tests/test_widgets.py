@@ -29,7 +29,8 @@ from rso_lib.lab import figure, pictures, worker
 from rso_lib.lab import live as live_module
 from rso_lib.lab import panel as panel_module
 from rso_lib.lab.bench_report import operations
-from rso_lib.lab.live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
+from rso_lib.lab.live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun
+from rso_lib.lab.live_sgd import LiveSGD
 from rso_lib.lab.live_view import draw_layer, draw_step, draw_wins, name_candidate
 from rso_lib.lab.panel import SAVED, WAITS, Names, Panel, all_parts
 from rso_lib.lab.valley import draw_valley, valley_of

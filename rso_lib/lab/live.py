@@ -10,7 +10,6 @@ from functools import partial
 from threading import Event
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from ..data import Data, Split
@@ -18,7 +17,6 @@ from ..history import History, Report
 from ..models import count_weights
 from ..passes import buffers_kept, calibrate
 from ..run import folder as runs
-from ..run import sgd
 from ..settings import function_of
 from ..train import Step, evaluate, sweeps, train
 from . import worker
@@ -317,35 +315,6 @@ class LiveRun:
         batch_loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
         self.losses.clear()
         self.curve.append(Score(self.updates, self.image_forwards, self.seconds, batch_loss, loss, accuracy))
-
-
-class LiveSGD(LiveRun):
-    """A live run of `sgd.train`: a step is an epoch, and a change begins the run anew."""
-
-    def __init__(self, *args: Any):
-        torch.optim.SGD([nn.Parameter(torch.zeros(1))])  # the first one takes seconds, which a race would wait for
-        super().__init__(*args)
-
-    def open(self) -> Iterator[Report]:
-        return sgd.train(self.net, self.data, self.settings)
-
-    def count(self, item: Any) -> None:
-        self.history.append(item)
-        self.steps += item.steps
-        self.image_forwards += item.image_forwards
-        self.losses.append(item.train_loss)
-        self.score()
-
-    def apply(self, **changes: Any) -> None:
-        self.settings = replace(self.settings, **changes)
-        self.begin()
-
-    def rest(self) -> None:
-        """Free nothing: the optimiser is part of the run."""
-
-    @property
-    def updates(self) -> float:
-        return self.steps
 
 
 def next_time(began: float, least: float) -> float:

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from ..calls import called
 from ..losses import accuracies
 from .figure import style
-from .live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun, LiveSGD
+from .live import FAILED, FINISHED, PAUSED, READY, STOPPED, LiveRun
+from .live_sgd import LiveSGD
 from .pictures import lay_out_weights
 from .valley import FONT, INK, draw_valley, name_candidate, valley_of
 from .worker import RUNNING

@@ -15,7 +15,8 @@ from ..proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Schedule
 from ..run.sgd import SGD
 from ..settings import DIRECTIONS, RSO, name_of
 from .figure import BLUE, GREEN, PURPLE, VERMILION, Picture
-from .live import LiveRun, LiveSGD
+from .live import LiveRun
+from .live_sgd import LiveSGD
 from .live_view import (
     WIDTH,
     Curves,
