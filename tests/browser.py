@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, TimeoutE
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 LIVE = [path for path in sorted(FOLDER.glob("[0-9]*.ipynb")) if "LiveTrainer" in path.read_text(encoding="utf-8")]
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
-SHORT = {"cycles": 2, "seeds": 2, "fresh": 2, "tried": 10, "tries": 40, "epochs": 5, "out": '"out"'}
+SHORT = {"cycles": 1, "seeds": 1, "fresh": 2, "tried": 10, "tries": 40, "epochs": 5, "out": '"out"'}
 """Parameters of the copies that are opened."""
 PANELS = "panels.ipynb"
 """A notebook of the two kinds of panels and nothing else, for what does not depend on the notebook."""

@@ -14,11 +14,17 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything loads Triton, which reads it once
 
 PROJECT = Path(__file__).resolve().parents[1]
+LONG = ("test_notebooks.py", "test_browser.py", "test_engine.py")
+"""Files that take longest: they come first, so that of two processes none is left with one of them at the end."""
 
 
 def pytest_configure() -> None:
     """Small nets are faster on one thread, and many threads on busy cores are far slower."""
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(autouse=True)

@@ -133,7 +133,7 @@ def test_the_network_level_keeps_the_images_alone() -> None:
         ("mnist_net", 4000, 500, "full", "sequential", "shuffled", "weight"),
         pytest.param("mnist_net", 4000, 500, "half", "sequential", "output", "weight", marks=pytest.mark.exhaustive),
         pytest.param("mnist_net", 4000, 500, "input", "sequential", "output", "weight", marks=pytest.mark.exhaustive),
-        ("two_conv", 6000, 1000, "full", "sequential", "output", "weight"),
+        pytest.param("two_conv", 6000, 1000, "full", "sequential", "output", "weight", marks=pytest.mark.exhaustive),
         pytest.param("cifar_net_10", 1000, 200, "full", "sequential", "output", "weight", marks=pytest.mark.exhaustive),
         pytest.param("cifar_net_10", 500, 8, "full", "neuron", "output", "weight", marks=pytest.mark.exhaustive),
         ("cifar_net_10", 500, 8, "full", "layer", "output", "weight"),

@@ -27,7 +27,7 @@ BRIEF: dict[str, dict[str, object]] = {
     "06": {"seeds": 2, "cycles": 1, "tries": 40},
     "07": {"seeds": 2, "cycles": 1, "processes": "1"},
     "08": {"matrices": "1, 2", "copies": 2, "visits": 1},
-    "09": {"seeds": 2, "cycles": 1},
+    "09": {"seeds": 2, "cycles": 1, "epochs": 5},
     "10": {"seeds": 2, "cycles": 2},
 }
 """Parameters of the notebooks whose committed ones take minutes, since their claims need many seeds."""

@@ -239,6 +239,7 @@ def _epoch(net: nn.Module, optimiser: torch.optim.Optimizer, data: Data, setting
 
 @torch.inference_mode(False)
 @torch.enable_grad()
+@exact_products()
 def _check_gradient(net: nn.Module, data: Data, loss: Loss) -> None:
     """Raise ValueError where the loss of some images has no gradient. The net stays as it is."""
     x, targets = data.train.images[:2], data.train.labels[:2]
