@@ -15,7 +15,7 @@ from .engine import evaluator, memory
 from .known import check_weights, unlike
 from .losses import Metric, accuracies, checked
 from .models import Net, grids, least_size
-from .passes import buffers_kept, mode, tensors
+from .passes import mode, tensors, trial
 from .proposals import noise
 from .settings import RSO, check_kind, exact_products
 from .sweep import ALONE, Alone, Step
@@ -57,7 +57,6 @@ def check(
     if settings.weight_decay and grids(net):
         raise ValueError("weight_decay must be 0 for a net whose weights lie on a grid, from which it would take them")
     check_fit(net, data, settings.batch(0), loss, metric)
-    _warn_of_state(net, data.train, min(settings.batch(0), 2), loss)
     if not reason and isinstance(net, Net):
         _check_engine(net, data)
         memory.check(net, data, settings)
@@ -120,7 +119,7 @@ def check_outputs(
                 )
 
 
-def _warn_of_state(net: nn.Module, split: Split, count: int, loss: Loss) -> None:
+def warn_of_state(net: nn.Module, split: Split, count: int, loss: Loss) -> None:
     """Warn where the same images have another loss when they come again."""
     x, targets, score = split.images[:count], split.labels[:count], checked("loss", loss)
     with torch.no_grad(), exact_products(), noise(x.device, 0) as rewind:
@@ -139,7 +138,7 @@ def _warn_of_state(net: nn.Module, split: Split, count: int, loss: Loss) -> None
 
 def _probe(net: nn.Module, x: Tensor, training: bool) -> Any:
     try:
-        with mode(net, training), buffers_kept(net), noise(x.device, 0):
+        with trial(net, training, x.device):
             return net(x.clone())
     except Exception as error:  # whatever goes wrong in a net of the user's
         shape, how = "×".join(map(str, x.shape)), "train" if training else "eval"

@@ -56,6 +56,13 @@ def buffers_kept(net: nn.Module, statistics: bool = True) -> Iterator[None]:
             buffers[name] = buffer.copy_(value)
 
 
+@contextmanager
+def trial(net: nn.Module, training: bool, device: torch.device) -> Iterator[None]:
+    """Let a net make passes in a mode, with the noise of seed 0; at the end it has its modes and buffers back."""
+    with mode(net, training), buffers_kept(net), noise(device, 0):
+        yield
+
+
 def _buffers(net: nn.Module, statistics: bool) -> Iterator[tuple[nn.Module, str, Tensor]]:
     for module in net.modules():
         calibrated = STATISTICS if isinstance(module, nn.modules.batchnorm._NormBase) and not statistics else ()

@@ -326,10 +326,11 @@ def check_candidates(candidates: object) -> tuple[float, ...]:
     """Return multiples of Δ as numbers. Raises ValueError unless they are 0 and at least one other, all finite."""
     wrong = f"candidates must be different, finite multiples of Δ, 0 first, such as (0, 1, -1), not {candidates!r}"
     try:
-        found = (math.nan,) if isinstance(candidates, str) else tuple(map(float, candidates))  # type: ignore[call-overload]
+        found = tuple(map(float, candidates))  # type: ignore[call-overload]
     except (TypeError, ValueError):
         raise ValueError(wrong) from None
-    if len(found) < 2 or found[0] != 0 or len({*found}) < len(found) or not all(map(math.isfinite, found)):
+    finite = not isinstance(candidates, str) and all(map(math.isfinite, found))
+    if not finite or len(found) < 2 or found[0] != 0 or len({*found}) < len(found):
         raise ValueError(wrong)
     return found
 

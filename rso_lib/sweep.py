@@ -141,10 +141,11 @@ def steps_of(
 def _check_finite(net: nn.Module, sweep: Sweep) -> None:
     """Raise ValueError where a weight has moved to infinity: functions that saturate have a finite loss there."""
     for name in sweep.names:
-        if not net.get_parameter(name).isfinite().all():
+        weight = net.get_parameter(name)
+        if not weight.isfinite().all():
             raise ValueError(
                 f"{name} of the net has moved to infinity: keep schedule, candidates, distribution and rule to steps "
-                f"that {net.get_parameter(name).dtype} can hold"
+                f"that {weight.dtype} can hold"
             )
 
 

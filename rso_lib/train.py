@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from . import engine
 from .algorithm import Batches, Loss, cross_entropies
-from .checks import check, check_outputs
+from .checks import check, check_outputs, warn_of_state
 from .data import Data, Split, check_split
 from .engine import Scorer, evaluator, memory
 from .history import NAN, History, Report
 from .known import check_weights, unlike
 from .losses import Metric, accuracies, checked
 from .models import Net, searched
-from .passes import buffers_kept, calibrate, mode
-from .proposals import generator, noise
+from .passes import buffers_kept, calibrate, trial
+from .proposals import generator
 from .settings import RSO, check_kind, exact_products
 from .sweep import ALONE, NOISE, SHUFFLE, Alone, Position, Step, Sweep, SweepResult, scales, steps_of
 
@@ -96,6 +96,7 @@ def train(
     history = History() if history is None else history
     check_kind("history", history, History)
     check(net, data, settings, begun, world, loss, metric)
+    warn_of_state(net, data.train, min(settings.batch(0), 2), loss)
     loss, metric = checked("loss", loss), checked("metric", metric)
     if reason := unlike(net):
         warnings.warn(f"{reason}: every step sends its batch through the whole net three times", stacklevel=2)
@@ -140,7 +141,7 @@ def evaluate(
     loss, metric = checked("loss", loss), checked("metric", metric)
     total, right = 0.0, 0.0
     outputs_of = evaluator(net) if isinstance(net, Net) and not unlike(net) else net
-    with mode(net, training=False), buffers_kept(net), noise(split.images.device, 0):
+    with trial(net, training=False, device=split.images.device):
         size = engine.chunk(split.images.device)
         for x, targets in zip(split.images.split(size), split.labels.split(size), strict=True):
             outputs = outputs_of(x.clone())  # a net may write into its input
@@ -178,8 +179,7 @@ def _reports(
     for cycle in range(start.cycle, settings.cycles):
         rows = [row for row in rows if row.cycle == cycle + 1]
         scorer = None
-        while left := _left(net, settings, rows):
-            sweep = left[0]
+        while sweep := _next_sweep(net, settings, rows):
             if scorer is None or not sweep.before:
                 scorer = None  # its caches go before those of the next layer come
                 memory.release()
@@ -193,8 +193,8 @@ def _reports(
         yield _cycle_report(net, data, settings, rows, scored, world.take_sent())
 
 
-def _left(net: nn.Module, settings: RSO, rows: Sequence[Report]) -> list[Sweep]:
-    """Return the sweeps of a cycle that are left behind some rows; a tensor that is frozen by now has none.
+def _next_sweep(net: nn.Module, settings: RSO, rows: Sequence[Report]) -> Sweep | None:
+    """Return the sweep of a cycle that follows some rows, None at its end; a tensor that is frozen by now has none.
 
     Raises ValueError where the cycle has begun with other sweeps, or there is none.
     """
@@ -206,7 +206,7 @@ def _left(net: nn.Module, settings: RSO, rows: Sequence[Report]) -> list[Sweep]:
             f"a cycle that has begun with sweeps of {', '.join(done)} cannot go on as one of {', '.join(begins)}: "
             f"freeze what is swept already, and change direction and level, between two cycles"
         )
-    return plan[len(done) :]
+    return plan[len(done)] if len(done) < len(plan) else None
 
 
 def _layers(net: nn.Module) -> list[list[str]]:

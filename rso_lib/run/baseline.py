@@ -67,8 +67,9 @@ def train_seeds(
     }
     sgd.check(data, settings, scored["loss"])
     fresh = [build(net, data.shape, len(data.classes), seed, **options) for seed in range(seeds)]
-    check_state(fresh[0].to(data.train.labels.device), data.train.images)
-    sgd.Descent(fresh[0].to(data.train.labels.device), data, settings, **scored)  # raises where SGD cannot train it
+    tried = fresh[0].to(data.train.labels.device)
+    check_state(tried, data.train.images)
+    sgd.Descent(tried, data, settings, **scored)  # raises where SGD cannot train it
     _check_settings(folder / "settings.json", asked)
     make(folder)
     with alone(folder):

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..history import COLUMNS, NEEDED, History
-from ..passes import buffers_kept, mode
-from ..proposals import noise
+from ..passes import trial
 from .about import AS_IT_IS, FORMAT, is_of_a_run
 from .files import replacing
 
@@ -118,7 +117,7 @@ def check_state(net: nn.Module, images: Tensor) -> None:
     before = {name: value.clone() for name, value in net.named_buffers() if name not in state}
     if not before:
         return
-    with mode(net, training=True), noise(images.device, 0), buffers_kept(net):
+    with trial(net, training=True, device=images.device):
         net(images[:2].clone())
         after = dict(net.named_buffers())
         changed = [name for name, value in before.items() if not torch.equal(value, after[name])]

@@ -166,9 +166,9 @@ def _prepare(
     check_whole("data_seed", asked["data_seed"], least=0)
     check_dataset(asked["dataset"])
     data = images.load(asked["dataset"], root, device, asked["data_seed"], asked["val_size"])
-    plain = json.loads(json.dumps(asked))
-    about = {"format": FORMAT, "settings": plain, "data": facts(data), "machines": []}
-    return about, data, _build(about).to(device), own_code(plain, settings)
+    written = json.loads(json.dumps(asked))
+    about = {"format": FORMAT, "settings": written, "data": facts(data), "machines": []}
+    return about, data, _build(about).to(device), own_code(written, settings)
 
 
 def _traits(net: nn.Module, data: Data, settings: RSO) -> dict[str, Any]:

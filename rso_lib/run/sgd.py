@@ -30,7 +30,7 @@ from ..history import NAN, History, Report
 from ..known import unlike
 from ..losses import Metric, accuracies
 from ..models import Block, Net, grids, initialise, pool2, searched
-from ..passes import buffers_kept, mode
+from ..passes import trial
 from ..proposals import generator, noise
 from ..settings import check_choice, check_kind, check_number, check_whole, exact_products, plain
 from ..train import scores
@@ -243,7 +243,7 @@ def _epoch(net: nn.Module, optimiser: torch.optim.Optimizer, data: Data, setting
 def _check_gradient(net: nn.Module, data: Data, loss: Loss) -> None:
     """Raise ValueError where the loss of some images has no gradient. The net stays as it is."""
     x, targets = data.train.images[:2], data.train.labels[:2]
-    with buffers_kept(net), mode(net, training=False), noise(x.device, 0):
+    with trial(net, training=False, device=x.device):
         _loss(loss, net(x.clone()), targets)
 
 
