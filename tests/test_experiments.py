@@ -172,9 +172,16 @@ def test_single_images_gain_less_where_many_weights_are_harmed() -> None:
     assert gained(1, ("b", "b")) > gained(1)
 
 
-def test_a_forecast_lies_where_the_share_crosses_zero() -> None:
-    given = {"quality": {0: 4.0, 1: 1.0, 2: 0.25}, "made": [0, 1, 2], "batch_sizes": [16, 64, 256]}
-    shares = {0: [-10, 90, 99], 1: [-50, 50, 95], 2: [-99, -50, 80]}
-    forecast = function_of("02_batch_size_and_noise", "forecast", pairwise=pairwise, shares=shares, **given)
-    assert forecast(64) == pytest.approx(0.5)  # half-way between 1 and 0.25, as a logarithm sees it
-    assert forecast(256) == 0.25
+def test_a_forecast_lies_where_the_mean_gain_crosses_zero() -> None:
+    columns = ["cycles", "loss", "batch size", "gain (%)"]
+    nets = pandas.DataFrame(
+        [
+            *[(0, 4.0, 64, 90), (0, 4.0, 256, 99)],
+            *[(1, 0.5, 64, 80), (1, 1.5, 64, 20), (1, 1.0, 256, 95)],  # two nets at 64: a mean of 1.0 and 50 %
+            *[(2, 0.25, 64, -50), (2, 0.25, 256, 80)],
+        ],
+        columns=columns,
+    )
+    forecast = function_of("02_batch_size_and_noise", "forecast", pairwise=pairwise)
+    assert forecast(nets, 64) == pytest.approx(0.5)  # half-way between 1 and 0.25, as a logarithm sees it
+    assert forecast(nets, 256) == 0.25
