@@ -21,13 +21,13 @@ NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 TEACHING = ("01", "02", "03", "04", "06", "07", "09", "10")
 BRIEF: dict[str, dict[str, object]] = {
     "01": {"cycles": 5},
-    "02": {"seeds": 1, "cycles": 1, "tried": 20},
+    "02": {"seeds": 1, "cycles": 1, "tried": 8},
     "03": {"seeds": 2, "fresh": 2, "short": 1, "long": 2},
-    "04": {"batch_size": 200},
+    "04": {"batch_size": 100},
     "06": {"seeds": 2, "cycles": 1, "tries": 40},
-    "07": {"seeds": 2, "cycles": 1, "processes": "1"},
+    "07": {"seeds": 2, "cycles": 1, "batch_size": 32, "processes": "1"},
     "08": {"matrices": "1, 2", "copies": 2, "visits": 1},
-    "09": {"seeds": 2, "cycles": 1, "epochs": 5},
+    "09": {"seeds": 2, "cycles": 1, "batch_size": 128, "epochs": 5},
     "10": {"seeds": 2, "cycles": 2},
 }
 """Parameters of the notebooks whose committed ones take minutes, since their claims need many seeds."""
