@@ -180,7 +180,7 @@ def test_real_nets_between_two_output_channels(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "name", "at_once", "loops"),
-    crossed(["mnist_net", "depth 10"], ["neurons_smallest", "layers"], [1, 7], LOOPS),
+    crossed(["mnist_net", "depth 5"], ["neurons_smallest", "layers"], [1, 7], LOOPS),
     indirect=["loops"],
 )
 def test_real_nets_where_steps_do_not_see_each_other(
