@@ -98,7 +98,8 @@ def test_tried_steps_are_not_made(digits: Data) -> None:
     before = [weight.clone() for weight in net.parameters()]
     names = {"torch": torch, "noise": noise, "generator": generator, "sigma": sigma}
     data = SimpleNamespace(train=split)
-    found = function_of("02_batch_size_and_noise", "try_steps", **names, tried=3, seed=0, data=data)(net)
+    try_steps = function_of("02_batch_size_and_noise", "try_steps", **names, tried=3, seed=0, data=data)
+    found, others = try_steps(net), try_steps(net, 1)
     assert all(map(torch.equal, net.parameters(), before))
     assert found.layers == [name for name, _ in net.named_parameters() for _ in range(3)]
     assert found.losses.shape == (18, 3, 150)
@@ -107,6 +108,8 @@ def test_tried_steps_are_not_made(digits: Data) -> None:
     now = torch.nn.functional.cross_entropy(logits, split.labels, reduction="none")
     torch.testing.assert_close(found.losses[:, 0], now.expand(18, -1), rtol=0, atol=1e-13)
     assert not torch.equal(found.losses[:, 1], found.losses[:, 0])
+    assert torch.equal(found.losses[:, 0], others.losses[:, 0])
+    assert not torch.equal(found.losses[:, 1], others.losses[:, 1])
 
 
 def test_losses_of_images_along_a_weight(digits: Data) -> None:
