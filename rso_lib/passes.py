@@ -1,6 +1,6 @@
 """Passes through a net without side effects: modes, buffers, and the statistics of batch norm."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 
@@ -61,6 +61,18 @@ def trial(net: nn.Module, training: bool, device: torch.device) -> Iterator[None
     """Let a net make passes in a mode, with the noise of seed 0; at the end it has its modes and buffers back."""
     with mode(net, training), buffers_kept(net), noise(device, 0):
         yield
+
+
+def losses_along(loss: Callable[[], Tensor], weights: Tensor, index: int, values: Iterable[float | Tensor]) -> Tensor:
+    """Return a loss while one of some weights takes some values: [values, ...]. At the end the weight has its own."""
+    old, losses = weights[index].clone(), []
+    try:
+        for value in values:
+            weights[index] = value
+            losses.append(loss())
+    finally:
+        weights[index] = old
+    return torch.stack(losses)
 
 
 def _buffers(net: nn.Module, statistics: bool) -> Iterator[tuple[nn.Module, str, Tensor]]:

@@ -9,7 +9,7 @@ from PIL import Image
 from rso_lib import RSO, Data, load, models, train
 from rso_lib.algorithm import cross_entropy
 from rso_lib.lab import movie
-from rso_lib.lab.valley import loss_along
+from rso_lib.passes import losses_along
 from rso_lib.sweep import Step
 
 
@@ -32,15 +32,16 @@ def test_shots_are_steps_of_the_run(digits: Data) -> None:
     shots = list(movie.shots(net, digits, settings(digits), EVERY))
     assert all(map(torch.equal, net.parameters(), alone.parameters()))
     filmed = [step for step in made if step.layer in EVERY and step.index in (0, 18)]
-    assert [(shot.name, shot.weight) for shot in shots] == [(step.layer, step.index) for step in filmed]
+    assert [(shot.step.layer, shot.step.index) for shot in shots] == [(step.layer, step.index) for step in filmed]
     for shot, step in zip(shots, filmed, strict=True):
-        assert shot.losses.tolist() == step.losses.tolist()
-        assert shot.winner == int(step.losses.argmin())
-        low, high = shot.values[[0, -1]]
-        assert bool(((shot.places > low) & (shot.places < high)).all())
-        assert float(shot.along[20]) == pytest.approx(float(step.losses[0]), abs=1e-5)  # in the middle is w
+        valley, winner = shot.valley, int(step.losses.argmin())
+        assert valley.losses.tolist() == step.losses.tolist()
+        assert float(valley.places[winner]) == pytest.approx(valley.chosen, abs=1e-6)
+        low, high = valley.values[[0, -1]]
+        assert bool(((valley.places > low) & (valley.places < high)).all())
+        assert float(valley.along[20]) == pytest.approx(float(step.losses[0]), abs=1e-5)  # in the middle is w
         changed = torch.nan_to_num(shot.tiles[1] - shot.tiles[0]).nonzero().tolist()
-        assert changed == ([list(shot.cell)] if shot.winner else [])
+        assert changed == ([list(shot.cell)] if winner else [])
 
 
 def test_a_valley_is_the_loss_of_all_images(digits: Data) -> None:
@@ -48,9 +49,9 @@ def test_a_valley_is_the_loss_of_all_images(digits: Data) -> None:
     bias = net.get_parameter("head.linear.bias").detach().view(-1)
     with torch.no_grad():
         loss = lambda: cross_entropy(net(digits.train.images), digits.train.labels)  # noqa: E731
-        along = loss_along(loss, bias, 3, torch.tensor([0.0, 1.0]))
-        assert float(bias[3]) == 1
-        assert float(along[1]) == float(cross_entropy(net(digits.train.images), digits.train.labels))
+        along = losses_along(loss, bias, 3, torch.tensor([0.0, 1.0]))
+        assert float(bias[3]) == 0
+        assert float(along[0]) == float(cross_entropy(net(digits.train.images), digits.train.labels))
     assert along[0] != along[1]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..algorithm import cross_entropy
 from ..data import Data, load
 from ..models import count_weights
-from ..passes import mode
+from ..passes import losses_along, mode
 from ..run import cli as command
 from ..run.folder import build
 from ..settings import RSO
@@ -25,7 +25,7 @@ from ..train import evaluate, train
 from .figure import BLACK, BLUE, CANDIDATES, GREY, Picture, new_picture, style
 from .pictures import lay_out_weights
 from .results import FIGURES
-from .valley import loss_along
+from .valley import Valley
 
 CAPTION = (
     "Steps of RSO on handwritten digits, one after the other. Left: the loss along the visited weight, with three dots "
@@ -35,6 +35,8 @@ CAPTION = (
 """What a page says in place of the moving picture."""
 MILLISECONDS = (350, 250)
 """How long the three dots are shown, and the winner."""
+MULTIPLES = (0.0, 1.0, -1.0)
+"""Of Δ, of the three candidates."""
 SLOW, SLOWLY = 4, (1500, 900)
 """So many steps at the beginning are shown for longer: time to read the question, and to guess."""
 
@@ -42,21 +44,12 @@ SLOW, SLOWLY = 4, (1500, 900)
 class Shot(NamedTuple):
     """A step as it is drawn: where the weight could go, what that costs, and how far the run is.
 
-    name, weight   of the tensor, and the flat index of the visited weight in it
-    values, along  the loss along the weight: [K] each
-    places, losses the three candidates and their losses: [3] each
-    winner         0 for w, 1 for w + Δ, 2 for w − Δ
-    tiles          the layer's weights before the step and after it
-    updates        full updates so far, and the validation accuracy there
+    tiles    the layer's weights before the step and after it, and the cell of the visited weight in both
+    updates  full updates so far, and the validation accuracy there
     """
 
-    name: str
-    weight: int
-    values: Tensor
-    along: Tensor
-    places: Tensor
-    losses: Tensor
-    winner: int
+    step: Step
+    valley: Valley
     tiles: tuple[Tensor, Tensor]
     cell: tuple[int, int]
     updates: float
@@ -78,23 +71,18 @@ def shots(net: nn.Module, data: Data, settings: RSO, every: dict[str, int]) -> I
 def look(net: nn.Module, data: Data, step: Step, updates: float) -> Shot:
     """Return a step that was just made as it is drawn. The net stays as it is."""
     assert step.index is not None
-    tensor = net.get_parameter(step.layer)
-    flat, delta = tensor.view(-1), float(step.delta)
-    now = flat[step.index].clone()
-    places = float(now) - float(step.choice) * delta + delta * torch.tensor([0.0, 1.0, -1.0])
+    weights, delta = net.get_parameter(step.layer).view(-1), float(step.delta)
+    now = float(weights[step.index])
+    places = now + delta * (torch.tensor(MULTIPLES) - float(step.choice))
     values = places[0] + 2.2 * abs(delta) * torch.linspace(-1, 1, 41)
-    winner = [0, 1, -1].index(int(step.choice))
-    after = lay_out_weights(net, step.layer)
-    flat[step.index] = places[0]
-    before = lay_out_weights(net, step.layer)
     with mode(net, training=False):
-        along = loss_along(lambda: cross_entropy(net(data.train.images), data.train.labels), flat, step.index, values)
-    flat[step.index] = now
-    tiles, cell = (before.values, after.values), after.cell(step.index)
-    accuracy = evaluate(net, data.val)[1]
-    return Shot(
-        step.layer, step.index, values, along, places, step.losses.cpu(), winner, tiles, cell, updates, accuracy
-    )
+        loss = lambda: cross_entropy(net(data.train.images), data.train.labels)  # noqa: E731
+        along = losses_along(loss, weights, step.index, values).cpu()
+    after = lay_out_weights(net, step.layer)
+    before, cell = after.values.clone(), after.cell(step.index)
+    before[cell] = places[0]
+    valley = Valley(values, along, MULTIPLES, places, step.losses.cpu(), now)
+    return Shot(step, valley, (before, after.values), cell, updates, evaluate(net, data.val)[1])
 
 
 @style()
@@ -102,27 +90,36 @@ def draw(shot: Shot, curve: Sequence[tuple[float, float]], end: float, decided: 
     """Draw a step before it is decided or after: valley, tile, and the curve of updates and accuracies up to here."""
     picture = new_picture(9.5, 3.4, left=0.5, top=0.65, wspace=0.45)
     picture.set_dpi(84)
-    valley, tile, progress = picture.subplots(1, 3)
+    axes, tile, progress = picture.subplots(1, 3)
     names, colours = zip(*CANDIDATES.values(), strict=True)
-    valley.plot(shot.values, shot.along, color=BLACK, linestyle="-")
-    valley.scatter(shot.places, shot.losses, color=colours, s=90, zorder=3)
-    for name, colour, place in zip(names, colours, shot.places.tolist(), strict=True):
-        valley.annotate(name, (place, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", color=colour)
-    valley.set(xlabel="value of the weight", ylabel="loss of all images", yticks=[])
-    valley.locator_params(axis="x", nbins=3)
-    valley.margins(y=0.15)
+    step, valley = shot.step, shot.valley
+    axes.plot(valley.values, valley.along, color=BLACK, linestyle="-")
+    axes.scatter(valley.places, valley.losses, color=colours, s=90, zorder=3)
+    for name, colour, place in zip(names, colours, valley.places.tolist(), strict=True):
+        axes.annotate(name, (place, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", color=colour)
+    axes.set(xlabel="value of the weight", ylabel="loss of all images", yticks=[])
+    axes.locator_params(axis="x", nbins=3)
+    axes.margins(y=0.15)
     tile.imshow(shot.tiles[decided].numpy(), cmap="PuOr", norm=CenteredNorm(0), interpolation="nearest")
     tile.add_patch(Rectangle((shot.cell[1] - 0.5, shot.cell[0] - 0.5), 1, 1, fill=False, linewidth=2.5))
-    tile.set(xticks=[], yticks=[], facecolor="#DDDDDD", xlabel=f"weight {shot.weight} of {shot.name}")
+    tile.set(xticks=[], yticks=[], facecolor="#DDDDDD", xlabel=f"weight {step.index} of {step.layer}")
     tile.grid(False)
     progress.plot([x for x, _ in curve], [100 * y for _, y in curve], color=BLUE)
     progress.scatter([curve[-1][0]], [100 * curve[-1][1]], color=BLUE, s=60)
     progress.set(xlim=(0, end), ylim=(0, 100), xlabel="updates of all weights", ylabel="validation accuracy (%)")
     said, colour = "Which of the three?", GREY
     if decided:
-        said, colour = f"{names[shot.winner]} wins.", colours[shot.winner]
-        won = shot.places[shot.winner], shot.losses[shot.winner]
-        valley.scatter(*won, s=330, facecolors="none", edgecolors=BLACK, linewidths=2, zorder=3)
+        winner = MULTIPLES.index(float(step.choice))
+        said, colour = f"{names[winner]} wins.", colours[winner]
+        axes.scatter(
+            valley.places[winner],
+            valley.losses[winner],
+            s=330,
+            facecolors="none",
+            edgecolors=BLACK,
+            linewidths=2,
+            zorder=3,
+        )
     picture.suptitle(said, color=colour, fontweight="bold", y=0.995)
     picture.alt = CAPTION
     return picture

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..algorithm import cross_entropies
 from ..data import Split
 from ..engine.layers import chunk
+from ..passes import losses_along
 from ..proposals import generator
 from ..rules import choose
 from .figure import BLACK, CANDIDATES, Picture, new_picture, style
@@ -26,16 +27,9 @@ def image_losses(net: nn.Module, name: str, index: int, values: Iterable[float],
     """
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
         raise ValueError("the net has batch norm, so an image has no loss of its own: take one_conv or two_conv")
-    weight = net.get_parameter(name).view(-1)
-    old, losses = weight[index].clone(), []
-    try:
-        for value in values:
-            weight[index] = value
-            logits = torch.cat([net(images) for images in split.images.split(chunk(split.images.device))])
-            losses.append(cross_entropies(logits, split.labels))
-    finally:
-        weight[index] = old
-    return torch.stack(losses)
+    parts = split.images.split(chunk(split.images.device))
+    losses = lambda: cross_entropies(torch.cat([net(images) for images in parts]), split.labels)  # noqa: E731
+    return losses_along(losses, net.get_parameter(name).view(-1), index, values)
 
 
 @dataclass(frozen=True, eq=False)

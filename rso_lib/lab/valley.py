@@ -1,6 +1,6 @@
 """The valley of a live step: the loss of its batch along the visited weight, with the candidates on it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import matplotlib
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..algorithm import cross_entropies
 from ..known import unlike
 from ..models import Net, grids
-from ..passes import buffers_kept, mode
+from ..passes import buffers_kept, losses_along, mode
 from ..settings import exact_products
 from ..train import shuffled, sweeps
 from .bench_report import operations
@@ -68,23 +68,11 @@ def valley_of(run: LiveRun) -> Valley | None:
     places = now + (torch.tensor(settings.candidates) - step.choice.cpu()) * delta
     reach = 1.3 * float((torch.cat([places, now[None]]) - places[0]).abs().max()) or 1.0
     values = (places[0] + reach * torch.linspace(-1, 1, POINTS)).to(weight)
-    try:
-        with mode(net, training=True), buffers_kept(net):
-            for block in [*net.children()][: sweep.position]:  # the search takes their statistics as they are
-                block.eval()
-            along = loss_along(lambda: loss(net(images), targets).double().mean(), weight, step.index, values)
-    finally:
-        weight[step.index] = now
-    return Valley(values.cpu(), along, settings.candidates, places, step.losses.cpu(), float(now))
-
-
-def loss_along(loss: Callable[[], Tensor], weights: Tensor, index: int, values: Tensor) -> Tensor:
-    """Return a loss while one of some weights takes some values, on the CPU: [K]. The weight keeps the last one."""
-    losses = []
-    for value in values:
-        weights[index] = value
-        losses.append(loss())
-    return torch.stack(losses).cpu()
+    with mode(net, training=True), buffers_kept(net):
+        for block in [*net.children()][: sweep.position]:  # the search takes their statistics as they are
+            block.eval()
+        along = losses_along(lambda: loss(net(images), targets).double().mean(), weight, step.index, values)
+    return Valley(values.cpu(), along.cpu(), settings.candidates, places, step.losses.cpu(), float(now))
 
 
 def _operations(net: Net, run: LiveRun) -> int:
