@@ -13,7 +13,7 @@ from .calls import called
 from .data import Data, Split, check_data
 from .engine import evaluator, memory
 from .known import check_weights, unlike
-from .losses import Metric, accuracies, checked
+from .losses import Metric, accuracies, checked_score
 from .models import Net, grids, least_size
 from .passes import mode, tensors, trial
 from .proposals import noise
@@ -21,7 +21,7 @@ from .settings import RSO, check_kind, exact_products
 from .sweep import ALONE, Alone, Step
 
 
-def check(
+def check_run(
     net: nn.Module,
     data: Data,
     settings: RSO,
@@ -59,7 +59,7 @@ def check(
     check_fit(net, data, settings.batch(0), loss, metric)
     if not reason and isinstance(net, Net):
         _check_engine(net, data)
-        memory.check(net, data, settings)
+        memory.check_room(net, data, settings)
 
 
 @torch.no_grad()
@@ -107,11 +107,11 @@ def check_outputs(
             f"make it with at least {highest + 1} classes"
         )
     for what, function in (("loss", loss), ("metric", metric)):
-        both = checked(what, function)(outputs, targets)
+        both = checked_score(what, function)(outputs, targets)
         if what == "loss" and outputs.isfinite().all() and both.isnan().any():
             raise ValueError(f"loss {called(function)} is NaN for outputs {outputs} and targets {targets}")
         if {outputs.dim(), targets.dim()} == {1, 2} and len(rows) == 2 and outputs.numel() == targets.numel():
-            alone = checked(what, function)(outputs[:1], targets[:1])
+            alone = checked_score(what, function)(outputs[:1], targets[:1])
             if not torch.allclose(both[:1], alone, equal_nan=True):
                 raise ValueError(
                     f"{what} {called(function)} mixes images: of outputs {list(outputs.shape)} and targets "
@@ -121,7 +121,7 @@ def check_outputs(
 
 def warn_of_state(net: nn.Module, split: Split, count: int, loss: Loss) -> None:
     """Warn where the same images have another loss when they come again."""
-    x, targets, score = split.images[:count], split.labels[:count], checked("loss", loss)
+    x, targets, score = split.images[:count], split.labels[:count], checked_score("loss", loss)
     with torch.no_grad(), exact_products(), noise(x.device, 0) as rewind:
         first = score(_probe(net, x, training=True), targets)
         if unlike(net):  # the engine does not rewind

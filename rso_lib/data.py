@@ -194,7 +194,11 @@ def load(
     missing, ValueError for files that are broken or do not fit together; the message names them.
     """
     seed, val_size = plain(seed), plain(val_size)
-    check_wanted(name, seed, val_size)
+    if not isinstance(name, str) or ":" not in name:
+        check_choice("name", name, NAMES)
+    check_whole("seed", seed, least=0)
+    if val_size is not None:
+        check_whole("val_size", val_size, least=0)
     if root is not None and not isinstance(root, (str, os.PathLike)):
         raise TypeError(f"root must be a folder, not {root!r}")
     _check_device(device)
@@ -248,20 +252,6 @@ def _standardised(data: Data) -> Data:
     for part in data.parts.values():
         part.images.sub_(mean.view(each)).div_(torch.where(std > 0, std, 1.0).view(each))
     return replace(data, mean=mean, std=std)
-
-
-def check_wanted(
-    dataset: object, seed: object, val_size: object, *, called: tuple[str, str] = ("name", "seed")
-) -> None:
-    """Raise ValueError or TypeError where there is no such set of images, seed of its split or validation part.
-
-    called  what the caller calls the set and the seed
-    """
-    if not isinstance(dataset, str) or ":" not in dataset:
-        check_choice(called[0], dataset, NAMES)
-    check_whole(called[1], seed, least=0)
-    if val_size is not None:
-        check_whole("val_size", val_size, least=0)
 
 
 def check_data(data: Data, labels: bool = True) -> None:

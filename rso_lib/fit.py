@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .algorithm import Loss, cross_entropies
-from .checks import check
+from .checks import check_run
 from .data import Data
 from .history import History, Report
 from .losses import Metric, accuracies
@@ -38,7 +38,7 @@ def fit(
     """
     history = History() if history is None else history
     check_kind("history", history, History)
-    check(net, data, settings, loss=loss, metric=metric)
+    check_run(net, data, settings, loss=loss, metric=metric)
     reported = len(history.rows), _copies(net)
     try:
         items = train(net, data, settings, history, steps=True, loss=loss, metric=metric)

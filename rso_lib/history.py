@@ -124,7 +124,7 @@ class History:
             try:
                 if missing := [name for name in NEEDED if name not in (lines.fieldnames or ())]:
                     raise ValueError(f"it has no columns {', '.join(missing)}")
-                return cls([read(line) for line in lines])
+                return cls([read_row(line) for line in lines])
             except (ValueError, csv.Error) as error:
                 raise ValueError(f"{path} is not a history: {error}, in line {lines.line_num}") from error
 
@@ -133,7 +133,7 @@ COLUMNS = [f.name for f in fields(Report)]
 NEEDED = [f.name for f in fields(Report) if f.default is MISSING]
 
 
-def read(line: Mapping[str, Any]) -> Report:
+def read_row(line: Mapping[str, Any]) -> Report:
     """Return the report in a row of a CSV or of a checkpoint, which may have other columns.
 
     Raises ValueError or TypeError where a cell is no number, or there are more cells than columns.

@@ -29,7 +29,7 @@ LOSSES: Mapping[str, Loss] = {"cross_entropy": cross_entropies}
 METRICS: Mapping[str, Metric] = {"accuracy": accuracies}
 
 
-def checked(what: str, function: Loss | Metric) -> Loss:
+def checked_score(what: str, function: Loss | Metric) -> Loss:
     """Return a loss or a metric that raises ValueError where it does not return one number for each image.
 
     Those of this library are returned as they are.

@@ -7,6 +7,7 @@ by itself (pooling, batch norm, an activation). That alternation is all that the
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -74,11 +75,12 @@ class Block(nn.Module):
             check_choice("activation", activation, ACTIVATIONS)
         check_levels(levels)
         self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=not norm)
-        self.norm = batch_norm(outputs) if norm else None
+        self.norm = new_batch_norm(outputs) if norm else None
         self.pool, self.pool_last, self.activation, self.levels = pool, pool_last, activation, levels
         self.opens, self.closes = skip in ("open", "both"), skip in ("close", "both")
-        grows = self.closes and closes != outputs
-        self.shortcut = nn.Sequential(nn.Conv2d(closes, outputs, 1, bias=False), batch_norm(outputs)) if grows else None
+        self.shortcut = None
+        if self.closes and closes != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(closes, outputs, 1, bias=False), new_batch_norm(outputs))
 
     def forward(self, flow: Flow) -> Flow:
         z = self.conv(flow.x)
@@ -166,7 +168,7 @@ def least_size(net: Net) -> int:
     return 2 ** sum(block.pool is not None for block in net.blocks)
 
 
-def batch_norm(channels: int) -> nn.BatchNorm2d:
+def new_batch_norm(channels: int) -> nn.BatchNorm2d:
     """Batch norm whose running statistics are those of the last batch seen in train mode (`calibrate`)."""
     return nn.BatchNorm2d(channels, momentum=1.0)
 
@@ -247,10 +249,7 @@ def one_conv(
     levels: int = 0,
 ) -> Net:
     """The Julia notebook's OneConv: 4 channels, max pooling, final layer; 7,890 weights on 28×28."""
-    channels, height, width = _checked(shape, classes, 1, "one_conv")
-    block = Block(channels, 4, pool="max", norm=False, activation=activation, levels=levels)
-    features = 4 * (height // 2) * (width // 2)
-    return Net([block], Head(features, classes, pool="flatten", bias=True, levels=levels), seed)
+    return _julia_net("one_conv", [4], shape, classes, seed, activation, levels)
 
 
 def two_conv(
@@ -262,11 +261,18 @@ def two_conv(
     levels: int = 0,
 ) -> Net:
     """The Julia notebook's TwoConv: 16 and 16 channels, max pooling after each, final layer."""
-    channels, height, width = _checked(shape, classes, 2, "two_conv")
+    return _julia_net("two_conv", [16, 16], shape, classes, seed, activation, levels)
+
+
+def _julia_net(
+    name: str, widths: list[int], shape: Sequence[int], classes: int, seed: int, activation: str, levels: int
+) -> Net:
+    channels, height, width = _checked(shape, classes, len(widths), name)
     blocks = [
-        Block(inputs, 16, pool="max", norm=False, activation=activation, levels=levels) for inputs in (channels, 16)
+        Block(inputs, outputs, pool="max", norm=False, activation=activation, levels=levels)
+        for inputs, outputs in pairwise([channels, *widths])
     ]
-    features = 16 * (height // 4) * (width // 4)
+    features = widths[-1] * (height >> len(widths)) * (width >> len(widths))
     return Net(blocks, Head(features, classes, pool="flatten", bias=True, levels=levels), seed)
 
 

@@ -116,7 +116,7 @@ def cosine(cycle: int, cycles: int) -> float:
     return 0.55 + 0.45 * math.cos(math.pi * _progress(cycle, cycles))
 
 
-def step(cycle: int, cycles: int) -> float:
+def stepped(cycle: int, cycles: int) -> float:
     """1, then 1/√10, then 1/10: a third of the cycles each."""
     return 10 ** (-(3 * cycle // cycles) / 2)
 
@@ -126,7 +126,7 @@ SCHEDULES: dict[str, Schedule] = {
     "released": released,
     "constant": constant,
     "cosine": cosine,
-    "step": step,
+    "step": stepped,
 }
 
 

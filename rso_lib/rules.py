@@ -79,7 +79,7 @@ def parabola(scores: Scores) -> Tensor:
 RULES: dict[str, Rule] = {"argmin": argmin, "clear": clear, "parabola": parabola}
 
 
-def checked(rule: Rule) -> Rule:
+def checked_rule(rule: Rule) -> Rule:
     """Wrap a rule of the user's: raise ValueError or TypeError, naming it, where it returns no move for each step.
 
     So does a rule that raises something itself, or writes into the scores.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .calls import called, calling
 from .proposals import DISTRIBUTIONS, ORDERS, SCHEDULES, Distribution, Schedule, noise
-from .rules import RULES, Rule, checked, clear, parabola
+from .rules import RULES, Rule, checked_rule, clear, parabola
 
 LEVELS = ("weight", "layer", "network")
 DIRECTIONS = ("backward", "forward")
@@ -143,7 +143,7 @@ class RSO:
 
     def decide(self) -> Rule:
         """Return the rule as a callable from scores to choices."""
-        return RULES[self.rule] if isinstance(self.rule, str) else checked(self.rule)
+        return RULES[self.rule] if isinstance(self.rule, str) else checked_rule(self.rule)
 
     @property
     def few_choices(self) -> bool:

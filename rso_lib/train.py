@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from . import engine
 from .algorithm import Batches, Loss, cross_entropies
-from .checks import check, check_outputs, warn_of_state
+from .checks import check_outputs, check_run, warn_of_state
 from .data import Data, Split, check_split
 from .engine import Scorer, evaluator, memory
 from .history import NAN, History, Report
 from .known import check_weights, unlike
-from .losses import Metric, accuracies, checked
+from .losses import Metric, accuracies, checked_score
 from .models import Net, searched
 from .passes import buffers_kept, calibrate, trial
 from .proposals import generator
@@ -89,15 +89,15 @@ def train(
             if report.is_cycle and report.cycle - history.best.cycle >= 5:
                 break
 
-    Raises, before the first step, ValueError or TypeError where net, data and settings do not go together (`check`),
+    Raises, before the first step, ValueError or TypeError where net, data and settings do not go together,
     and MemoryError where the engine's caches would not fit; later, where a function of the settings returns nonsense,
     or a cycle goes on with other sweeps than those that it has begun with.
     """
     history = History() if history is None else history
     check_kind("history", history, History)
-    check(net, data, settings, begun, world, loss, metric)
+    check_run(net, data, settings, begun, world, loss, metric)
     warn_of_state(net, data.train, min(settings.batch(0), 2), loss)
-    loss, metric = checked("loss", loss), checked("metric", metric)
+    loss, metric = checked_score("loss", loss), checked_score("metric", metric)
     if reason := unlike(net):
         warnings.warn(f"{reason}: every step sends its batch through the whole net three times", stacklevel=2)
     memory.keep_freed()
@@ -138,7 +138,7 @@ def evaluate(
     if not len(split):
         return NAN, NAN
     check_outputs(net, split, loss, metric)
-    loss, metric = checked("loss", loss), checked("metric", metric)
+    loss, metric = checked_score("loss", loss), checked_score("metric", metric)
     total, right = 0.0, 0.0
     outputs_of = evaluator(net) if isinstance(net, Net) and not unlike(net) else net
     with trial(net, training=False, device=split.images.device):
@@ -228,7 +228,7 @@ def _place_in_block(name: str) -> int:
     return WITHIN_A_BLOCK.index(inner) if inner in WITHIN_A_BLOCK else 0
 
 
-def shuffled(data: Data, settings: RSO, cycle: int, position: int) -> Tensor:
+def image_order(data: Data, settings: RSO, cycle: int, position: int) -> Tensor:
     """Return the order of the training images in the sweeps of a layer, whose slices are its batches: [N]."""
     order = torch.randperm(len(data.train), generator=generator(settings.seed, cycle, SHUFFLE, position))
     return order.to(data.train.labels.device)
@@ -236,7 +236,7 @@ def shuffled(data: Data, settings: RSO, cycle: int, position: int) -> Tensor:
 
 def _scorer(net: nn.Module, data: Data, settings: RSO, cycle: int, position: int, loss: Loss) -> Scorer:
     """Return the scorer of the layer at a position, on a fresh shuffle of the training part."""
-    order = shuffled(data, settings, cycle, position)
+    order = image_order(data, settings, cycle, position)
     batches = Batches(data.train.images[order], data.train.labels[order], settings.batch(cycle))
     return engine.scorer_of(net, position, batches, settings, loss, (settings.seed, cycle, NOISE, position))
 

@@ -34,14 +34,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for other in {path.stem for path in editions.sources()} - there:
                 cell.source = cell.source.replace(f"]({other}.ipynb)", "](https://example.org/)")
         nbformat.write(notebook, folder / path.name)
-    book.build(sorted(folder.glob("*.ipynb")), out)
+    book.write_book(sorted(folder.glob("*.ipynb")), out)
     return out
 
 
 @pytest.fixture(scope="module")
 def decks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("slides")
-    slides.build(NOTEBOOKS, out)
+    slides.write_slides(NOTEBOOKS, out)
     return out
 
 
@@ -128,7 +128,7 @@ def test_a_warning_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "01_a.ipynb"
     nbformat.write(new_notebook(cells=[new_markdown_cell("# A\n\n### C\n\n[on](02_not_there.ipynb)")]), path)
     with pytest.raises(RuntimeError, match=r"(?s)H1 to H3.*02_not_there"):
-        book.build([path], tmp_path / "out")
+        book.write_book([path], tmp_path / "out")
 
 
 def test_formulas_are_read_or_refused() -> None:

@@ -66,7 +66,7 @@ class Recording(TorchDispatchMode):
 def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recording]:
     monkeypatch.setattr(Recording, "made_so_far", 0)
     monkeypatch.setattr(Recording, "replays", 0)
-    monkeypatch.setattr(kernels, "load", lambda: None)
+    monkeypatch.setattr(kernels, "load_compiled", lambda: None)
     monkeypatch.setattr(graphs, "Graph", Recording)
     monkeypatch.setattr(graphs, "covers", lambda *_: True)
     monkeypatch.setattr(graphs, "MIN_VISITS", 0)

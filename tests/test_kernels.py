@@ -59,7 +59,7 @@ def loaded() -> Kernels:
         pytest.skip("no C++ compiler")
     if os.environ.get("RSO_KERNELS") == "0":
         pytest.skip("RSO_KERNELS=0")
-    kernels_here = kernels.load()
+    kernels_here = kernels.load_compiled()
     assert kernels_here
     return kernels_here
 
@@ -99,6 +99,13 @@ def last(x: Tensor) -> Tensor:
 def close(actual: Tensor, expected: Tensor, rtol: float = 0.0) -> None:
     atol = TOLERANCE[actual.dtype]
     torch.testing.assert_close(actual.double(), expected, rtol=rtol, atol=atol, equal_nan=True)
+
+
+def sums(z: Tensor, groups: int = 1) -> Tensor:
+    """Sum and sum of squares [groups, 2, C] over the images and pixels of each group, in float64."""
+    flat = z.permute(0, 2, 3, 1).reshape(groups, -1, z.shape[1])
+    parts = [part.double() for part in flat.split(2**16, 1)]
+    return torch.stack([sum(part.sum(1) for part in parts), sum(part.square().sum(1) for part in parts)], 1)
 
 
 def check(made: Preactivation, expected: Tensor) -> None:
@@ -197,10 +204,8 @@ def test_sums(compiled: Kernels, channels: int, dtype: torch.dtype) -> None:
     z = last(torch.randn(3, channels, 5, 7, dtype=dtype))
     for groups in (1, 3):
         expected = torch.stack([part.double().sum((0, 2, 3)) for part in z.chunk(groups)])
-        torch.testing.assert_close(kernels.sums(z, groups)[:, 0], expected, rtol=0, atol=105 * TOLERANCE[dtype])
-        torch.testing.assert_close(
-            compiled.sums(z, groups), kernels.sums(z, groups), rtol=0, atol=105 * TOLERANCE[dtype]
-        )
+        torch.testing.assert_close(sums(z, groups)[:, 0], expected, rtol=0, atol=105 * TOLERANCE[dtype])
+        torch.testing.assert_close(compiled.sums(z, groups), sums(z, groups), rtol=0, atol=105 * TOLERANCE[dtype])
 
 
 @dtypes
@@ -252,7 +257,7 @@ def test_norm_conv(
         z = last(2 * torch.randn(3, inputs, height, width, dtype=dtype) + 1)
         plain = by_torch(z, norm, activation, taps, stride)
         base = last(torch.randn(plain.shape, dtype=dtype))
-        for moments in (None, kernels.sums(z)):
+        for moments in (None, sums(z)):
             check(compiled.norm_conv(Preactivation(z, moments), *parts(norm), activation, taps, stride, None), plain)
             check(
                 compiled.norm_conv(Preactivation(z, moments), *parts(norm), activation, taps, stride, base),
@@ -270,7 +275,7 @@ def test_groups_are_as_if_each_came_alone(
     norm, taps = random_norm(inputs, dtype), torch.randn(3, 3, inputs, outputs, dtype=dtype) / 10
     z = last(torch.randn(8, inputs, 6, 5, dtype=dtype) * torch.arange(1, 9)[:, None, None, None])
     base = last(torch.randn(8, outputs, 6 // stride, 5 // stride, dtype=dtype))
-    for moments in (None, kernels.sums(z, 4)):
+    for moments in (None, sums(z, 4)):
         made = compiled.norm_conv(Preactivation(z, moments, 4), *parts(norm), "relu", taps, stride, base)
         assert made.moments is not None and made.groups == 4 and made.count == 2 * base[0, 0].numel()
         for g in range(4):
@@ -291,7 +296,7 @@ def test_norm_max(compiled: Kernels, channels: int, activation: str | None, dtyp
     for height, width in sizes(1):
         z = last(2 * torch.randn(6, channels, height, width, dtype=dtype) + 1)
         z[4, 5, -1, 0] = torch.nan
-        known = kernels.sums(z.nan_to_num(), 2)
+        known = sums(z.nan_to_num(), 2)
         expected = [by_torch_max(part, norm, activation) for part in z.nan_to_num().chunk(2)]
         expected[1][1, 5] = torch.nan
         made = compiled.norm_max(Preactivation(z, known, 2), *parts(norm), activation)
@@ -313,7 +318,7 @@ def test_norm_changes(compiled: Kernels, activation: str | None, dtype: torch.dt
         z = 2 * torch.randn(6, 4, height, width, dtype=dtype) + 1
         z[:, 3] = z[:, 1]
         norm.weight[3], norm.bias[3] = norm.weight[1], norm.bias[1]
-        known, normed = kernels.sums(z), by_torch_norm(z, norm, activation)
+        known, normed = sums(z), by_torch_norm(z, norm, activation)
         z[4, 2, -1, 0] = normed[4, 2, -1, 0] = torch.nan
         made = compiled.norm_changes(Preactivation(z, known), *parts(norm), activation, pairs)
         expected = torch.stack([normed[:, now] - normed[:, was] for was, now in pairs])[:, :, None]
@@ -348,7 +353,7 @@ def test_a_channel_that_is_the_same_everywhere(compiled: Kernels, dtype: torch.d
 def test_nan_goes_through_activations(compiled: Kernels, activation: str, stride: int, dtype: torch.dtype) -> None:
     """One pixel that is not a number reaches the outputs that read it, and no others."""
     z = last(torch.randn(2, 16, 7, 8, dtype=dtype))
-    known = kernels.sums(z)
+    known = sums(z)
     norm, taps = random_norm(16, dtype), torch.randn(3, 3, 16, 16, dtype=dtype) / 10
     expected = by_torch(z, norm, activation, taps, stride)
     z[1, 3, 2, 5] = torch.nan
@@ -434,7 +439,7 @@ def test_the_engine_decides_the_same_without_them(
     for way in ("compiled", "torch"):
         searched = copy.deepcopy(net).eval()
         if way == "torch":
-            monkeypatch.setattr(kernels, "load", lambda: None)
+            monkeypatch.setattr(kernels, "load_compiled", lambda: None)
         search = scorer(searched, position, Batches(train.images, train.labels, 10))
         for s in range(3):
             assert len(search.inputs[s].x) == 10
@@ -494,13 +499,13 @@ def test_only_the_taps_that_differ_are_read(order: str, loaded: Kernels, monkeyp
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A machine with an empty cache, and a PATH that is this folder."""
-    kernels.load.cache_clear()
+    kernels.load_compiled.cache_clear()
     for name in ("CXX", "RSO_KERNELS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield tmp_path
-    kernels.load.cache_clear()
+    kernels.load_compiled.cache_clear()
 
 
 def script(path: Path, *lines: str) -> None:
@@ -510,34 +515,34 @@ def script(path: Path, *lines: str) -> None:
 
 def test_switched_off_in_silence(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RSO_KERNELS", "0")
-    assert kernels.load() is None
+    assert kernels.load_compiled() is None
 
 
 def test_without_a_compiler_one_warning(elsewhere: Path) -> None:
     with pytest.warns(UserWarning, match=r"plain torch: there is no C\+\+ compiler"):
-        assert kernels.load() is None
-    assert kernels.load() is None
+        assert kernels.load_compiled() is None
+    assert kernels.load_compiled() is None
     assert not (elsewhere / "cache").exists()
 
 
 def test_a_compiler_that_fails(elsewhere: Path) -> None:
     script(elsewhere / "g++", "exit 3")
     with pytest.warns(UserWarning, match="exit status 3"):
-        assert kernels.load() is None
+        assert kernels.load_compiled() is None
     assert not list((elsewhere / "cache" / "rso_lib").iterdir())
 
 
 def test_a_library_that_cannot_be_loaded(elsewhere: Path) -> None:
     script(elsewhere / "c++", 'for out; do :; done; echo nonsense > "$out"')
     with pytest.warns(UserWarning, match="no compiled kernels"):
-        assert kernels.load() is None
+        assert kernels.load_compiled() is None
 
 
 def test_a_cache_that_cannot_be_written(elsewhere: Path) -> None:
     script(elsewhere / "c++", "exit 0")
     (elsewhere / "cache").write_text("a file")
     with pytest.warns(UserWarning, match="no compiled kernels"):
-        assert kernels.load() is None
+        assert kernels.load_compiled() is None
 
 
 def test_compiled_once_and_said_so(
@@ -547,17 +552,17 @@ def test_compiled_once_and_said_so(
     log, built = elsewhere / "log", loaded.library._name
     script(elsewhere / "c++", f'echo "$@" >> {log}', "for out; do :; done", f'/bin/cp {built} "$out"')
     for _ in range(2):
-        kernels.load.cache_clear()
-        assert kernels.load()
+        kernels.load_compiled.cache_clear()
+        assert kernels.load_compiled()
     assert capfd.readouterr().err == "Compiling the kernels: about 15 seconds, once on this machine\n"
     assert len(log.read_text().splitlines()) == 1
     other = elsewhere / "kernels.cpp"
     other.write_text(kernels.SOURCE.read_text() + "// changed\n")
     monkeypatch.setattr(kernels, "SOURCE", other)
-    kernels.load.cache_clear()
+    kernels.load_compiled.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert kernels.load()
+        assert kernels.load_compiled()
     assert len(log.read_text().splitlines()) == 2
     assert len(list((elsewhere / "cache" / "rso_lib").iterdir())) == 2
 
@@ -565,17 +570,17 @@ def test_compiled_once_and_said_so(
 def copier(elsewhere: Path, loaded: Kernels) -> Path:
     """Let the compiler copy what is compiled already. Returns the only file in the cache."""
     script(elsewhere / "c++", "for out; do :; done", f'/bin/cp {loaded.library._name} "$out"')
-    kernels.load.cache_clear()
-    assert kernels.load()
+    kernels.load_compiled.cache_clear()
+    assert kernels.load_compiled()
     [library] = (elsewhere / "cache" / "rso_lib").iterdir()
-    kernels.load.cache_clear()
+    kernels.load_compiled.cache_clear()
     return library
 
 
 def test_a_cached_library_needs_no_compiler(loaded: Kernels, elsewhere: Path) -> None:
     library = copier(elsewhere, loaded)
     (elsewhere / "c++").unlink()
-    found = kernels.load()
+    found = kernels.load_compiled()
     assert found and found.library._name == str(library)
 
 
@@ -590,17 +595,17 @@ def test_a_library_that_was_cut_short_is_never_loaded(
     (elsewhere / "c++").rename(elsewhere / "compiler")
     with pytest.warns(UserWarning, match=r"plain torch: there is no C\+\+ compiler"), monkeypatch.context() as patch:
         patch.setattr(ctypes, "CDLL", lambda _: pytest.fail("it was loaded"))
-        assert kernels.load() is None
+        assert kernels.load_compiled() is None
     (elsewhere / "compiler").rename(elsewhere / "c++")
-    kernels.load.cache_clear()
-    assert kernels.load()
+    kernels.load_compiled.cache_clear()
+    assert kernels.load_compiled()
     assert [path.read_bytes() for path in library.parent.iterdir()] == [whole]
 
 
 def test_an_empty_library_is_not_kept(elsewhere: Path) -> None:
     script(elsewhere / "c++", 'for out; do :; done; : > "$out"')
     with pytest.warns(UserWarning, match="made an empty library"):
-        assert kernels.load() is None
+        assert kernels.load_compiled() is None
     assert not list((elsewhere / "cache" / "rso_lib").iterdir())
 
 
@@ -612,13 +617,13 @@ def test_an_interrupt_while_compiling_leaves_nothing(elsewhere: Path, monkeypatc
     script(elsewhere / "c++", "exit 0")
     monkeypatch.setattr(subprocess, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        kernels.load()
+        kernels.load_compiled()
     assert not list((elsewhere / "cache" / "rso_lib").iterdir())
 
 
 def test_tensors_of_another_layout_or_type_are_refused() -> None:
     """The library reads memory by pointers: it would read other numbers, without a word."""
-    run = kernels.load()
+    run = kernels.load_compiled()
     assert run
     z = torch.randn(4, 16, 6, 6)
     norm, taps = (torch.ones(16), torch.zeros(16), 1e-5, "relu"), torch.randn(3, 3, 16, 16)

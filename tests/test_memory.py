@@ -109,7 +109,7 @@ def test_a_run_that_does_not_fit_says_what_to_change(settings: RSO, ways: str, m
     data, net = load("digits"), models.mnist_net((1, 8, 8))
     need = memory.needed(net, data, settings)
     monkeypatch.setattr(memory, "available", lambda device: need)
-    memory.check(net, data, settings)
+    memory.check_room(net, data, settings)
     monkeypatch.setattr(memory, "available", lambda device: need - 1)
     said = f"this run needs about {need / 1e9:.1f} GB.* set {ways} batch_size .now 5"
     with pytest.raises(MemoryError, match=said):

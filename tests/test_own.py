@@ -30,7 +30,7 @@ from rso_lib.models import count_weights, initialise, one_conv
 from rso_lib.run import cli, sgd
 from rso_lib.run import folder as runs
 from rso_lib.run.baseline import train_seeds
-from rso_lib.run.nets import build
+from rso_lib.run.nets import build_net
 from rso_lib.run.sgd import SGD
 from rso_lib.train import Step, scores
 
@@ -744,9 +744,9 @@ def test_names_of_functions_that_there_are_not(tmp_path: Path, kind: str) -> Non
 
 def test_a_named_net_follows_from_the_seed_of_its_run() -> None:
     torch.manual_seed(1)
-    first = build(f"{HERE}:mlp", (10,), 1, 5, width=3)
+    first = build_net(f"{HERE}:mlp", (10,), 1, 5, width=3)
     torch.manual_seed(2)
-    again, other = build(f"{HERE}:mlp", (10,), 1, 5, width=3), build(f"{HERE}:mlp", (10,), 1, 6, width=3)
+    again, other = build_net(f"{HERE}:mlp", (10,), 1, 5, width=3), build_net(f"{HERE}:mlp", (10,), 1, 6, width=3)
     assert torch.equal(first[0].weight, again[0].weight) and not torch.equal(first[0].weight, other[0].weight)
 
 
@@ -789,7 +789,7 @@ def test_a_live_run_of_own_net_data_loss_and_metric() -> None:
         run = LiveRun(f"{HERE}:mlp", data, settings, loss=squares, metric=metric)
         run.start()
         assert run.wait(lambda run: run.state == FINISHED)
-        torch_net = build(f"{HERE}:mlp", data.shape, 1, 0)
+        torch_net = build_net(f"{HERE}:mlp", data.shape, 1, 0)
         expected = fit(torch_net, data, settings, loss=squares, metric=metric, progress=False)
         assert run.history.last.val_loss == expected.last.val_loss == pytest.approx(run.curve[-1].loss)
         assert words in describe_score(run) and "nan" not in describe_score(run) + describe_state(run)

@@ -10,7 +10,7 @@ from rso_lib.teach import editions, rehearse
 from rso_lib.teach.rehearse import Row
 
 TEXT = rehearse.SHEET.read_text(encoding="utf-8")
-ROWS = rehearse.read(TEXT)
+ROWS = rehearse.read_table(TEXT)
 
 
 def test_it_fills_ninety_minutes() -> None:

@@ -731,7 +731,7 @@ def test_an_option_of_another_type_is_refused(tmp_path: Path, net: str, options:
 
 def test_every_net_of_the_table_starts_and_loads(tmp_path: Path) -> None:
     for name in ("one_conv", "two_conv", "mnist_net", "cifar_net"):
-        net = runs.build(name, (1, 8, 8), 10, seed=1)
+        net = runs.build_net(name, (1, 8, 8), 10, seed=1)
         again = getattr(models, name)(shape=(1, 8, 8), classes=10, seed=1)
         assert all(map(torch.equal, net.state_dict().values(), again.state_dict().values()))
-    assert len(runs.build("cifar_net", (3, 32, 32), 10, seed=0, depth=3)) == 3
+    assert len(runs.build_net("cifar_net", (3, 32, 32), 10, seed=0, depth=3)) == 3

@@ -18,7 +18,7 @@ from rso_lib import Data, load, models
 from rso_lib.history import History
 from rso_lib.lab import methods, scoreboard
 from rso_lib.lab.methods import METHODS, Losses, centred_ranks, settings_tried
-from rso_lib.lab.scoreboard import Board, make_entry, page, read_board
+from rso_lib.lab.scoreboard import Board, board_page, make_entry, read_board
 from rso_lib.lab.trial import play
 from rso_lib.run import cli
 from rso_lib.train import evaluate
@@ -233,8 +233,8 @@ def test_settings_may_come_from_a_smaller_budget(making: Callable[..., scoreboar
 def test_the_page(making: Callable[..., scoreboard.Entry], tmp_path: Path) -> None:
     making(), making(budget=20_000, seeds=1, tuned_at=10_000)
     entries = read_board(tmp_path)
-    text = page(entries, "results/scoreboard/mine")
-    table = scoreboard.tabulate(entries)
+    text = board_page(entries, "results/scoreboard/mine")
+    table = scoreboard.tabulate_entries(entries)
     assert f"| SPSA (as MeZO) | {table.accuracy[0]:.2f} ± {table.error[0]:.2f} |" in text
     assert f"{table.accuracy[1]:.2f} (one seed) |" in text
     assert "--methods spsa --budgets 20000 --seeds 1 --tuned-at 10000" in text
@@ -244,7 +244,7 @@ def test_the_command(digits: Data, tmp_path: Path, capsys: pytest.CaptureFixture
     words = [str(tmp_path), "--methods", "spsa", "--budgets", "1e4", "--seeds", "1"]
     scoreboard.main(words)
     assert "SPSA (as MeZO), 10 k image-forwards" in capsys.readouterr().out
-    assert (tmp_path / "README.md").read_text() == page(read_board(tmp_path), tmp_path.as_posix())
+    assert (tmp_path / "README.md").read_text() == board_page(read_board(tmp_path), tmp_path.as_posix())
     with pytest.raises(SystemExit):
         scoreboard.main([str(tmp_path), "--methods", "spas"])
     assert "did you mean 'spsa'?" in capsys.readouterr().err
@@ -287,7 +287,7 @@ def test_a_torn_entry_is_named(making: Callable[..., scoreboard.Entry]) -> None:
 
 @pytest.mark.parametrize(("budget", "word"), [(3e5, "300 k"), (1e7, "10 M"), (1.5e9, "1.5 G"), (12, "12")])
 def test_budgets_in_words(budget: float, word: str) -> None:
-    assert scoreboard.said(budget) == word
+    assert scoreboard.in_words(budget) == word
 
 
 def boards(project: Path) -> list[Path]:
@@ -298,7 +298,8 @@ def test_the_committed_pages_say_what_the_folders_hold(project: Path) -> None:
     assert boards(project), "results/scoreboard holds no board"
     for board in boards(project):
         name = board.relative_to(project).as_posix()
-        assert (board / "README.md").read_text() == page(read_board(board), name), f"{name}: run the command again"
+        written = board_page(read_board(board), name)
+        assert (board / "README.md").read_text() == written, f"{name}: run the command again"
 
 
 def test_the_committed_commands_make_their_entries(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -342,7 +342,7 @@ def test_defaults_of_the_command_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     baseline.main([str(tmp_path)])
     [(data, settings)] = asked
-    sgd.check(data, settings)
+    sgd.check_descent(data, settings)
     assert (data.name, settings) == ("digits", SGD(batch_size=128))
 
 

@@ -77,7 +77,7 @@ def write(w: Weights, moves: Moves, choices: Tensor, on_grid: Mapping[str, Grid]
     weight[moves.at] = moved(weight[moves.at], moves.deltas, choices, on_grid.get(moves.tensor))
 
 
-def differences(z: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+def channel_changes(z: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
     """Subtract the first channel of each pair from the second: z [N, C, H, W] → [pairs, N, 1, H, W]."""
     return torch.stack([z[:, now, None] - z[:, was, None] for was, now in pairs])
 
@@ -233,7 +233,7 @@ class BlockScorer:
             return Flow(compiled.norm_changes(z, *fused, pairs))
         normed = normalise(self.block, w, z)
         x, skip = self.next.enter(self.block.activate(normed)), self.block.passes(normed, None)
-        return Flow(differences(x, pairs), None if skip is None else differences(skip, pairs))
+        return Flow(channel_changes(x, pairs), None if skip is None else channel_changes(skip, pairs))
 
     def losses(self, batch: int, candidates: Iterable[Candidate]) -> Tensor:
         """Return the loss of each image for each candidate input of the next layer: [candidates, N], float64."""

@@ -206,18 +206,11 @@ def last(z: Tensor) -> Tensor:
     return z
 
 
-def sums(z: Tensor, groups: int = 1) -> Tensor:
-    """Sum and sum of squares [groups, 2, C] over the images and pixels of each group, in float64."""
-    flat = z.permute(0, 2, 3, 1).reshape(groups, -1, z.shape[1])
-    parts = [part.double() for part in flat.split(2**16, 1)]
-    return torch.stack([sum(part.sum(1) for part in parts), sum(part.square().sum(1) for part in parts)], 1)
-
-
 def for_tensor(x: Tensor) -> "Kernels | CudaKernels | None":
     """Return the compiled kernels for the device and type of x; None where there are none."""
     if x.device.type == "cuda" and x.dtype == torch.float32:
         return load_cuda()
-    return load() if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) else None
+    return load_compiled() if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) else None
 
 
 def covering(z: Tensor, outputs: int) -> "Kernels | CudaKernels | None":
@@ -227,7 +220,7 @@ def covering(z: Tensor, outputs: int) -> "Kernels | CudaKernels | None":
 
 
 @cache
-def load() -> Kernels | None:
+def load_compiled() -> Kernels | None:
     """Compile or find the kernels of the CPU; None where that fails."""
     if os.environ.get("RSO_KERNELS") == "0":
         return None

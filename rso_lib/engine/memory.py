@@ -140,7 +140,7 @@ def together(candidate: int, net: Net, data: Data, settings: RSO) -> int:
     return max(min(candidates * candidate, most), candidate)
 
 
-def check(net: Net, data: Data, settings: RSO) -> None:
+def check_room(net: Net, data: Data, settings: RSO) -> None:
     """Raise MemoryError, with the numbers and the settings to change, where a run would not fit."""
     device = data.train.images.device
     need, free = needed(net, data, settings), available(device)

@@ -48,7 +48,7 @@ from ..run import cli as command
 from ..run.files import replacing
 from ..run.nets import NETS, read_options
 from ..settings import RSO, check_choice, check_whole, exact_products
-from .bench_report import Timing, machine, operations, operations_per_step, report, summary
+from .bench_report import Timing, describe_machine, operations, operations_per_step, report, summary
 
 SHAPES = {"one_conv": (1, 28, 28), "two_conv": (1, 28, 28), "mnist_net": (1, 28, 28)}
 CIFAR = {f"cifar_net_{depth}": depth for depth in (3, 5, 10)}
@@ -102,7 +102,7 @@ def plain_step(weight: Tensor, index: int, delta: Tensor, loss: Callable[[], Ten
         flat[index] = best
 
 
-class Visits:
+class TimedVisits:
     """Steps of the engine on the largest tensor of a layer.
 
     slices  batches of all images, of which the scorer may have a sample; the weights visited lie as far apart as they
@@ -162,7 +162,7 @@ def measure(net: Net, position: int, batches: Batches, repeats: int, sample: int
         images = sample * batches.size
         part = Batches(batches.images[:images], batches.labels[:images], batches.size)
     net.eval()
-    visits = Visits(net, position, part, slices)
+    visits = TimedVisits(net, position, part, slices)
     build = clock(visits.build, device) * len(batches.labels) / len(part.labels)
     first = [clock(partial(visits, [turn]), device) for turn in range(visits.sample)]
     losses = plain_losses(net, position, batches)
@@ -249,7 +249,8 @@ def bench(
     steps = [operations_per_step(counts, position, batch) for position in range(len(net))]
     cycle = summary(timings, steps, rate)
     named = f"{net_name} with {net_options}" if net_options else net_name
-    print(f"{named}, batch {batch}, {count:,} images; {machine(device)}; matrix product {rate / 1e9:.0f} GFLOP/s")
+    where = f"{describe_machine(device)}; matrix product {rate / 1e9:.0f} GFLOP/s"
+    print(f"{named}, batch {batch}, {count:,} images; {where}")
     print("Milliseconds per step; a cycle is extrapolated from the measured steps of every layer.\n")
     print(report(timings, steps, rate, cycle))
     if beside:
@@ -264,7 +265,7 @@ def bench(
         "batch": batch,
         "images": count,
         "slices": min(sample or count // batch, count // batch),
-        "machine": machine(device),
+        "machine": describe_machine(device),
         "matrix_gflops": rate / 1e9,
         "peak_memory_gb": memory.peak(device) / 1e9,
         "cycle": cycle,

@@ -97,7 +97,7 @@ def summary(timings: list[Timing], steps: list[dict[str, int]], rate: float) -> 
     }
 
 
-def machine(device: torch.device) -> str:
+def describe_machine(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"

@@ -10,7 +10,7 @@ from ..data import Data
 from ..passes import calibrate
 from ..rules import Scores, parabola
 from ..train import evaluate
-from .methods import Entry, Spent, grid, rso
+from .methods import Contender, Spent, grid, rso
 
 BEYOND = (-0.5, -0.25, 0.5, 1.0)
 """How much further along the last cycle's move `pattern` looks, as a share of that move."""
@@ -69,14 +69,14 @@ def _moved(net: nn.Module, data: Data, before: list[Tensor], after: list[Tensor]
 
 
 SAME = grid(cycles=[4, 8, 16], scale=[1.0, 0.5])
-IDEAS: Mapping[str, Entry] = {
-    "rso_signs": Entry("RSO, ±σ in place of a normal Δ", partial(rso, distribution=signs), SAME),
-    "rso_parabola": Entry("RSO, the parabola's minimum", partial(rso, rule="parabola"), SAME),
-    "rso_shrunk": Entry("RSO, the parabola's minimum, shrunk by its noise", partial(rso, rule=shrunk), SAME),
-    "rso_clear": Entry("RSO, only clear gains", partial(rso, rule="clear"), SAME),
-    "rso_two": Entry("RSO, w and w + Δ only", partial(rso, candidates=(0.0, 1.0)), SAME),
-    "rso_mean": Entry("RSO, the mean of the last weights", averaged, SAME),
-    "rso_pattern": Entry("RSO, on along the cycle's move", pattern, SAME),
+IDEAS: Mapping[str, Contender] = {
+    "rso_signs": Contender("RSO, ±σ in place of a normal Δ", partial(rso, distribution=signs), SAME),
+    "rso_parabola": Contender("RSO, the parabola's minimum", partial(rso, rule="parabola"), SAME),
+    "rso_shrunk": Contender("RSO, the parabola's minimum, shrunk by its noise", partial(rso, rule=shrunk), SAME),
+    "rso_clear": Contender("RSO, only clear gains", partial(rso, rule="clear"), SAME),
+    "rso_two": Contender("RSO, w and w + Δ only", partial(rso, candidates=(0.0, 1.0)), SAME),
+    "rso_mean": Contender("RSO, the mean of the last weights", averaged, SAME),
+    "rso_pattern": Contender("RSO, on along the cycle's move", pattern, SAME),
 }
 
 EXPECTED = {

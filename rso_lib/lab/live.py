@@ -186,7 +186,7 @@ class LiveRun:
     def fresh_net(self) -> nn.Module:
         if callable(self.make_net):
             return self.make_net()
-        net = runs.build(self.make_net, self.data.shape, len(self.data.classes), self.settings.seed)
+        net = runs.build_net(self.make_net, self.data.shape, len(self.data.classes), self.settings.seed)
         return net.to(self.scored.images.device)
 
     def enter(self, state: str) -> None:

@@ -219,7 +219,7 @@ def optional(library: str) -> Any:
         ) from error
 
 
-def differences(
+def finite_differences(
     net: nn.Module,
     data: Data,
     budget: int,
@@ -267,24 +267,28 @@ def grid(**choices: Any) -> list[dict[str, Any]]:
     return [dict(zip(choices, values, strict=True)) for values in product(*lists)]
 
 
-class Entry(NamedTuple):
-    """A method of the scoreboard: how pictures and tables call it, its function, and the settings that are tried."""
+class Contender(NamedTuple):
+    """A method on the scoreboard: how pictures and tables call it, its function, and the settings that are tried."""
 
     label: str
     run: Method
     grid: list[dict[str, Any]]
 
 
-METHODS: Mapping[str, Entry] = {
-    "rso": Entry("RSO", rso, grid(cycles=[1, 2, 4, 8, 16], scale=[1.0, 0.5])),
-    "rso_layer": Entry("RSO, strategy layer", rso, grid(cycles=[1, 2, 4, 8, 16], scale=[1.0, 0.5], strategy="layer")),
-    "joint_layer": Entry("joint search, layer", rso, grid(cycles=[1, 4], scale=[1.0, 0.3], level="layer")),
-    "joint_network": Entry("joint search, network", rso, grid(cycles=[1, 4], scale=[1.0, 0.3], level="network")),
-    "spsa": Entry("SPSA (as MeZO)", spsa, grid(rate=[1.0, 3.0, 10.0])),
-    "es": Entry("OpenAI-ES", es, grid(rate=[0.03, 0.1, 0.3], pairs=[10])),
-    "cma_es": Entry("sep-CMA-ES", cma_es, grid(reach=[0.03, 0.1, 0.3])),
-    "differences": Entry("finite differences (as DeepZero)", differences, grid(rate=[0.5, 2.0], share=[0.02, 0.1])),
-    "backprop": Entry("backpropagation", backprop, grid(rate=[0.02, 0.1], batch_size=128)),
+METHODS: Mapping[str, Contender] = {
+    "rso": Contender("RSO", rso, grid(cycles=[1, 2, 4, 8, 16], scale=[1.0, 0.5])),
+    "rso_layer": Contender(
+        "RSO, strategy layer", rso, grid(cycles=[1, 2, 4, 8, 16], scale=[1.0, 0.5], strategy="layer")
+    ),
+    "joint_layer": Contender("joint search, layer", rso, grid(cycles=[1, 4], scale=[1.0, 0.3], level="layer")),
+    "joint_network": Contender("joint search, network", rso, grid(cycles=[1, 4], scale=[1.0, 0.3], level="network")),
+    "spsa": Contender("SPSA (as MeZO)", spsa, grid(rate=[1.0, 3.0, 10.0])),
+    "es": Contender("OpenAI-ES", es, grid(rate=[0.03, 0.1, 0.3], pairs=[10])),
+    "cma_es": Contender("sep-CMA-ES", cma_es, grid(reach=[0.03, 0.1, 0.3])),
+    "differences": Contender(
+        "finite differences (as DeepZero)", finite_differences, grid(rate=[0.5, 2.0], share=[0.02, 0.1])
+    ),
+    "backprop": Contender("backpropagation", backprop, grid(rate=[0.02, 0.1], batch_size=128)),
 }
 """Those without a batch size, or cycles that give them one, get that of the board."""
 
@@ -292,7 +296,7 @@ LEAST_BATCH = 30
 """Cycles that would leave fewer images for an evaluation are not tried."""
 
 
-def settings_tried(entry: Entry, budget: int, weights: int, batch_size: int) -> list[dict[str, Any]]:
+def settings_tried(entry: Contender, budget: int, weights: int, batch_size: int) -> list[dict[str, Any]]:
     """Return the settings of a method that are tried at a budget, for a net with so many weights."""
     if "cycles" not in entry.grid[0]:
         return [{"batch_size": batch_size, **one} for one in entry.grid]

@@ -18,7 +18,7 @@ from ..data import Data, load
 from ..models import count_weights
 from ..passes import losses_along, mode
 from ..run import cli as command
-from ..run.folder import build
+from ..run.folder import build_net
 from ..settings import RSO
 from ..sweep import Step
 from ..train import evaluate, train
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command.ending("movie"):
         torch.set_num_threads(1)
         data = load("digits")
-        net = build("one_conv", data.shape, len(data.classes), options.seed)
+        net = build_net("one_conv", data.shape, len(data.classes), options.seed)
         settings = RSO(cycles=options.cycles, batch_size=len(data.train), order="shuffled", seed=options.seed)
         file = Path(options.out)
         file.write_bytes(make_movie(net, data, settings, {"head.linear.weight": 160, "block1.conv.weight": 16}))

@@ -17,7 +17,7 @@ from ..train import train
 from .cheaper import EXPECTED, IDEAS
 from .figure import BLACK, BLUE, GREY, VERMILION, Picture, new_picture, set_whole_ticks, style
 from .methods import METHODS
-from .scoreboard import Entry, said, tabulate
+from .scoreboard import Entry, in_words, tabulate_entries
 from .tables import standard_error
 
 # The law of the kept share
@@ -124,7 +124,7 @@ def plot_board(entries: Sequence[Entry]) -> Picture:
 
     All panels have the order of the largest budget. RSO and backpropagation have colours of their own.
     """
-    table = tabulate([one for one in entries if one.method in METHODS])
+    table = tabulate_entries([one for one in entries if one.method in METHODS])
     budgets = sorted(table.budget.unique())
     order = table[table.budget == budgets[-1]].sort_values("accuracy").method.tolist()
     picture = new_picture(11, 4.0, left=2.9, wspace=0.08)
@@ -136,10 +136,10 @@ def plot_board(entries: Sequence[Entry]) -> Picture:
         for place, (method, row) in enumerate(rows.iterrows()):
             colour = colours.get(str(method), BLUE)
             axes.errorbar(row.accuracy, place, xerr=row.error, fmt="o", color=colour, markersize=7, capsize=4)
-        axes.set(title=f"{said(budget)} image-forwards", xlabel="test accuracy (%)")
+        axes.set(title=f"{in_words(budget)} image-forwards", xlabel="test accuracy (%)")
         texts.append(", ".join(f"{method} {row.accuracy:.1f}" for method, row in rows[::-1].iterrows()))
     panels[0].set_yticks(range(len(order)), order)
-    each = "; ".join(f"{said(budget)}: {text}" for budget, text in zip(budgets, texts, strict=True))
+    each = "; ".join(f"{in_words(budget)}: {text}" for budget, text in zip(budgets, texts, strict=True))
     picture.alt = f"Test accuracy in % by image-forwards, with standard errors. {each}."
     return picture
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ..checks import check_run
 from ..data import Data, home
 from ..run import sgd
-from ..run.folder import build
-from ..run.presets import PRESETS, choose
+from ..run.folder import build_net
+from ..run.presets import PRESETS, choose_preset
 from ..settings import RSO
-from ..train import check as check_run
 
 Sizes = dict[str, Any]
 
@@ -86,7 +86,7 @@ def choose_sizes(notebook: str, preset: str, parameters: Mapping[str, Any]) -> S
     Raises ValueError for another preset.
     """
     table = SIZES[notebook]
-    return SimpleNamespace(**choose(preset, table, **{name: parameters.get(name) for name in table["smoke"]}))
+    return SimpleNamespace(**choose_preset(preset, table, **{name: parameters.get(name) for name in table["smoke"]}))
 
 
 def check_sizes(asked: SimpleNamespace, data: Data) -> None:
@@ -95,7 +95,7 @@ def check_sizes(asked: SimpleNamespace, data: Data) -> None:
     known = {field.name: values[field.name] for field in fields(RSO) if field.name in values}
     if known.get("order") == "both":
         known["order"] = "output"
-    check_run(build(asked.net, data.shape, len(data.classes), seed=0), data, RSO(**known))
+    check_run(build_net(asked.net, data.shape, len(data.classes), seed=0), data, RSO(**known))
     if "rate" in values:
         sgd.SGD(epochs=asked.epochs, rate=asked.rate, warmup=0)
 

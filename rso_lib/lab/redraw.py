@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data import home
 from ..history import COLUMNS, History
 from ..run import cli as command
-from ..run.folder import build
+from ..run.folder import build_net
 from .figure import BLACK, Picture, new_picture, set_log_ticks, style
 from .paying import plot_board
 from .pictures import COSTS, plot_kept_shares
@@ -101,7 +101,7 @@ def plot_first_filters(result: Result) -> Picture:
     """Draw the filters of the first convolution of a run of RSO: the random start (left), and as they are (right)."""
     assert result.net, "SGD keeps no net"
     settings, data = result.settings, result.about["data"]
-    fresh = build(settings["net"], data["shape"], data["classes"], settings["seed"], **settings["net_options"])
+    fresh = build_net(settings["net"], data["shape"], data["classes"], settings["seed"], **settings["net_options"])
     began, ended = (net.get_parameter("block1.conv.weight").detach().cpu() for net in (fresh, result.net))
     last = result.history.rows[-1]
     now = f"after {result.progress}" if last.is_cycle else f"in cycle {last.cycle}"

@@ -172,7 +172,7 @@ def make_entry(
 def _net(about: Mapping[str, Any], data: Data, seed: int) -> nn.Module:
     """Return the net of an entry, initialised with a seed."""
     options = command.options_of(about["net"], about["net_options"])
-    return runs.build(about["net"], data.shape, len(data.classes), seed, **options)
+    return runs.build_net(about["net"], data.shape, len(data.classes), seed, **options)
 
 
 def _finish(
@@ -204,7 +204,7 @@ def _check(folder: Path, about: Mapping[str, Any]) -> None:
         return
     there = _about(folder)
     del there["machines"]
-    if unlike := runs.differences(there, json.loads(json.dumps(about))):
+    if unlike := runs.describe_differences(there, json.loads(json.dumps(about))):
         raise ValueError(f"{folder} holds an entry of other settings or images; choose another folder:\n{unlike}")
 
 
@@ -231,7 +231,7 @@ def command_of(entry: Entry, board: str) -> str:
 # Tables
 
 
-def said(budget: float) -> str:
+def in_words(budget: float) -> str:
     """Return a number of image-forwards as a word, such as 300 k, 10 M or 1 G."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if budget >= size:
@@ -239,7 +239,7 @@ def said(budget: float) -> str:
     return f"{budget:g}"
 
 
-def tabulate(entries: Sequence[Entry]) -> pandas.DataFrame:
+def tabulate_entries(entries: Sequence[Entry]) -> pandas.DataFrame:
     """Return a row for each entry: method, budget, seeds, test accuracy in % with its standard error, settings."""
     rows = [
         {
@@ -256,20 +256,20 @@ def tabulate(entries: Sequence[Entry]) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def page(entries: Sequence[Entry], board: str) -> str:
+def board_page(entries: Sequence[Entry], board: str) -> str:
     """Return the page of a scoreboard in Markdown: a table of test accuracies, the chosen settings, the commands."""
-    found, about = tabulate(entries), entries[0].about
+    found, about = tabulate_entries(entries), entries[0].about
     budgets = sorted(found.budget.unique())
     rows = []
     for method, mine in found.groupby("method", sort=False):
         reached = {row.budget: _accuracy(row) for row in mine.itertuples()}
         rows.append([method, *(reached.get(budget, "") for budget in budgets)])
     columns = zip(found.method, found.budget, found.seeds, found.settings, found.seconds, strict=True)
-    chosen = [[method, said(budget), seeds, which, f"{time:.0f}"] for method, budget, seeds, which, time in columns]
+    chosen = [[method, in_words(budget), seeds, which, f"{time:.0f}"] for method, budget, seeds, which, time in columns]
     parts = [
         f"# Scoreboard: `{about['net']}` on `{about['dataset']}`",
         PAGE.strip(),
-        table(["method", *map(said, budgets)], "l" + "r" * len(budgets), rows),
+        table(["method", *map(in_words, budgets)], "l" + "r" * len(budgets), rows),
         table(["method", "budget", "seeds", "settings", "seconds of a run"], "lrrlr", chosen),
         "\n".join(["```", *(command_of(one, board) for one in entries), "```"]),
     ]
@@ -316,9 +316,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data = load(what.dataset, **place, seed=what.data_seed, val_size=what.val_size)
         for budget in budgets:
             for method in methods:
-                print(f"{KNOWN[method].label}, {said(budget)} image-forwards", flush=True)
+                print(f"{KNOWN[method].label}, {in_words(budget)} image-forwards", flush=True)
                 with suppress(Busy):
                     make_entry(board, method, budget, asked, what, data)
                 if entries := read_board(board):
                     with replacing(board / "README.md") as part:
-                        part.write_text(page(entries, board.as_posix()))
+                        part.write_text(board_page(entries, board.as_posix()))

@@ -14,7 +14,7 @@ from ..known import unlike
 from ..models import Net, grids
 from ..passes import buffers_kept, losses_along, mode
 from ..settings import exact_products
-from ..train import shuffled, sweeps
+from ..train import image_order, sweeps
 from .bench_report import operations
 from .figure import CANDIDATES
 from .live import LiveRun
@@ -59,7 +59,7 @@ def valley_of(run: LiveRun) -> Valley | None:
         return None
     sweep = sweeps(net, settings)[step.at.sweep]
     turn = (sweep.before + step.at.step - 1) % (len(run.data.train) // size)
-    rows = shuffled(run.data, settings, step.at.cycle, sweep.position)[turn * size :][:size]
+    rows = image_order(run.data, settings, step.at.cycle, sweep.position)[turn * size :][:size]
     images, targets = run.data.train.images[rows], run.data.train.labels[rows]
     loss = run.scored_by.get("loss", cross_entropies)
 

@@ -32,7 +32,7 @@ from .panel import Panel, Screen, Text
 
 FACTORS = {"1/8": 1 / 8, "1/4": 1 / 4, "1/2": 1 / 2, "1": 1.0, "2": 2.0, "4": 4.0}
 """What σ can be multiplied by."""
-COSTS = {"full updates": "updates", "image-forwards": "image_forwards", "seconds": "seconds"}
+COST_MENU = {"full updates": "updates", "image-forwards": "image_forwards", "seconds": "seconds"}
 """What a curve can be drawn against, by the fields of `Score`."""
 COMMANDS = ("start", "pause", "step", "stop", "reset")
 WRAP = {"flex_flow": "row wrap"}
@@ -178,7 +178,7 @@ class Race(Panel):
             )
         self.trainers = trainers
         self.curves, self.screen = Curves(colours, colours, trainers[0].run), Screen()
-        self.against = widgets.Dropdown(options=COSTS, description="against")
+        self.against = widgets.Dropdown(options=COST_MENU, description="against")
         self.log_axis = widgets.Checkbox(False, description="log axis for the loss", indent=False)
         self.draw()
         for trainer in trainers:

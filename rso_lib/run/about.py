@@ -115,10 +115,10 @@ def agreed(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     about = read_about(folder)
     about["data"] = {**asked["data"], **about["data"]}
     settings = asked.get("settings", about["settings"])
-    other_images = differences(about["data"], asked["data"])
+    other_images = describe_differences(about["data"], asked["data"])
     if not other_images:
         about["settings"] = moved_to(about["settings"], settings["dataset"])
-    if lines := differences(about["settings"], settings):
+    if lines := describe_differences(about["settings"], settings):
         lines = "\n".join(filter(None, [lines, other_images]))
         raise ValueError(f"{folder} holds a run with other settings; choose another folder, or its settings:\n{lines}")
     if other_images:
@@ -135,7 +135,7 @@ def moved_to(settings: Settings, dataset: object) -> Settings:
     return {**settings, "dataset": dataset} if folders else settings
 
 
-def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+def describe_differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """Return the differences of two sets of settings, a line for each."""
     names = [name for name in {**there, **asked} if there.get(name) != asked.get(name)]
     return "\n".join(f"  {name} is {there.get(name)!r} there, not {asked.get(name)!r}" for name in names)
@@ -154,7 +154,7 @@ def note_machine(folder: Path, about: dict[str, Any], device: str | torch.device
         about["machines"] = [*about["machines"], here]
     with replacing(folder / "settings.json") as part:
         part.write_text(json.dumps(about, indent=2) + "\n")
-    if last and (lines := differences(*({**one, "commit": None} for one in (last[0], here)))):
+    if last and (lines := describe_differences(*({**one, "commit": None} for one in (last[0], here)))):
         warnings.warn(
             f"the run goes on with other code or on another machine, and may decide or round otherwise than an "
             f"unbroken run:\n{lines}",

@@ -24,10 +24,10 @@ from ..losses import LOSSES, METRICS, Metric
 from ..settings import check_whole, plain, qualified
 from . import cli as command
 from . import presets, sgd
-from .about import NEWER, check_dataset, differences, scored_by
+from .about import NEWER, check_dataset, describe_differences, scored_by
 from .checkpoint import check_state
 from .files import PART, alone, folder_at, make, replacing
-from .nets import build, plain_options
+from .nets import build_net, plain_options
 from .provenance import facts, machine
 from .sgd import SGD
 
@@ -50,7 +50,7 @@ def train_seeds(
 
     A finished run is not repeated, and one that was stopped goes on behind its last epoch with the same bits.
     Raises ValueError where the folder holds runs with other settings or on other images, RuntimeError where another
-    process trains in it, and as `sgd.check` and `nets.build` do, which leaves no folder.
+    process trains in it, and as `sgd.check_descent` and `nets.build_net` do, which leaves no folder.
     """
     seeds = plain(seeds)
     check_whole("seeds", seeds, least=1)
@@ -65,8 +65,8 @@ def train_seeds(
         "metric": qualified(metric, METRICS),
         **asdict(settings),
     }
-    sgd.check(data, settings, scored["loss"])
-    fresh = [build(net, data.shape, len(data.classes), seed, **options) for seed in range(seeds)]
+    sgd.check_descent(data, settings, scored["loss"])
+    fresh = [build_net(net, data.shape, len(data.classes), seed, **options) for seed in range(seeds)]
     tried = fresh[0].to(data.train.labels.device)
     check_state(tried, data.train.images)
     sgd.Descent(tried, data, settings, **scored)  # raises where SGD cannot train it
@@ -94,7 +94,7 @@ def _check_settings(path: Path, asked: Mapping[str, Any]) -> None:
         there = _flat({**vars(SGD()), **NEWER, **about, "data": {**asked["data"], **about["data"]}})
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} is not the settings of runs of SGD, or torn; choose another folder") from None
-    if unlike := differences(there, _flat(asked)):
+    if unlike := describe_differences(there, _flat(asked)):
         raise ValueError(
             f"{path.parent} holds runs with other settings or images; choose another folder, or its own:\n{unlike}"
         )

@@ -143,7 +143,7 @@ def saved_rows(path: Path) -> int:
     return max(len(lines) - 1, 0)
 
 
-def check_weights(net: nn.Module, state: Mapping[str, Tensor]) -> None:
+def check_shapes(net: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Raise ValueError where weights are missing, of another shape or type, or not finite."""
     for name, weight in net.named_parameters():
         if name not in state:

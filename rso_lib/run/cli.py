@@ -69,7 +69,7 @@ class Place:
 class Size:
     """Options: the size of the run."""
 
-    preset: str | None = field(default=None, metadata={"more": presets.said()})
+    preset: str | None = field(default=None, metadata={"more": presets.describe_presets()})
     """values for some settings, to be overridden:"""
 
 
@@ -85,13 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         place = take_place(given)
         place["device"] = parallel.join(place["device"])
         if preset is not None:
-            given = presets.choose(preset, **given)
+            given = presets.choose_preset(preset, **given)
         stored = world.tell(world.together(lambda: _stored(folder)))
         run = runs.start(folder, **world.together(lambda: _asked(given, stored)), **place)
         if not run.finished:
             sys.exit(130)
         if world.rank == 0:
-            print(summary(run))
+            print(describe_run(run))
         parallel.leave()
 
 
@@ -109,7 +109,7 @@ def _asked(given: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any
     return {**what, "settings": RSO(**asked)}
 
 
-def summary(run: runs.Run) -> str:
+def describe_run(run: runs.Run) -> str:
     """Say in a few lines what a finished run reached."""
     kind, final = score_of(run.history.last)
     what = run.settings["metric"].rpartition(":")[2] if kind == "accuracy" else kind

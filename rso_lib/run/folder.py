@@ -22,12 +22,13 @@ from torch import nn
 
 from .. import data as images
 from ..algorithm import Loss
+from ..checks import check_run
 from ..data import Data
 from ..fit import with_bar
-from ..history import History, read
+from ..history import History, read_row
 from ..losses import LOSSES, METRICS, Metric
 from ..settings import RSO, check_named, check_whole, plain, qualified
-from ..train import check, train
+from ..train import train
 from .about import (
     AS_IT_IS,
     FILES,
@@ -37,7 +38,7 @@ from .about import (
     agreed,
     check_dataset,
     complete,
-    differences,
+    describe_differences,
     moved_to,
     note_machine,
     read_about,
@@ -46,10 +47,10 @@ from .about import (
     settings_of,
     warn_of_own_code,
 )
-from .checkpoint import Checkpoint, check_state, check_weights, copy_history, read_checkpoint, saved_rows, state_of
+from .checkpoint import Checkpoint, check_shapes, check_state, copy_history, read_checkpoint, saved_rows, state_of
 from .files import alone, check_files, folder_at, make
 from .nets import NETS as NETS
-from .nets import build, plain_options
+from .nets import build_net, plain_options
 from .processes import world
 from .provenance import code, facts, machine, own_code
 
@@ -109,7 +110,7 @@ def start(
     folder                    is made if it is not there
     dataset, data_seed, val_size, root, device   as in `load` (seed and name of the split are the run's own)
     net, net_options          name of a net of `models`, or of a function, "module:function", whose nets are made with
-                              settings.seed (`nets.build`), and its options
+                              settings.seed (`nets.build_net`), and its options
     loss, metric              as in `train`, or "module:function"
     progress                  whether to show a bar with the time left
 
@@ -140,17 +141,17 @@ def start(
         world.compare({**about["settings"], **about["data"], **_traits(fresh, data, settings)})
     begun = Run(folder, about["settings"], fresh, History())
 
-    def check_run() -> None:
-        check(fresh, data, settings, world=world, **scored)
+    def check_here() -> None:
+        check_run(fresh, data, settings, world=world, **scored)
         check_state(fresh, data.train.images)
 
     with ExitStack() as locks:
-        run = world.together(lambda: begun if world.rank else _open(locks, begun, about, check_run, device, own))
+        run = world.together(lambda: begun if world.rank else _open(locks, begun, about, check_here, device, own))
         state, rows = world.tell((state_of(run.net), [vars(row) for row in run.history.rows]))
         run.net.load_state_dict(state)
-        run = run._replace(history=History([*map(read, rows)]))
+        run = run._replace(history=History([*map(read_row, rows)]))
         if not run.finished:
-            world.together(check_run)
+            world.together(check_here)
             _train(run, data, settings, scored, progress)
         if world.rank:
             return run
@@ -184,14 +185,14 @@ def _open(
     locks: ExitStack,
     run: Run,
     about: dict[str, Any],
-    check_run: Callable[[], None],
+    check_here: Callable[[], None],
     device: str | torch.device,
     own: Mapping[str, str],
 ) -> Run:
     """Return the run as its folder has it, with the folder locked, and written to, where it is not finished.
 
     locks      gets the lock of the folder, and frees it
-    check_run  raises what keeps the run from beginning, which leaves no folder
+    check_here  raises what keeps the run from beginning, which leaves no folder
     own        digests of the user's code
     """
     folder, fresh = run.folder, run.net
@@ -202,7 +203,7 @@ def _open(
         if (done := _restore(folder, there, fresh)).finished:
             warn_of_own_code(folder, there, own)
             return done
-    check_run()
+    check_here()
     make(folder)
     locks.enter_context(alone(folder))
     if path.exists():  # another process may have changed it before the folder was locked
@@ -280,7 +281,7 @@ def _train(run: Run, data: Data, settings: RSO, scored: dict[str, Any], progress
 def _build(about: Mapping[str, Any]) -> nn.Module:
     """Return the net of a run as it begins."""
     settings, facts = about["settings"], about["data"]
-    return build(settings["net"], facts["shape"], facts["classes"], settings["seed"], **settings["net_options"])
+    return build_net(settings["net"], facts["shape"], facts["classes"], settings["seed"], **settings["net_options"])
 
 
 def _restore(folder: Path, about: Mapping[str, Any], net: nn.Module) -> Run:
@@ -299,11 +300,11 @@ def _restore(folder: Path, about: Mapping[str, Any], net: nn.Module) -> Run:
             )
         return Run(folder, settings, net, History())
     content = read_checkpoint(path)
-    if unlike := differences(moved_to(complete(content["settings"]), settings["dataset"]), settings):
+    if unlike := describe_differences(moved_to(complete(content["settings"]), settings["dataset"]), settings):
         raise ValueError(f"{path} is of another run than settings.json beside it; it stays as it is:\n{unlike}")
     try:
-        history = History([*map(read, content["history"])])
-        check_weights(net, content["net"])
+        history = History([*map(read_row, content["history"])])
+        check_shapes(net, content["net"])
         net.load_state_dict(content["net"])
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())

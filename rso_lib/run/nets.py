@@ -24,7 +24,7 @@ NETS: dict[str, Callable[..., Net]] = {
 }
 
 
-def build(net: str, shape: Sequence[int], classes: int, seed: int, **options: Any) -> nn.Module:
+def build_net(net: str, shape: Sequence[int], classes: int, seed: int, **options: Any) -> nn.Module:
     """Make a net of `models` by its name, or the net of a function, "module:function".
 
     A function of the user's gets what it has arguments for: shape, classes, seed, and the options. What it draws from

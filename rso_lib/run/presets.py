@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Settings of a run: smoke ends in under a minute, laptop is meant for an hour on two cores, paper is section 4.1."""
 
 
-def said() -> str:
+def describe_presets() -> str:
     """Return what each preset of a run sets, for --help."""
     lines = {name: " ".join(f"{key}={value}" for key, value in values.items()) for name, values in PRESETS.items()}
     return "; ".join(f"{name}: {line}" for name, line in lines.items())
@@ -35,7 +35,7 @@ def batch_size(dataset: str) -> int:
     return PRESETS["smoke" if dataset == PRESETS["smoke"]["dataset"] else "paper"]["batch_size"]
 
 
-def choose(preset: str, table: Mapping[str, Mapping[str, Any]] = PRESETS, /, **values: Any) -> dict[str, Any]:
+def choose_preset(preset: str, table: Mapping[str, Mapping[str, Any]] = PRESETS, /, **values: Any) -> dict[str, Any]:
     """Return the values of a preset, overridden by those that are given and not None.
 
     Raises ValueError for an unknown preset, ValueError or TypeError for a value that no run can have.

@@ -135,7 +135,7 @@ def machine(device: str | torch.device = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
-        "kernels": device.type == "cpu" and kernels.load() is not None,
+        "kernels": device.type == "cpu" and kernels.load_compiled() is not None,
         "kernels_cpp": hashlib.sha256(kernels.SOURCE.read_bytes()).hexdigest()[:12],
     }
 

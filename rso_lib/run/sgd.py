@@ -35,7 +35,7 @@ from ..proposals import generator, noise
 from ..settings import check_choice, check_kind, check_number, check_whole, exact_products, plain
 from ..train import scores
 
-SCHEDULES = ("step", "constant")
+RATE_SCHEDULES = ("step", "constant")
 SHUFFLE = 1
 
 
@@ -79,7 +79,7 @@ class SGD:
             raise ValueError(f"momentum must be at least 0 and below 1, not {self.momentum!r}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must be at least 0 and finite, not {self.weight_decay!r}")
-        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("schedule", self.schedule, RATE_SCHEDULES)
         if not isinstance(self.straight_through, bool):
             raise TypeError(f"straight_through must be True or False, not {self.straight_through!r}")
         most = self.epochs if self.schedule == "constant" else self.epochs // 2
@@ -110,9 +110,9 @@ def train(
     loss, metric  from outputs [N, ...] and targets [N, ...] to a number for each image, [N]; the loss has a gradient
 
     Ends early, with a warning, where the loss is not finite any more. Raises ValueError for a loss without a gradient,
-    for a net whose weights lie on a grid, where `straight_through` is not set, and as `check` does.
+    for a net whose weights lie on a grid, where `straight_through` is not set, and as `check_descent` does.
     """
-    check(data, settings, loss)
+    check_descent(data, settings, loss)
     yield from Descent(net, data, settings, loss, metric)
 
 
@@ -183,7 +183,7 @@ def learner_of(net: nn.Module, settings: SGD) -> nn.Module:
     return net
 
 
-def check(data: Data, settings: SGD, loss: Loss = cross_entropies) -> None:
+def check_descent(data: Data, settings: SGD, loss: Loss = cross_entropies) -> None:
     """Raise TypeError for arguments of other kinds, ValueError for a batch larger than the training part, and what
     `check_data` raises.
     """

@@ -60,10 +60,10 @@ CONF: dict[str, Any] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the book into a folder; open its index.html."""
-    editions.write_folder("book", main, arguments, lambda folder: build(editions.sources(), folder))
+    editions.write_folder("book", main, arguments, lambda folder: write_book(editions.sources(), folder))
 
 
-def build(notebooks: Sequence[Path], folder: Path) -> Path:
+def write_book(notebooks: Sequence[Path], folder: Path) -> Path:
     """Write the pages of some notebooks, and return the first page. Raises RuntimeError with Sphinx's warnings."""
     needs("sphinx", "myst_nb", "latex2mathml")
     from sphinx.application import Sphinx
@@ -74,7 +74,7 @@ def build(notebooks: Sequence[Path], folder: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         pages = Path(scratch, "pages")
         for path in notebooks:
-            editions.write(page(path), pages / path.name)
+            editions.write(book_page(path), pages / path.name)
         (pages / "index.md").write_text(CONTENTS.format("\n".join(path.stem for path in notebooks)), encoding="utf-8")
         with patch_docutils(), docutils_namespace(), warnings.catch_warnings(action="ignore"):  # of old interfaces
             doctrees = Path(scratch, "doctrees")
@@ -91,7 +91,7 @@ def needs(*modules: str) -> None:
         raise RuntimeError(f"{', '.join(missing)} not installed; type: pip install --editable '.[dev]'")
 
 
-def page(path: Path) -> NotebookNode:
+def book_page(path: Path) -> NotebookNode:
     """Return a notebook without widgets, which a page cannot move, and without links out of the book."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:

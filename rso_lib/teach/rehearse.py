@@ -36,7 +36,7 @@ class Row(NamedTuple):
 def main() -> None:
     """Execute the notebooks, and write the clock. Raises ValueError where a row's cells take longer than the row."""
     text = SHEET.read_text(encoding="utf-8")
-    rows = read(text)
+    rows = read_table(text)
     with tempfile.TemporaryDirectory() as folder:
         done = {path.stem[:2]: executed(path, Path(folder)) for path in editions.sources() if _runs(path, rows)}
     lines = ["| minute | notebook | its cells, all | this section | the cell |", "|---:|---|---:|---:|---:|"]
@@ -52,7 +52,7 @@ def main() -> None:
     SHEET.write_text(CLOCK.sub(lambda found: f"{found[1]}{written}{found[2]}", text), encoding="utf-8")
 
 
-def read(text: str) -> list[Row]:
+def read_table(text: str) -> list[Row]:
     """Return the rows of the sheet, each until the next one begins."""
     found = [(int(minute), *words) for minute, *words in ROW.findall(text.partition("## When")[0])]
     return [Row(row[0], after[0], row[1], row[2].strip(), row[3]) for row, after in pairwise(found)]

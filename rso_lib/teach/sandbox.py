@@ -84,10 +84,10 @@ def run(cells: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
         result = shell.run_cell(source)
         error = result.error_before_exec or result.error_in_exec
         if exercise:
-            yield exercise, checks.RIGHT if error is None else said(error)
+            yield exercise, checks.RIGHT if error is None else reason_of(error)
 
 
-def said(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Return what is wrong, in a line."""
     lines = str(error).strip().splitlines() or [""]
     return lines[0] if isinstance(error, AssertionError) and lines[0] else f"{type(error).__name__}: {lines[0]}"
@@ -101,7 +101,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     from ..engine import kernels
 
-    kernels.load()  # while the compiler may still be started
+    kernels.load_compiled()  # while the compiler may still be started
     if Path("/proc/self/oom_score_adj").exists():
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory ends, this process ends first
     if not landlock(Path.cwd()):

@@ -41,10 +41,10 @@ MOST = 450
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write a page of slides for every notebook into a folder; open its index.html."""
-    editions.write_folder("slides", main, arguments, lambda folder: build(editions.sources(), folder))
+    editions.write_folder("slides", main, arguments, lambda folder: write_slides(editions.sources(), folder))
 
 
-def build(notebooks: Sequence[Path], folder: Path) -> Path:
+def write_slides(notebooks: Sequence[Path], folder: Path) -> Path:
     """Write the slides of some notebooks, reveal.js beside them, and a page that lists them, which is returned."""
     needs("sphinx_revealjs", "latex2mathml")
     import sphinx_revealjs
