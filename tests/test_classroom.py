@@ -330,8 +330,8 @@ def test_a_process_that_is_shut_in_reads_all_and_writes_in_its_folder(shut: str,
 
 
 def test_an_error_is_said_in_a_line() -> None:
-    assert sandbox.said(ValueError("a\nb")) == "ValueError: a"
-    assert sandbox.said(AssertionError("Not yet: a")) == "Not yet: a"
+    assert sandbox.reason_of(ValueError("a\nb")) == "ValueError: a"
+    assert sandbox.reason_of(AssertionError("Not yet: a")) == "Not yet: a"
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

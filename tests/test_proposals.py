@@ -19,7 +19,6 @@ from rso_lib.proposals import (
     released,
     shuffled,
     sigma,
-    step,
     template,
     uniform,
 )
@@ -136,8 +135,10 @@ def test_cosine() -> None:
 
 
 def test_steps() -> None:
-    assert [step(c, 6) for c in range(6)] == pytest.approx([1, 1, 10**-0.5, 10**-0.5, 0.1, 0.1])
-    assert [step(c, 500) for c in (0, 166, 167, 333, 334, 499)] == pytest.approx([1, 1, 10**-0.5, 10**-0.5, 0.1, 0.1])
+    assert [stepped(c, 6) for c in range(6)] == pytest.approx([1, 1, 10**-0.5, 10**-0.5, 0.1, 0.1])
+    assert [stepped(c, 500) for c in (0, 166, 167, 333, 334, 499)] == pytest.approx(
+        [1, 1, 10**-0.5, 10**-0.5, 0.1, 0.1]
+    )
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -110,7 +110,7 @@ def understood(command: str, monkeypatch: pytest.MonkeyPatch) -> Result:
     given: dict[str, Any] = {}
     with monkeypatch.context() as patch:
         if kind == "train":
-            patch.setattr(cli, "summary", lambda _: "")
+            patch.setattr(cli, "describe_run", lambda _: "")
             patch.setattr(runs, "start", lambda _, **asked: (given.update(asked), Done)[1])
             cli.main([f"runs/none/{folder}", *words])
             rso = given.pop("settings").to_dict()

@@ -48,7 +48,7 @@ from ..run import cli as command
 from ..run.files import replacing
 from ..run.nets import NETS, read_options
 from ..settings import RSO, check_choice, check_whole, exact_products
-from .bench_report import Timing, describe_machine, operations, operations_per_step, report, summary
+from .bench_report import Timing, describe_machine, operations, operations_per_step, summary, tabulate_bench
 
 SHAPES = {"one_conv": (1, 28, 28), "two_conv": (1, 28, 28), "mnist_net": (1, 28, 28)}
 CIFAR = {f"cifar_net_{depth}": depth for depth in (3, 5, 10)}
@@ -248,18 +248,7 @@ def bench(
     counts = operations(build(net_name, net_options)[0], shape)
     steps = [operations_per_step(counts, position, batch) for position in range(len(net))]
     cycle = summary(timings, steps, rate)
-    named = f"{net_name} with {net_options}" if net_options else net_name
-    where = f"{describe_machine(device)}; matrix product {rate / 1e9:.0f} GFLOP/s"
-    print(f"{named}, batch {batch}, {count:,} images; {where}")
-    print("Milliseconds per step; a cycle is extrapolated from the measured steps of every layer.\n")
-    print(report(timings, steps, rate, cycle))
-    if beside:
-        print(f"\nBeside a busy core: {beside['share']:.0%} of this speed in {beside['layer']}", end="")
-        print(f" ({beside['engine']:.2f} ms a step)")
-    print(f"\nOne cycle in the engine: {cycle['engine_seconds']:.1f} s", end="; ")
-    print(f"{cycle['image_forwards_saved']:.1%} of the plain algorithm's operations are saved", end="; ")
-    print(f"peak memory {memory.peak(device) / 1e9:.1f} GB")
-    return {
+    made = {
         "net": net_name,
         "net_options": net_options,
         "batch": batch,
@@ -272,6 +261,11 @@ def bench(
         "beside_load": beside,
         "layers": [asdict(timing) | {"operations": ops} for timing, ops in zip(timings, steps, strict=True)],
     }
+    print(f"{net_name} {net_options}: milliseconds of a step\n\n{tabulate_bench(made)}")
+    if beside:
+        print(f"\nBeside a busy core: {beside['share']:.0%} of this speed in {beside['layer']}", end="")
+        print(f" ({beside['engine']:.2f} ms a step)")
+    return made
 
 
 @dataclass

@@ -1,7 +1,9 @@
 """What a benchmark says: operations of a step by count, and a cycle's figures from those of its layers."""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -111,20 +113,33 @@ def cpu_name() -> str:
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def report(timings: list[Timing], steps: list[dict[str, int]], rate: float, cycle: dict[str, float]) -> str:
-    """Return the figures of all layers and of a cycle as a table in Markdown; milliseconds per step."""
+def tabulate_bench(bench: Mapping[str, Any]) -> str:
+    """Return a table in Markdown of the milliseconds of a step in every layer and over a cycle, and what a cycle costs.
+
+    bench  what a figures/bench_NAME.json holds
+    """
+    cycle, rate = bench["cycle"], bench["matrix_gflops"] * 1e9
+    shares = [one["operations"]["engine"] / (one["engine"] / 1e3) / rate for one in bench["layers"]]
+    whole = {method: cycle[f"{method}_ms_per_step"] for method in ("plain", "cached", "engine")}
+    layers = [*bench["layers"], {"layer": "**cycle**", "weights": cycle["steps"], **whole}]
     rows = []
-    for timing, ops in zip(timings, steps, strict=True):
-        times = timing.plain, timing.cached, timing.engine
-        rows.append(_row(timing.layer, timing.weights, times, ops["engine"] / timing.engine * 1e3 / rate))
-    times = cycle["plain_ms_per_step"], cycle["cached_ms_per_step"], cycle["engine_ms_per_step"]
-    rows.append(_row("**cycle**", cycle["steps"], times, cycle["share_of_peak"]))
+    for one, share in zip(layers, [*shares, cycle["share_of_peak"]], strict=True):
+        plain, cached, engine = (one[method] for method in whole)
+        times, faster = [f"{one[method]:,.2f}" for method in whole], [plain / engine, cached / engine]
+        rows.append([one["layer"], f"{one['weights']:,}", *times, *(f"{x:.1f}" for x in faster), f"{share:.0%}"])
     columns = ["layer", "weights", "plain", "cached", "engine", "over plain", "over cache", "share of peak"]
-    return table(columns, "lrrrrrrr", rows)
+    return f"{table(columns, 'lrrrrrrr', rows)}\n\n{describe_cycle(bench)}"
 
 
-def _row(layer: str, weights: float, times: tuple[float, float, float], share: float) -> list[str]:
-    """Return the cells of a layer, with how many times faster the engine is."""
-    plain, cached, engine = times
-    milliseconds = [f"{plain:.2f}", f"{cached:.2f}", f"{engine:.2f}"]
-    return [layer, f"{weights:,}", *milliseconds, f"{plain / engine:.1f}", f"{cached / engine:.1f}", f"{share:.0%}"]
+def describe_cycle(bench: Mapping[str, Any]) -> str:
+    """Return what a cycle costs, from what a figures/bench_NAME.json holds."""
+    cycle = bench["cycle"]
+    seconds, share = cycle["engine_seconds"], cycle["engine_operations"] / cycle["plain_operations"]
+    length = f"{seconds:.3g} seconds" if seconds < 3600 else f"{seconds / 3600:.1f} hours"
+    return (
+        f"A cycle of {bench['net']} with batches of {bench['batch']:,} takes {length}, extrapolated from measured "
+        f"steps of every layer and the set-up of each: {cycle['speedup_over_plain']:.1f} times faster than plain, "
+        f"{cycle['speedup_over_cache']:.1f} times faster than cached. The engine does {100 * share:.1f} % of the plain "
+        f"algorithm's operations, at {100 * cycle['share_of_peak']:.0f} % of the rate of a large matrix product "
+        f"({bench['matrix_gflops']:.0f} GFLOP/s), with {bench['peak_memory_gb']:.1f} GB. ({bench['machine']}.)"
+    )

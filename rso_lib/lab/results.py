@@ -18,6 +18,7 @@ from ..models import count_weights
 from ..run import cli, presets, sgd
 from ..run import folder as runs
 from ..settings import RSO
+from .bench_report import describe_cycle, tabulate_bench
 from .markdown import table
 from .tables import LABELS, PAPER_1, PAPER_3
 
@@ -271,35 +272,6 @@ def read_bench(name: str) -> dict[str, Any]:
     return dict(json.loads((FIGURES / f"bench_{name}.json").read_text()))
 
 
-def tabulate_bench(name: str) -> str:
-    """Return the milliseconds of a step in every layer as a table in Markdown, and the sentence about a cycle."""
-    bench = read_bench(name)
-    whole = {method: bench["cycle"][f"{method}_ms_per_step"] for method in ("plain", "cached", "engine")}
-    layers = [*bench["layers"], {"layer": "**cycle**", "weights": bench["cycle"]["steps"], **whole}]
-    rows = []
-    for one in layers:
-        plain, cached, engine = (one[method] for method in whole)
-        times = [f"{plain:.1f}", f"{cached:.1f}", f"{engine:.2f}", f"{plain / engine:.1f}", f"{cached / engine:.1f}"]
-        rows.append([one["layer"], f"{one['weights']:,}", *times])
-    columns = ["layer", "weights", "plain", "cached", "engine", "over plain", "over cache"]
-    return f"{table(columns, 'lrrrrrr', rows)}\n\n{describe_cycle(name)}"
-
-
-def describe_cycle(name: str) -> str:
-    """Return what a cycle costs, from figures/bench_NAME.json."""
-    bench = read_bench(name)
-    cycle = bench["cycle"]
-    seconds, share = cycle["engine_seconds"], cycle["engine_operations"] / cycle["plain_operations"]
-    length = f"{seconds:.3g} seconds" if seconds < 3600 else f"{seconds / 3600:.1f} hours"
-    return (
-        f"A cycle of {bench['net']} with batches of {bench['batch']:,} takes {length}, extrapolated from measured "
-        f"steps of every layer and the set-up of each: {cycle['speedup_over_plain']:.1f} times faster than plain, "
-        f"{cycle['speedup_over_cache']:.1f} times faster than cached. The engine does {100 * share:.1f} % of the plain "
-        f"algorithm's operations, at {100 * cycle['share_of_peak']:.0f} % of the rate of a large matrix product "
-        f"({bench['matrix_gflops']:.0f} GFLOP/s), with {bench['peak_memory_gb']:.1f} GB. ({bench['machine']}.)"
-    )
-
-
 BLOCK = re.compile(r"(<!-- (results|commands|bills|bench|cycle)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -315,7 +287,7 @@ def fill(text: str, results: Sequence[Result], link: str = "results/") -> str:
     def block(found: re.Match[str]) -> str:
         begin, kind, name, end = found.groups()
         if kind in ("bench", "cycle"):
-            return f"{begin}{(tabulate_bench if kind == 'bench' else describe_cycle)(name)}\n{end}"
+            return f"{begin}{(tabulate_bench if kind == 'bench' else describe_cycle)(read_bench(name))}\n{end}"
         chosen = [result for result in results if name in (None, topic(result))]
         written = {
             "results": tabulate(chosen, link),

@@ -25,6 +25,7 @@ from ..history import History
 from ..models import count_weights
 from ..run import cli as command
 from ..run import folder as runs
+from ..run.about import write_settings
 from ..run.files import Busy, alone, folder_at, make, replacing
 from ..run.provenance import facts, machine
 from ..settings import check_choice, check_whole, numbers
@@ -192,7 +193,9 @@ def _finish(
         net = _net(about, data, seed).to(device)
         method = KNOWN[about["method"]].run
         history = play(method, net, data, about["budget"], seed, settings, progress=progress)
-        _note(folder, about, machine(device))  # after the run: one that cannot begin leaves no settings
+        write_settings(
+            folder / "settings.json", about, machine(device)
+        )  # after the run: one that cannot begin leaves no settings
         with replacing(path) as part:
             history.save(part)
     return History.load(path)
@@ -206,16 +209,6 @@ def _check(folder: Path, about: Mapping[str, Any]) -> None:
     del there["machines"]
     if unlike := runs.describe_differences(there, json.loads(json.dumps(about))):
         raise ValueError(f"{folder} holds an entry of other settings or images; choose another folder:\n{unlike}")
-
-
-def _note(folder: Path, about: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Write the settings, and the machine that trains now, if it is another than the last one."""
-    path = folder / "settings.json"
-    machines = _about(folder)["machines"] if path.exists() else []
-    if machines[-1:] != [here]:
-        machines.append(here)
-    with replacing(path) as part:
-        part.write_text(json.dumps({**about, "machines": machines}, indent=2) + "\n")
 
 
 def command_of(entry: Entry, board: str) -> str:

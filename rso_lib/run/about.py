@@ -141,6 +141,16 @@ def describe_differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> 
     return "\n".join(f"  {name} is {there.get(name)!r} there, not {asked.get(name)!r}" for name in names)
 
 
+def write_settings(path: Path, about: Mapping[str, Any], here: dict[str, Any]) -> list[dict[str, Any]]:
+    """Write settings, with this machine behind those that the file names, unless it is the last. Returns them all."""
+    machines = json.loads(path.read_text()).get("machines", []) if path.exists() else []
+    if machines[-1:] != [here]:
+        machines.append(here)
+    with replacing(path) as part:
+        part.write_text(json.dumps({**about, "machines": machines}, indent=2) + "\n")
+    return list(machines)
+
+
 def note_machine(folder: Path, about: dict[str, Any], device: str | torch.device, own: Mapping[str, str]) -> None:
     """Add this machine and this code to settings.json, unless the run was here last; warn of what has changed.
 
@@ -150,10 +160,7 @@ def note_machine(folder: Path, about: dict[str, Any], device: str | torch.device
     if own:
         here["own_code"] = own
     last = about["machines"][-1:]
-    if last != [here]:
-        about["machines"] = [*about["machines"], here]
-    with replacing(folder / "settings.json") as part:
-        part.write_text(json.dumps(about, indent=2) + "\n")
+    about["machines"] = write_settings(folder / "settings.json", about, here)
     if last and (lines := describe_differences(*({**one, "commit": None} for one in (last[0], here)))):
         warnings.warn(
             f"the run goes on with other code or on another machine, and may decide or round otherwise than an "

@@ -24,7 +24,7 @@ from ..losses import LOSSES, METRICS, Metric
 from ..settings import check_whole, plain, qualified
 from . import cli as command
 from . import presets, sgd
-from .about import NEWER, check_dataset, describe_differences, scored_by
+from .about import NEWER, check_dataset, describe_differences, scored_by, write_settings
 from .checkpoint import check_state
 from .files import PART, alone, folder_at, make, replacing
 from .nets import build_net, plain_options
@@ -76,7 +76,7 @@ def train_seeds(
         _check_settings(folder / "settings.json", asked)  # another process may have written it before the lock was held
         paths = [folder / f"{seed}.csv" for seed in range(seeds)]
         if not all(path.exists() for path in paths):
-            _note(folder / "settings.json", asked, machine(data.train.images.device))
+            write_settings(folder / "settings.json", asked, machine(data.train.images.device))
         return [
             _history(path, one, data, replace(settings, seed=seed), scored, progress)
             for seed, (path, one) in enumerate(zip(paths, fresh, strict=True))
@@ -103,15 +103,6 @@ def _check_settings(path: Path, asked: Mapping[str, Any]) -> None:
 def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings and the facts about the images in one table, without the machines."""
     return {**about, **about["data"], "data": None, "machines": None}
-
-
-def _note(path: Path, asked: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Write the settings, and the machine that trains now, if it is another than the last one."""
-    machines = json.loads(path.read_text()).get("machines", []) if path.exists() else []
-    if machines[-1:] != [here]:
-        machines.append(here)
-    with replacing(path) as part:
-        part.write_text(json.dumps({**asked, "machines": machines}, indent=2) + "\n")
 
 
 def _history(path: Path, net: nn.Module, data: Data, settings: SGD, scored: dict[str, Any], progress: bool) -> History:
