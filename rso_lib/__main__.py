@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Hand the words behind the command to its module, the only one that is imported."""
+    """Pass the arguments after the command to the module of that command, the only one that is imported."""
     if "" not in sys.path:  # `rso` finds the user's modules where `python -m rso_lib` does
         sys.path.insert(0, "")
     warnings.formatwarning = lambda message, *_, **__: f"\n{message}\n"
@@ -41,13 +41,13 @@ def main() -> None:
 
 
 def usage() -> str:
-    """Return what each command does."""
+    """Return the usage text, with a line for each command."""
     lines = [f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(["usage: python -m rso_lib COMMAND [--help] ...\n", *lines])
 
 
 def _unknown(name: str, words: list[str]) -> int:
-    """Print an error for a command that is none, with the nearest, and what a run is called now. Returns the status."""
+    """Print an error for an unknown command, with the nearest one or the new form of a run. Returns the exit status."""
     from .settings import check_choice
 
     try:

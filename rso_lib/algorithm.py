@@ -1,7 +1,8 @@
 """Algorithm 1 as the paper prints it: slow, short, and for any `nn.Module` and any loss.
 
-`train` takes these steps where a net is not a `models.Net`. The search engine is tested against another writing of
-the algorithm, which shares no code with this one or with it: tests/oracle.py.
+`train` makes the same decisions in `engine/`; for a net that the engine does not know, `engine/module.py` sends whole
+batches through it. The search engine is tested against another writing of the algorithm, which shares no code with
+this file or with the engine: tests/oracle.py.
 """
 
 import math
@@ -26,7 +27,7 @@ def step(
     deltas: Sequence[Tensor],
     grids: Sequence[Grid | None] | None = None,
 ) -> Tensor:
-    """Line 13: score W, W + Δ and W − Δ, and write back the best. Returns the three losses, float64.
+    """Score W, W + Δ and W − Δ, and write back the best (line 13). Returns the three losses, float64.
 
     loss      computes the loss of the net as it stands, always on the same batch
     weights   the tensors that this step perturbs: one for a weight or a layer, all for the network
@@ -52,7 +53,7 @@ def step(
 
 
 def one_hot(weight: Tensor, index: int, delta: float | Tensor) -> Tensor:
-    """ΔW_j: zero for all weights but the one with the flat index j."""
+    """Return ΔW_j: zero for all weights but the one with the flat index j."""
     change = torch.zeros_like(weight)
     change[torch.unravel_index(torch.tensor(index), weight.shape)] = delta
     return change
@@ -66,7 +67,7 @@ class Batches(NamedTuple):
     size: int
 
     def slices(self, x: Tensor) -> Sequence[Tensor]:
-        """x [N, ...] cut into whole slices; what is left over is not used in this sweep."""
+        """Cut x [N, ...] into whole slices; what is left over is not used in this sweep."""
         return x[: len(self.labels) // self.size * self.size].split(self.size)
 
 
@@ -87,7 +88,7 @@ def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def losses_of(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the losses of each image for each candidate's outputs [K, N, ...]: [K, N], float64.
+    """Return the loss of each image for each candidate's outputs [K, N, ...]: [K, N], float64.
 
     Each candidate is scored in memory of the same layout, so that equal outputs have equal losses to the last bit.
     """
@@ -97,7 +98,7 @@ def losses_of(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of logits [N, classes] and labels [N], in float64."""
+    """Return the mean cross entropy of logits [N, classes] and labels [N], in float64."""
     return cross_entropies(logits, labels).mean()
 
 
@@ -113,7 +114,7 @@ def algorithm_1(
     seed: int = 0,
     initialise: bool = True,
 ) -> nn.Module:
-    """The whole of Algorithm 1, line by line, for a constant σ. Trains `net` in place and returns it.
+    """Run the whole of Algorithm 1, line by line, for a constant σ. Trains `net` in place and returns it.
 
     loss            (net, x, l) → scalar
     images, labels  X, of shape [N, ...], and L, of shape [N, ...]
@@ -142,7 +143,7 @@ def algorithm_1(
 
 
 def _deviation(weight: Tensor) -> float:
-    """Return the deviation of the weights of a layer; where all are the same one, what `sigma` says."""
+    """Return the standard deviation of a layer's weights, or `sigma` of the layer where all weights are equal."""
     varied = weight.dim() > 1 and bool((weight != weight.view(-1)[0]).any())
     return float(weight.std()) if varied else sigma(weight)
 

@@ -1,4 +1,4 @@
-"""Functions of the user's: how they are called, and what errors name them."""
+"""Calls of the user's functions, and the names that errors give to these functions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 def calling(what: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """Call a function of the user's.
 
-    Raises ValueError, saying what was called, where it raises anything or writes into a tensor that it is given.
+    Raises ValueError, naming the call, where the function raises anything or writes into a tensor that it is given.
     """
     given = [x for x in arguments if isinstance(x, Tensor) and not x.is_inference()]  # of which torch counts the writes
     versions = [x._version for x in given]

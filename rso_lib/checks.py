@@ -30,7 +30,7 @@ def check_run(
     loss: Loss = cross_entropies,
     metric: Metric = accuracies,
 ) -> None:
-    """Raise what `train` would raise before its first step: ValueError, TypeError or MemoryError."""
+    """Raise the error that `train` would raise before its first step: ValueError, TypeError or MemoryError."""
     for name, value, kind in (("net", net, nn.Module), ("data", data, Data), ("settings", settings, RSO)):
         check_kind(name, value, kind)
     check_data(data, labels=loss is cross_entropies)
@@ -69,8 +69,8 @@ def check_fit(
 ) -> None:
     """Raise ValueError where a net does not take the images of some data, or its outputs do not fit loss and metric.
 
-    Two images of the training part go through it in train mode and two of each part in eval mode, and it stays as it
-    is.
+    Two images of the training part go through the net in train mode, and two of each part in eval mode. The net stays
+    as it is.
     """
     if isinstance(net, Net) and not unlike(net):
         least, sides = least_size(net), data.train.images.shape[2:]
@@ -120,7 +120,7 @@ def check_outputs(
 
 
 def warn_of_state(net: nn.Module, split: Split, count: int, loss: Loss) -> None:
-    """Warn where the same images have another loss when they come again."""
+    """Warn where the same images have another loss in a second pass through the net."""
     x, targets, score = split.images[:count], split.labels[:count], checked_score("loss", loss)
     with torch.no_grad(), exact_products(), noise(x.device, 0) as rewind:
         first = score(_probe(net, x, training=True), targets)
@@ -156,7 +156,7 @@ def _remedy(net: nn.Module, x: Tensor) -> str:
 
 
 def check_device(net: nn.Module, split: Split) -> None:
-    """Raise ValueError where a net has parameters elsewhere than on the device of the images."""
+    """Raise ValueError where a parameter of a net is not on the device of the images."""
     device = split.images.device
     for name, weight in net.named_parameters():
         if weight.device != device:
@@ -167,7 +167,7 @@ def check_device(net: nn.Module, split: Split) -> None:
 
 
 def _check_returned(outputs: Any, targets: Tensor, logits: bool) -> None:
-    """Raise ValueError where what a net returns are no outputs, or no logits, for images of some targets."""
+    """Raise ValueError where a net returns no outputs, or no logits, for as many images as there are targets."""
     what = "logits [N, classes]" if logits else "outputs [N, ...]"
     if not isinstance(outputs, Tensor):
         raise ValueError(f"the net returns a {type(outputs).__name__}; it must return one tensor of {what}")
@@ -180,7 +180,7 @@ def _check_returned(outputs: Any, targets: Tensor, logits: bool) -> None:
 
 
 def _check_engine(net: Net, data: Data) -> None:
-    """Raise ValueError where the engine would compute another net than this one is."""
+    """Raise ValueError where the engine computes other logits than the net itself."""
     x = data.train.images[:2]
     kinds = {tensor.dtype for tensor in tensors(net) if tensor.is_floating_point()} | {x.dtype}
     if len(kinds) > 1:

@@ -37,7 +37,7 @@ VALIDATION_IMAGES = 5000
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
-    """Images [N, C, H, W], or rows of a table [N, F], and what they are to give, on the same device.
+    """Images [N, C, H, W], or rows of a table [N, F], and their labels or targets, on the same device.
 
     images  float32 or float64, standardised
     labels  numbers of classes [N], int64; where the loss is not cross entropy, targets [N, ...] of any kind
@@ -72,7 +72,7 @@ class Data:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of an image, (F,) of a row of a table."""
+        """Return the shape of an image, (C, H, W), or of a row of a table, (F,)."""
         return tuple(self.train.images.shape[1:])
 
     def to(self, *where: Any) -> "Data":
@@ -86,7 +86,7 @@ class Data:
 
     @property
     def parts(self) -> dict[str, Split]:
-        """The three parts by their names."""
+        """Return the three parts by name."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
     def __repr__(self) -> str:
@@ -106,7 +106,7 @@ class Data:
         standardise: bool = True,
         name: str = "tensors",
     ) -> "Data":
-        """Split tensors in a training, a validation and a test part, standardise them, and leave them where they are.
+        """Split tensors into a training, a validation and a test part, and standardise them on the device they are on.
 
         x            images [N, C, H, W], rows of a table [N, F], or [N, C, ...]: float32, float64 or uint8 (0 to 255)
         y            labels [N], whole numbers from 0; or floating-point targets [N] or [N, T], for a loss of their own;
@@ -148,7 +148,7 @@ class Data:
 
     @classmethod
     def from_dataset(cls, dataset: Any, *, val: Any = None, test: Any = 0.2, **options: Any) -> "Data":
-        """Read all items (x, y) of a torch.utils.data.Dataset once, and do with them as `from_tensors` does.
+        """Read all items (x, y) of a torch.utils.data.Dataset once, then split and standardise them as `from_tensors`.
 
         dataset    has a length and items, each a pair of tensors or numbers of one shape. What it changes at random
                    (augmentation) is drawn once
@@ -230,7 +230,7 @@ def _of_function(name: str, seed: int, val_size: int | None) -> Data:
 
 
 def _cut(pair: Pair, held: Mapping[str, int], rng: torch.Generator) -> dict[str, Pair]:
-    """Cut images and labels at random in parts of some sizes, and one of the rest, for training."""
+    """Cut images and labels at random into parts of given sizes; what is left is the training part."""
     images, labels = pair
     sizes = {**held, "train": len(labels) - sum(held.values())}
     order = torch.randperm(len(labels), generator=rng).to(images.device)
@@ -238,14 +238,14 @@ def _cut(pair: Pair, held: Mapping[str, int], rng: torch.Generator) -> dict[str,
 
 
 def _raw(name: str, parts: Mapping[str, Pair], classes: tuple[str, ...]) -> Data:
-    """Return data as they are."""
+    """Return data that are not standardised: mean 0, deviation 1."""
     train, val, test = (Split(*parts[part]) for part in ("train", "val", "test"))
     zeros = train.images.new_zeros(train.images.shape[1])
     return Data(name, train, val, test, classes, mean=zeros, std=zeros + 1)
 
 
 def _standardised(data: Data) -> Data:
-    """Return data, which are written over, with each channel standardised by the training part."""
+    """Standardise each channel of data in place by the training part, and return the data."""
     images = data.train.images
     std, mean = torch.std_mean(images, dim=[0, *range(2, images.dim())], correction=0)
     each = (-1, *[1] * (images.dim() - 2))
@@ -276,7 +276,7 @@ def check_alike(data: Data) -> None:
 
 
 def _kind(values: Tensor) -> str:
-    """Return what the images, or the targets, of a net have in common: shape, type and device."""
+    """Return the shape, the type and the device of images, or of targets, as a text for errors."""
     return f"{'×'.join(map(str, values.shape[1:])) or 'numbers'}, {values.dtype}, on {values.device}"
 
 
@@ -289,7 +289,7 @@ def check_split(name: str, split: Split, classes: int | None = None, labels: boo
 
 
 def home() -> Path:
-    """Where data/ and runs/ lie: the project's folder if this is a clone of it, else the current one."""
+    """Return the folder of data/ and runs/: the project's folder if this is a clone of it, else the current one."""
     project = Path(__file__).resolve().parents[1]
     return project if (project / "notebooks").is_dir() else Path()
 
@@ -311,5 +311,5 @@ def _read(name: str, root: str | os.PathLike[str] | None, rng: torch.Generator) 
 
 
 def _unit(images: Tensor) -> Tensor:
-    """Pixels as float32 in 0..1."""
+    """Return pixels as float32 in 0..1."""
     return images.float() / 255 if images.dtype == torch.uint8 else images

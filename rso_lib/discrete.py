@@ -45,7 +45,7 @@ class Grid(NamedTuple):
         return cls(levels, 2.0 ** math.floor((math.log2(square) + 1) / 2))
 
     def nearest(self, values: Tensor) -> Tensor:
-        """Return the nearest values of the grid."""
+        """Return the value of the grid that is nearest to each of some values."""
         middle = (self.levels - 1) / 2
         return ((values / self.spacing + middle).round().clamp(0, self.levels - 1) - middle) * self.spacing
 
@@ -62,11 +62,11 @@ def check_levels(levels: int) -> None:
 
 
 def candidates(w: Tensor, deltas: Tensor, multiples: Tensor, grid: Grid | None = None) -> Tensor:
-    """Return w + m·Δ, on a grid the value nearest to that."""
+    """Return the candidates w + m·Δ; on a grid, the nearest values of the grid."""
     there = w + multiples.to(w.dtype) * deltas
     return there if grid is None else grid.nearest(there)
 
 
 def moved(w: Tensor, deltas: Tensor, multiples: Tensor, grid: Grid | None = None) -> Tensor:
-    """Return `candidates`, and w to the last bit where m is 0."""
+    """Return the moved weights: `candidates`, but w to the last bit where m is 0."""
     return torch.where(multiples == 0, w, candidates(w, deltas, multiples, grid))

@@ -92,7 +92,7 @@ def with_bar(
 
 
 def shown(report: Report) -> dict[str, float]:
-    """Return what a bar shows of a cycle: the accuracies, or where there are none, the losses."""
+    """Return the scores that a bar shows of a cycle: the accuracies, or the losses where there are no accuracies."""
     for what in ("accuracy", "loss"):
         scores = {part: getattr(report, f"{part}_{what}") for part in ("val", "test")}
         if found := {part: score for part, score in scores.items() if not math.isnan(score)}:

@@ -51,7 +51,7 @@ class Report:
 
     @property
     def is_cycle(self) -> bool:
-        """Say whether this is the report of a whole cycle."""
+        """Return whether this is the report of a whole cycle."""
         return not self.layer
 
 
@@ -66,12 +66,12 @@ class History:
 
     @property
     def cycles(self) -> "History":
-        """The rows of whole cycles only."""
+        """Return a history of the rows of whole cycles only."""
         return History([row for row in self.rows if row.is_cycle])
 
     @property
     def last(self) -> Report:
-        """The row of the last whole cycle. Raises ValueError where none is finished."""
+        """Return the row of the last whole cycle. Raises ValueError where none is finished."""
         rows = self.cycles.rows
         if not rows:
             raise ValueError("no cycle is finished yet: train for at least one")
@@ -79,15 +79,16 @@ class History:
 
     @property
     def validated(self) -> bool:
-        """Say whether a cycle has a score on the validation part. Raises ValueError where no cycle is finished."""
+        """Return whether a cycle has a score on the validation part. Raises ValueError where no cycle is finished."""
         return bool(self.last and (self._scored("val_accuracy") or self._scored("val_loss")))
 
     @property
     def best(self) -> Report:
-        """The cycle with the best accuracy on the validation part (never chosen on the test part).
+        """Return the cycle with the best accuracy on the validation part (never chosen on the test part).
 
-        Of several it is the first. A cycle whose accuracy is NaN is none of them; where all are, it is that of the
-        lowest loss. Raises ValueError where no cycle is finished, or where none has a score on a validation part.
+        Of several best cycles it is the first. A cycle whose accuracy is NaN does not count; where all are NaN, it is
+        the cycle with the lowest loss. Raises ValueError where no cycle is finished, or where none has a score on a
+        validation part.
         """
         if not self.validated:
             raise ValueError("there is no validation part to choose on: load with val_size above 0, or take `last`")
@@ -100,7 +101,7 @@ class History:
         return [row for row in self.cycles.rows if not math.isnan(getattr(row, name))]
 
     def frame(self) -> "pandas.DataFrame":
-        """The rows as a pandas frame with the columns of `Report`."""
+        """Return the rows as a pandas frame with the columns of `Report`."""
         import pandas
 
         return pandas.DataFrame([vars(row) for row in self.rows], columns=COLUMNS)
@@ -114,7 +115,7 @@ class History:
 
     @classmethod
     def load(cls, path: str | Path) -> "History":
-        """Read what `save` wrote, by this or another version: other columns are left out, missing ones have defaults.
+        """Read a history from a CSV of this or another version: other columns are left out, missing ones have defaults.
 
         Raises ValueError, naming the file and the line, where it is no such table: where columns are missing that every
         history has, or a cell is no number.

@@ -1,4 +1,4 @@
-"""Which nets can be searched, and which of them the engine knows to the letter."""
+"""Checks of a net: whether it can be searched, and whether the engine knows it exactly."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -50,7 +50,7 @@ def check_weights(net: nn.Module) -> None:
 
 
 def _overlapping(net: nn.Module) -> list[str]:
-    """The parameters of which an element lies where another one does, where one of the two is searched."""
+    """Return the names of parameters with elements at the same place of memory, where one of these is searched."""
     storages: dict[int, list[str]] = {}
     for name, weight in net.named_parameters():
         if weight.numel() and weight.device.type != "meta":
@@ -66,7 +66,7 @@ def _overlapping(net: nn.Module) -> list[str]:
 
 
 def _places(weight: Tensor) -> Tensor:
-    """The bytes of its storage at which the elements of a tensor begin."""
+    """Return the byte of the storage at which each element of a tensor begins."""
     places = torch.tensor([weight.storage_offset()])
     for size, stride in zip(weight.shape, weight.stride(), strict=True):
         places = (places[:, None] + torch.arange(size) * stride).flatten()
@@ -74,16 +74,17 @@ def _places(weight: Tensor) -> Tensor:
 
 
 def unlike(net: nn.Module) -> str:
-    """Why the engine does not know a net: in what it is unlike any `Net` of this module; "" if it knows it.
+    """Return in words how a net differs from the nets that the engine knows; "" for a net that it knows.
 
-    The engine computes a net from its weights and its blocks' attributes, and calls no `forward`. So it knows nets of
-    these classes, with these submodules and options, and nothing else: no subclass, hook, parametrization or tie.
+    The engine computes a net from the weights and the attributes of the blocks, and calls no `forward`. So it knows
+    the classes of `models`, with their own submodules and options, and nothing else: no subclass, hook,
+    parametrization or tie.
     """
     return next(_oddities("the net", net, Net), "")
 
 
 def _oddities(name: str, module: Any, kind: type[nn.Module]) -> Iterator[str]:
-    """In what a module is unlike one of its kind, and its submodules unlike theirs."""
+    """Yield the differences between a module and a plain one of its class, and those of its submodules."""
     if type(module) is not kind:
         yield (
             f"{name} is a {type(module).__name__}, not a models.Net"
@@ -115,7 +116,7 @@ def _hooks(module: Any, prefix: str = "") -> list[Any]:
 
 
 def _parts(module: nn.Module) -> dict[str, type[nn.Module]]:
-    """The submodules that a module of a `Net` has."""
+    """Return the class of each submodule that a module of a `Net` has, by name."""
     if isinstance(module, Net):
         return {**{f"block{k}": Block for k in range(1, len(module))}, "head": Head}
     if isinstance(module, Block):
@@ -127,7 +128,7 @@ def _parts(module: nn.Module) -> dict[str, type[nn.Module]]:
 
 
 def _ties(net: Net) -> Iterator[str]:
-    """Which of the parameters of a net are one."""
+    """Yield the pairs of names in a net that stand for one parameter."""
     names: dict[int, str] = {}
     for name, weight in net.named_parameters(remove_duplicate=False):
         if (other := names.setdefault(id(weight), name)) != name:
@@ -135,7 +136,7 @@ def _ties(net: Net) -> Iterator[str]:
 
 
 def _options(name: str, layer: Block | Head) -> Iterator[str]:
-    """Which options a block or a head has that its constructor does not give."""
+    """Yield the options of a block or a head that its constructor does not allow."""
     if isinstance(layer, Head):
         if layer.pool not in HEAD_POOLS:
             yield f"{name} has pool={layer.pool!r}"

@@ -15,7 +15,7 @@ the better."""
 
 
 def accuracies(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return 1 where the largest output is that of the label, else 0: [N], float64.
+    """Return the accuracy of each image, 1 where the largest output is that of the label, else 0: [N], float64.
 
     NaN where targets are no labels, or outputs are not [N, classes] with one for each of the labels, two at the least.
     """
@@ -30,9 +30,9 @@ METRICS: Mapping[str, Metric] = {"accuracy": accuracies}
 
 
 def checked_score(what: str, function: Loss | Metric) -> Loss:
-    """Return a loss or a metric that raises ValueError where it does not return one number for each image.
+    """Wrap a loss or a metric: raise ValueError where it does not return one number for each image.
 
-    Those of this library are returned as they are.
+    The loss and the metric of this library are returned as they are.
 
     what  "loss" or "metric", for the error
     """

@@ -33,7 +33,7 @@ class Flow(NamedTuple):
 
 
 class Block(nn.Module):
-    """convolution → (+ skip) → pooling → batch norm → activation, for [N, C, H, W].
+    """A block of a net: convolution → (+ skip) → pooling → batch norm → activation, for [N, C, H, W].
 
     pool       "avg" or "max" over 2×2, or None
     pool_last  pool after the activation (the paper's text) and not before the norm (the authors' code)
@@ -90,29 +90,29 @@ class Block(nn.Module):
         return Flow(self.activate(z), self.passes(z, flow.skip))
 
     def bridge(self, skip: Tensor | None) -> Tensor:
-        """The skip as it is added to the convolution's output."""
+        """Return the skip as it is added to the convolution's output."""
         assert skip is not None, "no block before this one opens a skip"
         return skip if self.shortcut is None else self.shortcut(skip)
 
     def normalise(self, z: Tensor) -> Tensor:
-        """Pooling (unless it comes last) and batch norm."""
+        """Apply pooling (unless it comes last) and batch norm."""
         z = z if self.pool_last else pool2(z, self.pool)
         return z if self.norm is None else self.norm(z)
 
     def passes(self, normed: Tensor, skip: Tensor | None) -> Tensor | None:
-        """The skip that is open behind this block, given its norm's output and the skip before it."""
+        """Return the skip that is open after this block, given the output of its norm and the skip before the block."""
         if self.opens:
             return pool2(normed, self.pool) if self.pool_last else normed
         return None if self.closes else skip
 
     def activate(self, z: Tensor) -> Tensor:
-        """The activation, and pooling where it comes last."""
+        """Apply the activation, and pooling where it comes last."""
         z = activate(z, self.activation)
         return pool2(z, self.pool) if self.pool_last else z
 
 
 class Head(nn.Module):
-    """Pooling over the whole picture ("max", "mean") or "flatten", then the final linear layer.
+    """The head of a net: pooling over the whole picture ("max", "mean") or "flatten", then the final linear layer.
 
     levels  of the matrix, as in `Block`
 
@@ -130,14 +130,14 @@ class Head(nn.Module):
         return self.linear(self.features(flow.x))
 
     def features(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] → [N, features]"""
+        """Pool or flatten the pictures: [N, C, H, W] → [N, features]."""
         if self.pool == "flatten":
             return x.flatten(1)
         return F.adaptive_max_pool2d(x, 1).flatten(1) if self.pool == "max" else x.mean((2, 3))
 
 
 class Net(nn.Sequential):
-    """Blocks and a head; [N, C, H, W] → logits [N, classes]."""
+    """A net of blocks and a head: [N, C, H, W] → logits [N, classes]."""
 
     head: Head
 
@@ -148,12 +148,12 @@ class Net(nn.Sequential):
 
     @property
     def blocks(self) -> list[Block]:
-        """The blocks in order."""
+        """Return the blocks in order."""
         return [layer for layer in self if isinstance(layer, Block)]
 
     @property
     def layers(self) -> list[Block | Head]:
-        """The blocks and the head."""
+        """Return the blocks and the head in order."""
         return [*self.blocks, self.head]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,17 +164,17 @@ class Net(nn.Sequential):
 
 
 def least_size(net: Net) -> int:
-    """The least height and width of images that poolings of 2×2 leave something of."""
+    """Return the least height and width of an image, of which the poolings of 2×2 leave at least one pixel."""
     return 2 ** sum(block.pool is not None for block in net.blocks)
 
 
 def new_batch_norm(channels: int) -> nn.BatchNorm2d:
-    """Batch norm whose running statistics are those of the last batch seen in train mode (`calibrate`)."""
+    """Make a batch norm whose running statistics are those of the last batch seen in train mode (`calibrate`)."""
     return nn.BatchNorm2d(channels, momentum=1.0)
 
 
 def pool2(x: Tensor, kind: str | None) -> Tensor:
-    """2×2 pooling, "avg" or "max", or none."""
+    """Pool windows of 2×2 by "avg" or "max", or not at all for None."""
     if kind is None:
         return x
     if kind == "avg":
@@ -186,11 +186,11 @@ def pool2(x: Tensor, kind: str | None) -> Tensor:
 
 @torch.no_grad()
 def initialise(net: nn.Module, seed: int) -> None:
-    """He: weights from N(0, √(2 / fan_in)); scales of norms 1; shifts and biases 0 (section 3). Not of frozen ones.
+    """Draw weights as He does: N(0, √(2 / fan_in)); set scales of norms to 1, shifts and biases to 0 (section 3).
 
     Weights on a grid are drawn uniformly from its values. The bias beside them comes from N(0, 1/6): where it were 0,
     the taps of a kernel could cancel on an even background, and rounding would decide on the sign of what is left.
-    Other numbers and vectors (a temperature, the slope of a PReLU) stay as the net was made.
+    Frozen parameters stay as they are, and so do other numbers and vectors (a temperature, the slope of a PReLU).
     """
     check_whole("seed", seed, least=0)
     rng, on_grid = generator(seed), grids(net)
@@ -208,20 +208,20 @@ def initialise(net: nn.Module, seed: int) -> None:
 
 
 def searched(net: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are searched, by name: those that are not frozen (`requires_grad`) and have an element.
+    """Return the searched parameters by name: those that are not frozen (`requires_grad`) and have an element.
 
-    A parameter that a net has under several names is one.
+    A parameter that a net has under several names comes once.
     """
     return {name: w for name, w in net.named_parameters() if w.requires_grad and (is_lazy(w) or w.numel())}
 
 
 def count_weights(net: nn.Module) -> int:
-    """The number of weights that are searched."""
+    """Return the number of weights that are searched."""
     return sum(weight.numel() for weight in searched(net).values())
 
 
 def grids(net: nn.Module) -> dict[str, Grid]:
-    """The grids of the tensors whose weights lie on one, by the tensors' names."""
+    """Return the grid of each tensor whose weights lie on one, by the name of the tensor."""
     layers = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, (Block, Head)) and layer.levels]
     return {
         tensor: Grid.of(weight, layer.levels)
@@ -232,9 +232,9 @@ def grids(net: nn.Module) -> dict[str, Grid]:
 
 
 def size_in_bytes(net: nn.Module) -> int:
-    """The bytes that a net's weights take: ⌈log₂ levels⌉ bits for one on a grid, 32 for a float.
+    """Return the bytes that a net's weights take: ⌈log₂ levels⌉ bits for a weight on a grid, 32 for a float.
 
-    Batch norm is counted as its scale and shift, which can take in its statistics.
+    Batch norm counts as a scale and a shift, which can absorb its statistics.
     """
     bits = {name: (grid.levels - 1).bit_length() for name, grid in grids(net).items()}
     return math.ceil(sum(weight.numel() * bits.get(name, 32) for name, weight in net.named_parameters()) / 8)
@@ -248,7 +248,7 @@ def one_conv(
     activation: str = "relu",
     levels: int = 0,
 ) -> Net:
-    """The Julia notebook's OneConv: 4 channels, max pooling, final layer; 7,890 weights on 28×28."""
+    """Build OneConv of the Julia notebook: 4 channels, max pooling, final layer; 7,890 weights on 28×28."""
     return _julia_net("one_conv", [4], shape, classes, seed, activation, levels)
 
 
@@ -260,7 +260,7 @@ def two_conv(
     activation: str = "relu",
     levels: int = 0,
 ) -> Net:
-    """The Julia notebook's TwoConv: 16 and 16 channels, max pooling after each, final layer."""
+    """Build TwoConv of the Julia notebook: 16 and 16 channels, max pooling after each, final layer."""
     return _julia_net("two_conv", [16, 16], shape, classes, seed, activation, levels)
 
 
@@ -286,7 +286,7 @@ def mnist_net(
     activation: str = "relu",
     levels: int = 0,
 ) -> Net:
-    """Section 4.1: six convolutions of 16 channels, pooling after every second; 12,016 weights.
+    """Build the net of section 4.1: six convolutions of 16 channels, pooling after every second; 12,016 weights.
 
     pool_last=False and head="max" are the authors' code, pool_last=True and head="mean" the paper's text.
     activation and levels are those of every block, see `Block`. Raises ValueError for another head.
@@ -312,7 +312,7 @@ def cifar_net(
     activation: str = "relu",
     levels: int = 0,
 ) -> Net:
-    """Table 3: Depth-3, Depth-5 or the residual Depth-10 (57,104 weights); options as in `mnist_net`.
+    """Build a net of Table 3: Depth-3, Depth-5 or the residual Depth-10 (57,104 weights); options as in `mnist_net`.
 
     Raises ValueError for another depth or head.
     """
@@ -342,7 +342,7 @@ def cifar_net(
 
 
 def _checked(shape: Sequence[int], classes: int, pools: int, net: str) -> Sequence[int]:
-    """The shape (C, H, W), if a net with so many poolings of 2×2 takes such images; otherwise raise ValueError."""
+    """Return the shape (C, H, W). Raises ValueError where it is no shape, or too small for so many poolings of 2×2."""
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"shape must be (channels, height, width) of an image, not {tuple(shape)}")
     check_whole("classes", classes, least=1)
@@ -352,5 +352,5 @@ def _checked(shape: Sequence[int], classes: int, pools: int, net: str) -> Sequen
 
 
 def _activations(activation: str, blocks: int, head: str) -> list[str | None]:
-    """The activation of each block; the authors pool the last batch norm's output by its maximum, without a ReLU."""
+    """Return the activation of each block; the last one has none before a maximum, as in the authors' code."""
     return [activation] * (blocks - 1) + [None if head == "max" else activation]

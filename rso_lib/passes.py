@@ -58,13 +58,13 @@ def buffers_kept(net: nn.Module, statistics: bool = True) -> Iterator[None]:
 
 @contextmanager
 def trial(net: nn.Module, training: bool, device: torch.device) -> Iterator[None]:
-    """Let a net make passes in a mode, with the noise of seed 0; at the end it has its modes and buffers back."""
+    """Put a net in a mode, with the noise of seed 0, and give it its own modes and buffers back at the end."""
     with mode(net, training), buffers_kept(net), noise(device, 0):
         yield
 
 
 def losses_along(loss: Callable[[], Tensor], weights: Tensor, index: int, values: Iterable[float | Tensor]) -> Tensor:
-    """Return a loss while one of some weights takes some values: [values, ...]. At the end the weight has its own."""
+    """Return the loss at some values of one weight: [values, ...]. At the end the weight has its own value again."""
     old, losses = weights[index].clone(), []
     try:
         for value in values:

@@ -22,7 +22,7 @@ Distribution = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator seeded by a tuple of non-negative integers, e.g. (seed, cycle, sweep)."""
+    """Return a CPU generator seeded by a tuple of non-negative integers, e.g. (seed, cycle, sweep)."""
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
     return torch.Generator().manual_seed(seed)
 
@@ -32,7 +32,7 @@ def noise(device: torch.device, *key: int) -> Iterator[Callable[[], None]]:
     """Seed the global generators of torch, numpy and Python from a key, and give the caller's states back at the end.
 
     What a module or a function of the user's draws from them depends then on where in the run it is used. A call of
-    what is yielded seeds them anew, so that the same numbers come again.
+    the yielded function seeds the generators anew, so that the same numbers come again.
     """
     on_cuda = device.type == "cuda"
     seed = generator(*key).initial_seed()
@@ -56,7 +56,7 @@ def noise(device: torch.device, *key: int) -> Iterator[Callable[[], None]]:
 
 
 def sigma(weight: Tensor) -> float:
-    """σ of a layer: the He value √(2 / fan_in) that its weights were drawn with (section 3).
+    """Return σ of a layer: the He value √(2 / fan_in) that its weights were drawn with (section 3).
 
     The paper measures the deviation of the initial tensor, of which this is the expectation. It depends
     on the shape alone, so a run that is resumed or starts from a trained net has the same σ.
@@ -69,17 +69,17 @@ def sigma(weight: Tensor) -> float:
 
 
 def gaussian(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """N(0, 1), the paper's default."""
+    """Draw Δ/σ from N(0, 1), the paper's default."""
     return torch.randn(shape, generator=rng, dtype=torch.float32)
 
 
 def uniform(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """Uniform on (−2, 2)."""
+    """Draw Δ/σ uniformly from (−2, 2)."""
     return torch.rand(shape, generator=rng, dtype=torch.float32) * 4 - 2
 
 
 def template(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """One of −1, 0, 1 with equal probability."""
+    """Draw Δ/σ from −1, 0 and 1 with equal probability."""
     return torch.randint(-1, 2, shape, generator=rng).float()
 
 
@@ -94,30 +94,30 @@ def _progress(cycle: int, cycles: int) -> float:
 
 
 def linear(cycle: int, cycles: int) -> float:
-    """From 1 in the first cycle to 1/10 in the last (section 4.1)."""
+    """Return a factor of σ that falls from 1 in the first cycle to 1/10 in the last (section 4.1)."""
     return 1 - 0.9 * _progress(cycle, cycles)
 
 
 def released(cycle: int, cycles: int) -> float:
-    """The authors' released code: from 1 on the way to 1/10, which would come one cycle after the last.
+    """Return the factor of σ of the authors' released code: it falls from 1, and is 1/10 only one cycle after the last.
 
-    Over few cycles that is milder than `linear`: five end with 0.28 in place of 0.1.
+    Over few cycles this factor is milder than `linear`: five end with 0.28 in place of 0.1.
     """
     return 1 - 0.9 * cycle / cycles
 
 
 def constant(cycle: int, cycles: int) -> float:
-    """1 throughout."""
+    """Return a factor of σ that is 1 in every cycle."""
     return 1.0
 
 
 def cosine(cycle: int, cycles: int) -> float:
-    """From 1 to 1/10 along half a cosine."""
+    """Return a factor of σ that falls from 1 to 1/10 along half a cosine."""
     return 0.55 + 0.45 * math.cos(math.pi * _progress(cycle, cycles))
 
 
 def stepped(cycle: int, cycles: int) -> float:
-    """1, then 1/√10, then 1/10: a third of the cycles each."""
+    """Return a factor of σ that is 1, then 1/√10, then 1/10: a third of the cycles each."""
     return 10 ** (-(3 * cycle // cycles) / 2)
 
 
@@ -134,18 +134,18 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def by_output(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """Output channel outside, then input channel, then the taps of the kernel: the paper's default."""
+    """Order weights by output channel, then input channel, then tap of the kernel: the paper's default."""
     return torch.arange(math.prod(shape))
 
 
 def by_input(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """Input channel outside, then output channel, then the taps: the paper's inverted order."""
+    """Order weights by input channel, then output channel, then tap of the kernel: the paper's inverted order."""
     index = torch.arange(math.prod(shape)).view(shape)
     return (index.transpose(0, 1) if index.dim() > 1 else index).flatten()
 
 
 def shuffled(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """A fresh permutation for every sweep."""
+    """Draw a fresh order of the weights for every sweep."""
     return torch.randperm(math.prod(shape), generator=rng)
 
 

@@ -65,7 +65,8 @@ def clear(scores: Scores) -> Tensor:
 def parabola(scores: Scores) -> Tensor:
     """Go to the minimum of the parabola through w and the two outermost candidates.
 
-    At most twice as far as the furthest candidate. Where the parabola has no minimum, the lowest loss is kept.
+    The weight moves at most twice as far as to the furthest candidate. Where the parabola has no minimum, the candidate
+    with the lowest loss is kept.
     """
     ends = torch.stack([scores.multiples.argmin(), scores.multiples.argmax()])  # a tensor: no value is read back
     a, b = scores.multiples[ends].unbind()
@@ -80,9 +81,9 @@ RULES: dict[str, Rule] = {"argmin": argmin, "clear": clear, "parabola": parabola
 
 
 def checked_rule(rule: Rule) -> Rule:
-    """Wrap a rule of the user's: raise ValueError or TypeError, naming it, where it returns no move for each step.
+    """Wrap a rule of the user's: raise ValueError or TypeError, with its name, for anything but a move for each step.
 
-    So does a rule that raises something itself, or writes into the scores.
+    Raises ValueError, too, where the rule itself raises anything or writes into the scores.
     """
     name = called(rule)
 

@@ -121,20 +121,20 @@ class RSO:
             raise ValueError(f"weight_decay must be at least 0 and below 1, not {self.weight_decay!r}")
 
     def sigma_factor(self, cycle: int) -> float:
-        """The factor of a layer's σ in a cycle (from 0): the schedule, and 1/10 for joint levels."""
+        """Return the factor of a layer's σ in a cycle (from 0): the schedule, and 1/10 for joint levels."""
         schedule = SCHEDULES[self.schedule] if isinstance(self.schedule, str) else partial(_factor, self.schedule)
         return schedule(cycle, self.cycles) * (1.0 if self.level == "weight" else JOINT_SIGMA)
 
     def batch(self, cycle: int) -> int:
-        """The images that score the candidates of a step in a cycle (from 0)."""
+        """Return how many images score the candidates of a step in a cycle (from 0)."""
         if self.first_batch is None or self.cycles == 1:
             return self.batch_size
         return round(self.first_batch * (self.batch_size / self.first_batch) ** (cycle / (self.cycles - 1)))
 
     def draw(self) -> Distribution:
-        """The distribution of Δ in units of σ, as a callable (shape, generator) → tensor.
+        """Return the distribution of Δ in units of σ, as a callable (shape, generator) → tensor.
 
-        That of a function of the user's raises ValueError or TypeError where it returns something else than float32 or
+        A distribution of the user's raises ValueError or TypeError where it returns something else than float32 or
         float64 numbers of the shape, all finite, on the CPU.
         """
         if isinstance(self.distribution, str):
@@ -147,15 +147,15 @@ class RSO:
 
     @property
     def few_choices(self) -> bool:
-        """Say whether the rule chooses one of at most four candidates."""
+        """Return whether the rule chooses one of at most four candidates."""
         return self.rule in ("argmin", "clear") and len(self.candidates) <= 4
 
     def multiples(self, device: torch.device) -> torch.Tensor:
-        """Return the candidates as a tensor [K], float64."""
+        """Return the candidates, multiples of Δ, as a tensor [K], float64."""
         return torch.tensor(self.candidates, dtype=torch.float64, device=device)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values; a callable is given by its name."""
+        """Return the settings as plain values; a callable is given by its name."""
         names = {
             "schedule": name_of(self.schedule, SCHEDULES),
             "distribution": name_of(self.distribution, DISTRIBUTIONS),
@@ -181,7 +181,7 @@ def _factor(schedule: Schedule, cycle: int, cycles: int) -> float:
 def _changes(distribution: Distribution, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
     """Call a distribution of the user's, and return Δ in units of σ. Raises ValueError or TypeError for nonsense.
 
-    A function that draws from a global generator in place of the one that it is given repeats itself all the same.
+    A function that draws from a global generator, and not from the given one, repeats its numbers, too.
     """
     what = f"distribution {called(distribution)} ({shape}, generator)"
     with noise(torch.device("cpu"), rng.initial_seed()):
@@ -220,7 +220,7 @@ def exact_products() -> Iterator[None]:
 
 
 def name_of(choice: Any, known: Mapping[str, Any]) -> str:
-    """The name of a choice that may be a callable; with where it is defined, if a known one is called so too."""
+    """Return the name of a choice that may be a callable; with its module where a known choice has the same name."""
     if isinstance(choice, str):
         return choice
     name = getattr(choice, "__name__", repr(choice))
@@ -228,7 +228,7 @@ def name_of(choice: Any, known: Mapping[str, Any]) -> str:
 
 
 def check_named(name: str, choice: object) -> None:
-    """Raise ValueError where an argument is a callable that its name does not tell from others."""
+    """Raise ValueError where an argument is a callable without a name of its own, such as a lambda."""
     if callable(choice) and getattr(choice, "__name__", "<lambda>") == "<lambda>":
         raise ValueError(
             f"{name} must be a function with a name of its own, by which the run's folder tells it from others, "
@@ -237,7 +237,7 @@ def check_named(name: str, choice: object) -> None:
 
 
 def function_of(name: str, choice: Any, known: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
-    """Return the function that an argument is, or names: a known one, or "module:function", which is imported.
+    """Return the function that is given itself or by name: a known one, or "module:function", which is imported.
 
     Raises ValueError where there is no such function.
     """

@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, the sets that torchvision downloads, anybody's own folder."""
+"""Sources of images: scikit-learn's digits, the sets that torchvision downloads, anybody's own folder."""
 
 import shutil
 import socket
@@ -46,7 +46,7 @@ class Source(NamedTuple):
 
 
 def digits(rng: torch.Generator) -> Source:
-    """1,797 images of 8×8. In random order, then sorted by class, every fifth is a test image."""
+    """Return 1,797 digits of 8×8. In random order, then sorted by class, every fifth is a test image."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -60,7 +60,7 @@ def digits(rng: torch.Generator) -> Source:
 
 
 def torchvision(name: str, root: Path) -> Source:
-    """A set that torchvision knows, from its files under `root`, downloaded if they are not there."""
+    """Read a set that torchvision knows from its files under `root`, and download missing ones."""
     from torchvision import datasets
 
     dataset = getattr(datasets, TORCHVISION[name])
@@ -70,11 +70,11 @@ def torchvision(name: str, root: Path) -> Source:
 class Published(NamedTuple):
     """A set in MNIST's file format.
 
-    parts     what the files of the training and of the test part begin with
-    labels    what those of the labels end with
-    classes   their names
-    archives  what is downloaded, with its MD5 sums, from an address
-    fetch     downloads it to a folder
+    parts     the beginning of the file names of the training part, and of the test part
+    labels    the end of the file names of labels
+    classes   the names of the classes
+    archives  the archives that are downloaded from an address, with their MD5 sums
+    fetch     downloads the archives to a folder
     upright   whether images are stored row by row
     """
 
@@ -104,7 +104,7 @@ def _published(dataset: Any) -> Published:
 
 
 def _both(dataset: Any, folder: Path) -> None:
-    """Download the two parts, which QMNIST keeps apart."""
+    """Download the training and the test part of QMNIST, each by itself."""
     for train in (True, False):
         dataset(folder, train=train, download=True)
 
@@ -125,7 +125,7 @@ def _mnist(known: Published, root: Path) -> Source:
 
 
 def _strange(source: Source, known: Published) -> str:
-    """In what a set is not the published one; "" if in nothing."""
+    """Return the first difference between a set and the published one, in words; "" for none."""
     for part, (images, labels), count in zip(known.parts, source[:2], COUNTS[known.name], strict=True):
         if images.shape[2:] != (28, 28):
             return f"{part}-* has images of {images.shape[3]}×{images.shape[2]} pixels, not 28×28"
@@ -141,7 +141,7 @@ def _strange(source: Source, known: Published) -> str:
 
 
 def _idx(raw: Path, part: str, known: Published) -> Part:
-    """A part in MNIST's own file format."""
+    """Read a part in MNIST's own file format."""
     from torchvision.datasets.mnist import read_image_file, read_label_file, read_sn3_pascalvincent_tensor
 
     reader = read_label_file if known.labels.startswith("labels-idx1") else read_sn3_pascalvincent_tensor
@@ -177,7 +177,7 @@ def _from_cifar(part: Any) -> Part:
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:
-    """[N, H, W, C] → [N, C, H, W]"""
+    """Move the channels of images to the front: [N, H, W, C] → [N, C, H, W]."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
@@ -216,7 +216,7 @@ def _download(
 
 
 def folder(path: Path) -> Source:
-    """Images in `path`/train/CLASS/* and `path`/test/CLASS/*."""
+    """Read the images in `path`/train/CLASS/* and `path`/test/CLASS/*."""
     classes, other = _classes(path / "train"), _classes(path / "test")
     if classes != other:
         unlike = ", ".join(sorted(set(classes) ^ set(other)))
@@ -238,7 +238,7 @@ def _classes(part: Path) -> list[str]:
 
 
 def _files(part: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    """Every image file of a part, with its label."""
+    """Return every image file of a part, with its label."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     files = []
@@ -252,7 +252,7 @@ def _files(part: Path, classes: list[str]) -> list[tuple[Path, int]]:
 
 
 def _images(files: list[Path]) -> Tensor:
-    """uint8 [N, 1, H, W] if all images are grey, else [N, 3, H, W]."""
+    """Read images as uint8: [N, 1, H, W] if all of them are grey, else [N, 3, H, W]."""
     images: list[np.ndarray] = []
     for file in tqdm(files, desc="reading images", unit=" images", delay=1, leave=False):
         images.append(_pixels(file))
@@ -268,7 +268,7 @@ def _images(files: list[Path]) -> Tensor:
 
 
 def _pixels(file: Path) -> np.ndarray:
-    """uint8 [H, W] of a grey image, [H, W, 3] of any other; transparency is dropped."""
+    """Read an image as uint8: [H, W] if it is grey, else [H, W, 3]; transparency is dropped."""
     from PIL import Image
 
     try:

@@ -20,7 +20,7 @@ SHUFFLE, DRAWS, NOISE = 1, 2, 3
 
 
 class Alone:
-    """A run of one process. `run.processes.World` is the same for several, which share the steps of a sweep.
+    """A run of one process. `run.processes.World` is its counterpart for several, which share the steps of a sweep.
 
     rank, size  the number of this process, and how many there are
     """
@@ -28,7 +28,7 @@ class Alone:
     rank, size = 0, 1
 
     def exchange(self, codes: Tensor, owners: Tensor) -> Tensor:
-        """Return the codes (0 to 3) [steps] of all processes, given those of this one and the owner of each step."""
+        """Return the codes (0 to 3) [steps] of all processes, given the codes of this one and each step's owner."""
         return codes
 
     def exchange_values(self, values: Tensor, owners: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ ALONE = Alone()
 
 
 class Position(NamedTuple):
-    """Where a run stands: finished cycles, finished sweeps of this cycle, finished steps of this sweep."""
+    """The position of a run: finished cycles, finished sweeps of this cycle, finished steps of this sweep."""
 
     cycle: int = 0
     sweep: int = 0
@@ -59,7 +59,7 @@ class Position(NamedTuple):
 
     @classmethod
     def after(cls, history: History) -> "Position":
-        """The position behind the last row of a history."""
+        """Return the position after the last row of a history."""
         cycles = len(history.cycles.rows)
         return cls(cycles, sum(row.cycle > cycles for row in history.rows))
 
@@ -105,7 +105,7 @@ class Step(NamedTuple):
 
 
 class SweepResult(NamedTuple):
-    """The choices of a sweep, [steps], multiples of Δ, and the sum of the losses of what was written."""
+    """The choices of a sweep, [steps], multiples of Δ, and the sum of the losses of the written candidates."""
 
     choices: Tensor
     loss: Tensor
@@ -150,12 +150,14 @@ def _check_finite(net: nn.Module, sweep: Sweep) -> None:
 
 
 class WeightPlan:
-    """The visits of the weights of a tensor, of which each process makes its own."""
+    """A plan of the visits of a tensor's weights, of which each process makes its own.
+
+    made  steps of the sweep that have been made already
+    """
 
     def __init__(
         self, net: nn.Module, scorer: Scorer, settings: RSO, cycle: int, sweep: Sweep, made: int, world: Alone
     ):
-        """made  steps of the sweep that have been made already"""
         weight = net.get_parameter(sweep.layer).detach()
         self.settings, self.world, self.device = settings, world, weight.device
         if settings.strategy != "sequential":  # its steps see the weights as they are when the sweep begins
@@ -176,7 +178,7 @@ class WeightPlan:
             yield moves
 
     def close(self, results: "Results") -> SweepResult:
-        """Return what came out. Where processes share the sweep, tell each other the choices, and write them all."""
+        """Return the result of the sweep. Processes that share it exchange their choices first, and write them all."""
         if self.world.size == 1:
             return SweepResult(results.choices, results.loss())
         choices = results.exchange(self.owners, self.settings.few_choices, self.world)
@@ -232,7 +234,7 @@ class JointPlan:
             yield JointMove(sweep.names, turn % self.batches, turn, [t], deltas)
 
     def close(self, results: "Results") -> SweepResult:
-        """Return what came out."""
+        """Return the result of the sweep."""
         return SweepResult(results.choices, results.loss())
 
 
@@ -253,7 +255,7 @@ class Results:
         self.choices = multiples.new_empty(steps)
 
     def add(self, places: Sequence[int], losses: Tensor, choices: Tensor) -> None:
-        """Add some steps: losses [n, K], choices [n]."""
+        """Add the losses [n, K] and the choices [n] of some steps."""
         first, last = len(self.places), len(self.places) + len(places)
         self.losses[first:last], self.choices[first:last] = losses, choices
         self.places.extend(places)
@@ -263,7 +265,7 @@ class Results:
         return (self.choices[: len(self.places), None] - self.multiples).abs().argmin(1)
 
     def loss(self) -> Tensor:
-        """Return the sum of the losses of these candidates."""
+        """Return the sum of the losses of the candidates that were written."""
         return self.losses[: len(self.places)].gather(1, self.written()[:, None]).sum()
 
     def exchange(self, owners: Tensor, few: bool, world: Alone) -> Tensor:

@@ -22,7 +22,7 @@ def labelled(targets: Tensor) -> bool:
 
 
 def pair_of(part: str, pair: Any) -> Pair:
-    """Return copies of x and y as data has them: labels as int64, truth values of several labels as float32.
+    """Return copies of x and y as `Data` holds them: labels as int64, truth values of several labels as float32.
 
     Raises ValueError or TypeError, naming what is wrong.
     """
@@ -44,7 +44,7 @@ def pair_of(part: str, pair: Any) -> Pair:
 
 
 def check_scale(part: str, x: Tensor, own: Tensor) -> None:
-    """Raise TypeError where of x and the images of a part only one is of bytes, which are divided by 255."""
+    """Raise TypeError where only one of x and the images of a part holds bytes, which are divided by 255."""
     if (x.dtype == torch.uint8) != (own.dtype == torch.uint8):
         raise TypeError(
             f"x of {part} must be of the type of x, which is {x.dtype}, not {own.dtype}: bytes are divided by 255, "
@@ -53,7 +53,7 @@ def check_scale(part: str, x: Tensor, own: Tensor) -> None:
 
 
 def argument_of(name: str, part: str) -> str:
-    """Return what an error calls x or y: of the whole ("x"), or of a part of its own."""
+    """Return the name of x or y in an error: "x", or "x of val" for a part with tensors of its own."""
     return name if part == "x" else f"{name} of {part}"
 
 
@@ -93,7 +93,7 @@ def _tensor(value: Any) -> Tensor:
 
 
 def count_of(name: str, size: Any, rows: int) -> int:
-    """Return how many of some rows a share or a whole number is. Raises ValueError or TypeError where it is neither."""
+    """Return how many rows a share or a whole number means. Raises ValueError or TypeError where it is neither."""
     size = plain(size)
     check_number(name, size)
     if isinstance(size, int):

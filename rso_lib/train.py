@@ -69,9 +69,9 @@ def train(
 ) -> Iterator[Report | Step]:
     """Train `net` in place, yielding a `Report` after each sweep and each cycle.
 
-    net       a `models.Net` goes through the fast engine; any other module, and a `Net` that somebody has changed
-              (`known.unlike`), through Algorithm 1 as printed. Frozen parameters stay as they are, also those that are
-              frozen between two reports
+    net       a `models.Net` goes through the fast engine; for any other module, and for a `Net` that somebody has
+              changed (`known.unlike`), each candidate sends its batch through the whole net. Frozen parameters stay as
+              they are, also those that are frozen between two reports
     history   the reports of earlier sittings: the run goes on behind them, with the draws it would have had
     steps     yield a `Step` after every visit too
     begun     the current sweep's first steps, where a sitting ended within it: they are not made again, but count
@@ -151,7 +151,7 @@ def evaluate(
 
 
 def scores(net: nn.Module, data: Data, loss: Loss = cross_entropies, metric: Metric = accuracies) -> dict[str, Any]:
-    """Loss and metric of all parts of the data, as in `Report`, with batch norm calibrated on the training part."""
+    """Return loss and metric of all parts, as in `Report`, with batch norm calibrated on the training part."""
     calibrate(net, data.train.images)
     found = {}
     for part in ("train", "val", "test"):
@@ -168,10 +168,12 @@ def _reports(
     scored: tuple[Loss, Metric],
     world: Alone,
 ) -> Iterator[Report | Step]:
-    """All reports and steps behind those that there are: rows, and losses in the sweep behind them.
+    """Yield the reports and steps that follow `rows`.
 
-    With each report batch norm has the statistics of the weights as they are. Within a layer's sweeps those of the
-    blocks before it stay as they were, and the search reads no others.
+    begun  the steps of the next sweep that have been made already
+
+    At each report batch norm has the statistics of the weights as they are. Within the sweeps of a layer, the
+    statistics of the blocks before it stay as they were, and the search reads no others.
     """
     start = Position.after(History(rows))
     with buffers_kept(net, statistics=False) if rows or begun else nullcontext():  # the run has changed them already
@@ -194,9 +196,9 @@ def _reports(
 
 
 def _next_sweep(net: nn.Module, settings: RSO, rows: Sequence[Report]) -> Sweep | None:
-    """Return the sweep of a cycle that follows some rows, None at its end; a tensor that is frozen by now has none.
+    """Return the sweep of a cycle that follows some rows; None at its end. A tensor that is frozen by now has no sweep.
 
-    Raises ValueError where the cycle has begun with other sweeps, or there is none.
+    Raises ValueError where the cycle has begun with other sweeps, or where there is no sweep.
     """
     plan, done = sweeps(net, settings), [row.layer for row in rows]
     if not plan:

@@ -19,6 +19,7 @@ from rso_lib.proposals import (
     released,
     shuffled,
     sigma,
+    stepped,
     template,
     uniform,
 )

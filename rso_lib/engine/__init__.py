@@ -109,7 +109,7 @@ def evaluator(net: Net) -> Callable[[Tensor], Tensor]:
 
 
 def stepper(scorer: Scorer, rule: Rule, device: torch.device, cache: str = "full") -> Stepper:
-    """Return how steps are made: score, choose, commit; on a CUDA device as a replayed graph of these three."""
+    """Return the function that makes steps: score, choose, commit; on a CUDA device a replayed graph of these three."""
     if isinstance(scorer, SequentialScorer) and replay.covers(device, cache):
         return replay.Replay(scorer, rule, device)
 

@@ -67,7 +67,7 @@ def copied(w: Weights) -> Weights:
 
 
 def most_at_once(device: torch.device) -> int:
-    """Return the most values of an activation, of all candidates that go through the net as one batch on a device."""
+    """Return how many values an activation may have where candidates go through the net as one batch on a device."""
     return AT_ONCE_ON_A_CPU if device.type == "cpu" else AT_ONCE
 
 
@@ -128,7 +128,7 @@ class BlockScorer:
 
     @property
     def steps_at_once(self) -> int:
-        """The most steps that are scored together: as many as share a round."""
+        """Return how many steps of a round are scored together, at the most."""
         return max(1, self.at_once // len(self.multiples))
 
     def begin(self) -> None:
@@ -149,12 +149,12 @@ class BlockScorer:
         return candidates(w[:, None], moves.deltas[:, None], self.multiples[1:], self.grids.get(moves.tensor))
 
     def forget(self) -> None:
-        """Drop what is cached for the batches, but for their input."""
+        """Drop the caches of all batches, except their input."""
         self.responses: dict[int, Preactivation] = {}
         self.skips: dict[int, Tensor | None] = {}
 
     def respond(self, batch: int, z: Preactivation) -> None:
-        """Cache the next layer's preactivation where this block's batch norm receives z, and the skip after it."""
+        """Cache the next layer's preactivation, and the skip after the block, given the input z of its batch norm."""
         z, skip = Preactivation(self.cut.layout(z.z), z.moments), self.inputs[batch].skip
         if self.joined:
             flow = self.cut.finish(z, skip)
@@ -165,7 +165,7 @@ class BlockScorer:
     def linear(
         self, batch: int, w: Weights, rows: Sequence[Index] | None = None, like: Sequence[tuple[int, Index]] = ()
     ) -> Preactivation:
-        """Return what the block's batch norm receives for output channels of weights w: [N, len(w), H, W], contiguous.
+        """Return the input of the block's batch norm for output channels of weights w: [N, len(w), H, W], contiguous.
 
         rows  the output channels that the weights w are of, unless these are all
         like  for each trailing channel of w, (base channel, weight): equal to an earlier channel of w but for that
@@ -174,7 +174,7 @@ class BlockScorer:
         return self.bridged(batch, self.convolved(batch, w["conv.weight"], rows, like), w, rows)
 
     def bridged(self, batch: int, z: Preactivation, w: Weights, rows: Sequence[Index] | None = None) -> Preactivation:
-        """Add the skip where the block closes one."""
+        """Add the skip to the preactivation z where the block closes one."""
         if not self.block.closes:
             return z
         return Preactivation((z.z + bridge(self.block, w, self.inputs[batch].skip, rows)).contiguous())
@@ -200,7 +200,7 @@ class BlockScorer:
         return Preactivation(torch.stack(z, 1))
 
     def tap(self, x: Tensor, j: Index) -> Tensor:
-        """Return what weight j of a channel of the convolution is multiplied with, out of planes x: [N, H, W]."""
+        """Return the values of planes x that weight j of a channel of the convolution is multiplied with: [N, H, W]."""
         height, width = self.size
         if isinstance(j, Tensor):
             return x.flatten(1)[:, self.pixels + self.offsets[j]].view(-1, height, width)
@@ -221,7 +221,7 @@ class BlockScorer:
         like: Sequence[tuple[int, Index]],
         pairs: Sequence[tuple[int, int]],
     ) -> Flow:
-        """Return how the next layer's input, and the skip that is opened, change: [pairs, N, 1, H, W] each.
+        """Return the changes of the next layer's input, and of the skip that is opened: [pairs, N, 1, H, W] each.
 
         pairs  (old, new) channels of w; other arguments as for `linear`
         """
@@ -236,12 +236,12 @@ class BlockScorer:
         return Flow(channel_changes(x, pairs), None if skip is None else channel_changes(skip, pairs))
 
     def losses(self, batch: int, candidates: Iterable[Candidate]) -> Tensor:
-        """Return the loss of each image for each candidate input of the next layer: [candidates, N], float64."""
+        """Return the loss of each image for each candidate of the next layer: [candidates, N], float64."""
         made = torch.stack(list(outputs(self.stages, candidates, self.at_once)))
         return losses_of(self.loss, made, self.labels[batch])
 
     def with_unchanged(self, batch: int, rows: Sequence[Index], changes: Flow) -> Iterable[Candidate]:
-        """Return what the next layer receives with w, and with one channel changed, for each of the changes in turn."""
+        """Return the next layer's candidates: with w, then with one channel changed, for each of the changes."""
         z, skip = self.responses[batch], self.skips[batch]
         cuda = kernels.on_cuda(kernels.covering(z.z, z.z.shape[1]))
         if cuda and isinstance(self.next, BlockStage) and skip is None and self.at_once > len(rows):
@@ -254,11 +254,11 @@ class BlockScorer:
         return torch.stack([self.next.taps[:, :, one(row)].squeeze(2) for row in rows])
 
     def unchanged(self, batch: int) -> Candidate:
-        """Return what the next layer receives with the base weights."""
+        """Return the next layer's candidate with the base weights."""
         return self.joining(self.responses[batch], self.skips[batch])
 
     def changed(self, batch: int, rows: Sequence[Index], changes: Flow) -> Iterator[Candidate]:
-        """Yield what the next layer receives where one channel changes, for each of the changes in turn.
+        """Yield the next layer's candidate with one channel changed, for each of the changes in turn.
 
         The change is added, so a change of nothing has the loss of w to the last bit: a tie keeps w.
         """

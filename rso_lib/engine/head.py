@@ -32,7 +32,7 @@ class OtherLogits(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, row: int) -> "OtherLogits":
-        """Take them from all logits [classes, N]."""
+        """Return the part that the logits of class `row` leave alone, from all logits [classes, N]."""
         log_sum = torch.cat([logits[:row], logits[row + 1 :]]).logsumexp(0)
         return cls(row, log_sum, logits.gather(0, labels[None])[0], labels == row)
 

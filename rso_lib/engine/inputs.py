@@ -15,7 +15,7 @@ Made = TypeVar("Made")
 
 
 class OnDemand(dict[int, Made]):
-    """Something for every batch, made when it is first asked for."""
+    """A value for every batch, made when it is first asked for."""
 
     def __init__(self, make: Callable[[int], Made]):
         super().__init__()

@@ -69,7 +69,7 @@ class Kernels:
         base: Tensor | None = None,
         of: Sequence[int] = (),
     ) -> Preactivation:
-        """Some output channels, rows, of a convolution without a border (+ base): [N, rows, *size], contiguous.
+        """Return some output channels, rows, of a convolution without a border (+ base): [N, rows, *size], contiguous.
 
         x        [N, C, H, W], contiguous
         weights  [rows, taps]
@@ -100,7 +100,7 @@ class Kernels:
         activation: str | None,
         pairs: Sequence[tuple[int, int]],
     ) -> Tensor:
-        """Batch norm and activation of rows: of the second of each pair, less that of the first. [pairs, N, 1, H, W].
+        """Normalise and activate rows, and subtract the first of each pair from the second: [pairs, N, 1, H, W].
 
         z      [N, rows, H, W], contiguous, with its moments; batch norm takes its statistics from these
         scale  of batch norm: [rows], as its shift
@@ -118,7 +118,7 @@ class Kernels:
     def add_channels(
         self, base: Tensor, planes: Tensor, taps: Tensor, stride: int, out: Tensor | None = None
     ) -> Preactivation:
-        """base + the 3×3 convolution of some input channels.
+        """Add the 3×3 convolution of some input channels to a base.
 
         base    [N, CO, H', W'] channels last; `out` may be the same tensor
         planes  [channels, N, 1, H, W], contiguous
@@ -144,7 +144,7 @@ class Kernels:
         stride: int,
         base: Tensor | None,
     ) -> Preactivation:
-        """Batch norm with the statistics that follow from before.moments, activation, 3×3 convolution (+ base).
+        """Normalise with the statistics that follow from before.moments, activate, and convolve 3×3 (+ base).
 
         scale   of batch norm: [CI], as its shift
         taps    [3, 3, CI, CO]
@@ -168,7 +168,7 @@ class Kernels:
     def norm_max(
         self, before: Preactivation, scale: Tensor, shift: Tensor, eps: float, activation: str | None
     ) -> Tensor:
-        """Batch norm and activation as in `norm_conv`, and each channel's maximum over the picture: [groups × N, C]."""
+        """Normalise and activate as `norm_conv`; return each channel's maximum over the picture: [groups × N, C]."""
         z, groups = before.z, before.groups
         images, channels, height, width = z.shape
         out = torch.empty((images, channels), dtype=z.dtype)
@@ -200,7 +200,7 @@ class Kernels:
 
 
 def last(z: Tensor) -> Tensor:
-    """Return a tensor [N, C, H, W]. Raises ValueError unless its layout is channels last."""
+    """Return the tensor z [N, C, H, W]. Raises ValueError unless its layout is channels last."""
     if z.numel() and not z.is_contiguous(memory_format=torch.channels_last):
         raise ValueError(f"a tensor {list(z.shape)} must be channels last, and its strides are {z.stride()}")
     return z
@@ -234,13 +234,13 @@ def load_compiled() -> Kernels | None:
 
 
 def on_cuda(found: "Kernels | CudaKernels | None") -> "CudaKernels | None":
-    """Return the kernels that were found, if they are those of a GPU."""
+    """Return the kernels that were found if they are for a GPU, else None."""
     return None if isinstance(found, Kernels) else found
 
 
 @cache
 def load_cuda() -> "CudaKernels | None":
-    """The kernels of a GPU, or None where Triton is missing (PyTorch for Windows comes without it)."""
+    """Return the kernels of a GPU, or None where Triton is missing (PyTorch for Windows comes without it)."""
     if os.environ.get("RSO_KERNELS") == "0" or importlib.util.find_spec("triton") is None:
         return None
     from .kernels_cuda import CudaKernels
@@ -249,10 +249,10 @@ def load_cuda() -> "CudaKernels | None":
 
 
 def _compiled() -> Path:
-    """The library for this machine in the user's cache, compiled if it is not there, or not whole.
+    """Return the library for this machine in the user's cache; compile it where it is missing, or not whole.
 
-    Its name holds a digest of its content: to load a file that was cut short may kill the process. It does not depend
-    on the compiler, which the nodes of a cluster may lack: what is there is taken, whichever compiler made it.
+    The name of the file holds a digest of the content: to load a file that was cut short may kill the process. The name
+    does not depend on the compiler, which the nodes of a cluster may lack: a library of any compiler is taken.
     """
     source = SOURCE.read_text(encoding="utf-8")
     key = hashlib.sha256(f"{source}{FLAGS}{_processor()}".encode()).hexdigest()[:16]
@@ -262,7 +262,7 @@ def _compiled() -> Path:
 
 
 def _compile(folder: Path, key: str) -> Path:
-    """Compile into a folder, in which nothing half-written is ever seen."""
+    """Compile the library into a folder, in which no half-written file is ever seen."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
     if compiler is None:
         raise OSError("there is no C++ compiler")
@@ -285,12 +285,12 @@ def _name(key: str, content: bytes) -> str:
 
 
 def _processor() -> str:
-    """Return what the compiled code depends on: several machines may share a home folder."""
+    """Return the system and processor that the compiled code is for: several machines may share a home folder."""
     return f"{platform.system()}{platform.machine()}{platform.processor()}{cpu_info('flags', 'Features')[:1]}"
 
 
 def cpu_info(*keys: str) -> list[str]:
-    """Return what Linux says of each processor under some keys; nothing on other systems."""
+    """Return the values of some keys in /proc/cpuinfo, for each processor; none where there is no such file."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return [line.partition(":")[2].strip() for line in lines if line.startswith(keys)]

@@ -170,7 +170,7 @@ class CudaKernels:
         stride: int,
         base: Tensor | None,
     ) -> Preactivation:
-        """Normalise, activate and convolve, as `Kernels.norm_conv`. taps [side, side, CI, CO]"""
+        """Normalise, activate and convolve, as `Kernels.norm_conv`; taps are [side, side, CI, CO]."""
         z, groups = before.z, before.groups
         images, inputs, height, width = z.shape
         side, _, _, outputs = taps.shape
@@ -210,7 +210,7 @@ class CudaKernels:
 
 
 def on(device: torch.device, numbers: Sequence[int]) -> Tensor:
-    """Return whole numbers on a device. They are uploaded once: a graph cannot record an upload."""
+    """Return whole numbers as a tensor on a device, uploaded once: a graph cannot record an upload."""
     return _uploaded(device, tuple(numbers))
 
 

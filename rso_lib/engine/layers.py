@@ -64,7 +64,7 @@ Index = int | Tensor
 
 
 def one(place: Index) -> slice | Tensor:
-    """Return an index that leaves a dimension of size 1."""
+    """Return an index of one channel or weight that keeps the dimension, with size 1."""
     return place if isinstance(place, Tensor) else slice(place, place + 1)
 
 
@@ -79,7 +79,7 @@ def picked(x: Tensor, rows: Sequence[Index]) -> Tensor:
 def bridge(
     block: Block, w: Weights, skip: Tensor | None, rows: Sequence[Index] | None = None, groups: int = 1
 ) -> Tensor:
-    """Return what the open skip adds to the linear map's output."""
+    """Return the values that the open skip adds to the linear map's output."""
     assert skip is not None, "no block before this one opens a skip"
     skip = skip.to(w["conv.weight"])  # it may be cached in half precision
     if block.shortcut is not None:
@@ -159,7 +159,7 @@ class HeadStage:
         return self.responses(self.enter(flow.x), groups)
 
     def responses(self, x: Tensor, groups: int) -> Tensor:
-        """Multiply the matrix with each candidate by itself, in memory of its own.
+        """Multiply the matrix with each candidate separately, each in memory of its own.
 
         A product rounds by the place of a row, and by where the first one lies: ties would break.
         """
@@ -195,7 +195,7 @@ Candidate = tuple[Preactivation, Tensor | None]
 
 
 def outputs(cuts: Sequence[Stage], candidates: Iterable[Candidate], at_once: int) -> Iterator[Tensor]:
-    """Yield the net's output for each candidate preactivation of the first stage, so many of them as one batch."""
+    """Yield the net's output for each candidate of the first stage, at most `at_once` of them as one batch."""
     remaining = iter(candidates)
     while group := list(islice(remaining, at_once)):
         z, skip = side_by_side(group)
@@ -217,7 +217,7 @@ def side_by_side(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def concatenated(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Concatenate the parts, if all are there."""
+    """Concatenate the parts; return None where one is missing."""
     there = [part for part in parts if part is not None]
     return torch.cat(there) if len(there) == len(parts) else None
 
@@ -258,7 +258,7 @@ def fused_norm(block: Block) -> nn.BatchNorm2d | None:
 
 
 def forward(cuts: Sequence[Stage], images: Tensor) -> Flow:
-    """Run images through stages, which are those of a net from its first on."""
+    """Run images through the stages of a net, from the first on."""
     flow = Flow(images)
     if not cuts:
         return flow

@@ -40,13 +40,13 @@ def keep_freed() -> bool:
 
 
 def release() -> None:
-    """Hand back what `keep_freed` has kept, whose pieces may not suit the sizes that come."""
+    """Give the system the memory back that `keep_freed` has kept: its pieces may not suit the sizes that come."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def available(device: torch.device) -> int:
-    """Free bytes of the device's memory; of a CPU's, the share of one of the processes that torchrun has started."""
+    """Return the free bytes of a device's memory; on a CPU, the share of one of the processes that torchrun started."""
     if device.type == "cuda":
         freed = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch has it for its next
         return torch.cuda.mem_get_info(device)[0] + freed
@@ -57,7 +57,7 @@ def available(device: torch.device) -> int:
 
 
 def _left_to_the_container(group: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes up to the limit that Linux sets to a container, files that it can drop not counted; inf without one."""
+    """Return the bytes left to a container on Linux; files that it can drop count as free; inf for no limit."""
     try:
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
         counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
@@ -67,7 +67,7 @@ def _left_to_the_container(group: Path = Path("/sys/fs/cgroup")) -> float:
 
 
 def peak(device: torch.device) -> int:
-    """The most bytes at once so far: of the process, or of the CUDA device's tensors."""
+    """Return the most bytes in use at once so far: of the process, or of the CUDA device's tensors."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
@@ -84,7 +84,7 @@ def peak(device: torch.device) -> int:
 
 @torch.no_grad()
 def needed(net: Net, data: Data, settings: RSO) -> int:
-    """Bytes that the search of the most demanding layer takes in this process, beyond the data itself.
+    """Return the bytes that the search of the most demanding layer takes in this process, beyond the data itself.
 
     Per image: the shuffled copy, the searched layer's input and the open skip. At the weight level, unless
     settings.cache is "input" or settings.strategy "layer", also the next layer's response and the skip that the layer
@@ -127,7 +127,7 @@ def needed(net: Net, data: Data, settings: RSO) -> int:
 
 
 def together(candidate: int, net: Net, data: Data, settings: RSO) -> int:
-    """Values of the largest activation of all candidates that go through the net as one batch, given those of one."""
+    """Return the values of the largest activation for all candidates in one batch, given those for one candidate."""
     slices = max(len(data.train) // settings.batch_size, 1)
     sweep = max((block.conv.weight.numel() for block in net.blocks), default=0)
     tried = len(settings.candidates)

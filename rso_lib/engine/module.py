@@ -37,7 +37,7 @@ class JointMove(NamedTuple):
     deltas: Sequence[Tensor]
 
     def visits(self) -> Iterator[tuple[int, None, Tensor]]:
-        """Yield the place; there is no one weight, and no one Δ."""
+        """Yield the place of the step, with None for the weight and NaN for Δ."""
         yield self.places[0], None, torch.tensor(torch.nan)
 
 
@@ -78,7 +78,7 @@ class ModuleScorer:
 
     @contextmanager
     def same_net(self, turn: int) -> Iterator[Callable[[], None]]:
-        """Hold the net still but for its weights; a call of what is yielded gives the next candidate the same noise."""
+        """Hold the net still except its weights; the yielded function gives the next candidate the same noise."""
         with mode(self.net, training=True), noise(self.labels[0].device, *self.key, turn) as rewind:
             yield rewind
 

@@ -53,7 +53,7 @@ class Moves(NamedTuple):
     deltas: Tensor
 
     def visits(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield place, index and Δ of each."""
+        """Yield place, index and Δ of each visit."""
         return zip(self.places, self.indices, self.deltas, strict=True)
 
     @classmethod

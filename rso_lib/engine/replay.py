@@ -32,10 +32,12 @@ Kind = tuple[int, str, int]
 
 
 class Graph:
-    """The launches of some work for inputs of certain sizes: recorded when it is made, replayed by each call."""
+    """The launches of some work for inputs of certain sizes: recorded once, and replayed by each call.
+
+    beside  a graph that shares its memory for temporaries: the two never run at the same time
+    """
 
     def __init__(self, work: Work, inputs: tuple[Tensor, ...], beside: "Graph | None" = None):
-        """beside  a graph that shares its memory for temporaries: the two never run at the same time"""
         self.inputs = [x.clone() for x in inputs]
         self.graph = torch.cuda.CUDAGraph()
         device, pool = inputs[0].device, beside.graph.pool() if beside else None
@@ -108,8 +110,11 @@ class Replay:
         return step
 
     def is_ready(self, batch: int, tensor: str, stale: int) -> bool:
-        """Return whether to record a step: it will be repeated, what it changes has its place, and the libraries are
-        set up for it by a step that was not recorded."""
+        """Return whether a step is ready to be recorded.
+
+        It will be repeated often enough, the tensors that it changes have their place in memory, and a step that was
+        not recorded has set up the libraries.
+        """
         often = self.scorer.w[tensor].numel() >= MIN_VISITS * len(self.scorer.labels)
         return often and batch in self.scorer.responses and (tensor, stale) in self.warm and self.records
 

@@ -46,7 +46,7 @@ class SequentialScorer(BlockScorer):
         return self.score_at(moves, *self.find(moves))
 
     def find(self, moves: Moves) -> tuple[int, list[Index]]:
-        """Look up what the step on one weight needs.
+        """Look up the place of a weight and the stale channels, which the step on that weight needs.
 
         Returns how many channels of the batch are stale (0 if all is to be computed), and some numbers: the weight's
         place in its channel, then the stale channels, the visited one last.
@@ -102,7 +102,7 @@ class SequentialScorer(BlockScorer):
     def convolved(
         self, batch: int, kernel: Tensor, rows: Sequence[Index] | None, like: Sequence[tuple[int, Index]]
     ) -> Preactivation:
-        """Convolve as all blocks do. Compiled loops take what is known of a channel, and add what has changed since."""
+        """Convolve the cached input. Compiled loops take a channel's known output, and add what has changed since."""
         compiled, weights, known = kernels.for_tensor(kernel), kernel.flatten(1), self.known.get(batch)
         if not isinstance(compiled, kernels.Kernels):
             return super().convolved(batch, kernel, rows, like)
@@ -137,14 +137,14 @@ class SequentialScorer(BlockScorer):
             known.weights[place], known.z[:, place] = weight, output
 
     def remember(self, batch: int) -> None:
-        """Note that the cache of a batch is due to the weights as they stand."""
+        """Note that the cache of a batch belongs to the weights as they are now."""
         if batch not in self.base:
             self.base[batch] = copied(self.w)
         for key, weight in self.w.items():
             self.base[batch][key].copy_(weight)
 
     def refresh(self, batch: int, rows: Sequence[Index], changes: Flow) -> None:
-        """Bring the cache of a batch up to date in some channels, given how what comes after them has changed."""
+        """Bring the cache of a batch up to date in some channels, given the changes of the next layer's input."""
         self.responses[batch] = self.add_channels(self.responses[batch], changes.x, rows, in_place=True)
         if (skip := self.skips[batch]) is not None and changes.skip is not None:
             for row, change in zip(rows, changes.skip, strict=True):
@@ -153,7 +153,7 @@ class SequentialScorer(BlockScorer):
 
 
 def stacked(parts: Sequence[tuple[Weights, Sequence[Index]]]) -> Weights:
-    """Stack channels out of some states of a block."""
+    """Stack channels of the weights of a block in several states."""
     (first, _), *_ = parts
     places = [(weights, picked_rows(rows)) for weights, rows in parts if rows]
     return {key: torch.cat([weights[key][at] for weights, rows in places for at in rows]) for key in first}
@@ -166,7 +166,7 @@ def picked_rows(rows: Sequence[Index]) -> list[slice | Tensor]:
 
 
 class Known(NamedTuple):
-    """Outputs z [N, channels, H, W] of a convolution on a batch, and the weights [channels, fan in] behind them.
+    """Outputs z [N, channels, H, W] of a convolution on a batch, and the weights [channels, fan in] that made them.
 
     rows  the channels: the one that was visited last, or all where the order of visits comes back to a channel
     """

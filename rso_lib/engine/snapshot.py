@@ -28,7 +28,7 @@ class SnapshotScorer(BlockScorer):
 
     @property
     def sees_its_channel(self) -> bool:
-        """Say whether a step sees the steps before it in its own channel."""
+        """Return whether a step sees the steps before it in its own channel."""
         return self.strategy == "neuron"
 
     @property
@@ -64,7 +64,7 @@ class SnapshotScorer(BlockScorer):
         return self.losses(moves.batch, candidates).view(n, variants + 1, -1)
 
     def losses_of_base(self, moves: Moves) -> Tensor:
-        """Return the losses [n, K, N] where w is what the caches hold."""
+        """Return the losses [n, K, N] where the caches hold w itself."""
         n, variants = len(moves.indices), len(self.multiples) - 1
         candidates = self.candidates(moves, [self.base], [(k // variants, n + k) for k in range(variants * n)])
         if self.loss_of_w is None:
@@ -76,7 +76,7 @@ class SnapshotScorer(BlockScorer):
     def candidates(
         self, moves: Moves, states: Sequence[Weights], pairs: Sequence[tuple[int, int]]
     ) -> Iterator[Candidate]:
-        """Yield what the next layer receives where a channel changes from the first to the second of each pair.
+        """Yield the next layer's candidate where a channel changes from the first to the second of each pair.
 
         A pair is of places in this stack: the channels of the n weights in each state, then the variants of each
         weight, which are in the last state but for that weight.

@@ -57,7 +57,7 @@ IMAGES = {1: 60000, 3: 50000}
 
 
 def build(name: str, options: str = "") -> tuple[Net, tuple[int, int, int]]:
-    """A net by its name and options on the command line, and the shape of its images."""
+    """Build a net by its name and options on the command line. Returns it, and the shape of its images."""
     net, fixed = ("cifar_net", {"depth": CIFAR[name]}) if name in CIFAR else (name, {})
     given = read_options(net, options) if options else {}
     if fixed.keys() & given:
@@ -67,7 +67,7 @@ def build(name: str, options: str = "") -> tuple[Net, tuple[int, int, int]]:
 
 
 def clock(work: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds of one call, with the device's work included."""
+    """Return the milliseconds of one call, with the device's work included."""
     _wait(device)
     began = time.perf_counter()
     work()
@@ -81,14 +81,14 @@ def _wait(device: torch.device) -> None:
 
 
 def matrix_rate(device: torch.device, size: int = 4096) -> float:
-    """Operations per second of a float32 matrix product: the best of five."""
+    """Return the operations per second of a float32 matrix product: the best of five."""
     a = torch.randn(size, size, device=device)
     out = torch.empty_like(a)
     return 2 * size**3 / min(clock(lambda: torch.mm(a, a, out=out), device) for _ in range(5)) * 1e3
 
 
 def plain_step(weight: Tensor, index: int, delta: Tensor, loss: Callable[[], Tensor]) -> None:
-    """A step as a careful user would write it: one element changed in place, three times."""
+    """Make a step as a careful user would write it: one element changed in place, three times."""
     flat = weight.view(-1)
     old = flat[index].clone()
     values = torch.stack([old, old + delta, old - delta])
@@ -127,7 +127,7 @@ class TimedVisits:
             self.scorer.inputs[batch]
 
     def __call__(self, turns: Iterable[int]) -> None:
-        """Make steps in some turns; the weights between change too, as if visited on other batches."""
+        """Make the steps of some turns; the weights between them change too, as if visited on other batches."""
         weight, apart = self.scorer.w[self.name].view(-1), self.slices // self.sample
         for turn in turns:
             at = turn * apart % len(weight)
@@ -203,7 +203,7 @@ def busy_core() -> Iterator[None]:
 
 
 def beside_load(net: Net, timings: list[Timing], batches: Batches, repeats: int, sample: int | None) -> dict[str, Any]:
-    """Measure the layer that takes most of a cycle again, beside a process that keeps a core busy.
+    """Measure the layer with most of the time of a cycle again, beside a process that keeps a core busy.
 
     Returns the layer, milliseconds of a step there, and the speed as a share of the quiet one.
     """
@@ -215,7 +215,7 @@ def beside_load(net: Net, timings: list[Timing], batches: Batches, repeats: int,
 
 
 def run(net: Net, position: int, flow: Flow) -> Tensor:
-    """The logits, from the layer at a position on."""
+    """Return the logits that the layers from a position on compute."""
     for block in net.blocks[position:]:
         flow = block(flow)
     return net.head(flow)
@@ -231,7 +231,7 @@ def bench(
     sample: int | None = None,
     net_options: str = "",
 ) -> dict:
-    """Measure a net, on all slices or a sample of them; returns what the JSON file holds."""
+    """Measure a net, on all slices or a sample of them. Returns the content of the JSON file."""
     net, shape = build(net_name, net_options)
     memory.keep_freed()
     count = images or IMAGES[shape[0]]
@@ -310,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _checked(options: Options) -> tuple[torch.device, Path | None]:
-    """Set the threads; return the device and the file. Raises ValueError for what would fail after the measuring."""
+    """Set the threads; return the device and the file. Raises ValueError for options that would fail later."""
     check_choice("net", options.net, [*SHAPES, *CIFAR])
     for name in ("batch", "images", "slices", "repeats"):
         if (value := getattr(options, name)) is not None:

@@ -1,4 +1,4 @@
-"""What a benchmark says: operations of a step by count, and a cycle's figures from those of its layers."""
+"""The report of a benchmark: operations of a step by count, and a cycle's figures from those of its layers."""
 
 import platform
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from .markdown import table
 
 @dataclass
 class Operations:
-    """Of one image's way through a layer: as a plain forward, with the pooling folded, and for one input channel."""
+    """Operations of one image in a layer: as a plain forward, with the pooling folded, and for one input channel."""
 
     plain: int
     folded: int
@@ -43,7 +43,7 @@ def operations(net: Net, shape: tuple[int, int, int]) -> list[Operations]:
 
 
 def operations_per_step(counts: list[Operations], position: int, batch: int) -> dict[str, int]:
-    """Of a step in the layer at a position, by method.
+    """Count the operations of a step in the layer at a position, by method.
 
     The engine's count is what remains with every saving: three times the next layer for one channel and
     the layers after it in full. What its bookkeeping adds is not counted. A convolution and the pooling behind it
@@ -62,7 +62,7 @@ def operations_per_step(counts: list[Operations], position: int, batch: int) -> 
 class Timing:
     """Milliseconds in one layer: of a step by method; in the engine also of the cache and a slice's first visit.
 
-    firsts  the first visits that `engine` does not have its share of: none where whole sweeps are timed
+    firsts  the first visits that `engine` does not include: none where whole sweeps are timed
     """
 
     layer: str
@@ -75,14 +75,14 @@ class Timing:
     firsts: int
 
     def cycle(self, method: str) -> float:
-        """Milliseconds of a whole sweep."""
+        """Return the milliseconds of a whole sweep."""
         if method == "engine":
             return self.build + self.firsts * self.first + (self.weights - self.firsts) * self.engine
         return self.weights * getattr(self, method) + (self.build if method == "cached" else 0)
 
 
 def summary(timings: list[Timing], steps: list[dict[str, int]], rate: float) -> dict[str, float]:
-    """A cycle's figures from those of its layers; `rate` is the measured matrix rate."""
+    """Return the figures of a cycle from those of its layers; `rate` is the measured matrix rate."""
     weights = sum(timing.weights for timing in timings)
     ms = {method: sum(timing.cycle(method) for timing in timings) for method in ("plain", "cached", "engine")}
     count = {m: sum(t.weights * ops[m] for t, ops in zip(timings, steps, strict=True)) for m in ms}
@@ -100,7 +100,7 @@ def summary(timings: list[Timing], steps: list[dict[str, int]], rate: float) -> 
 
 
 def describe_machine(device: torch.device) -> str:
-    """The device in words."""
+    """Return the device in words."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     count = torch.get_num_threads()
@@ -108,7 +108,7 @@ def describe_machine(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name where the system tells, with the widest vector instructions torch uses."""
+    """Return the processor's name where the system tells, with the widest vector instructions that torch uses."""
     [name, *_] = kernels.cpu_info("model name") or [platform.processor()]
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 

@@ -33,7 +33,7 @@ def shrunk(scores: Scores) -> Tensor:
 
 
 def averaged(net: nn.Module, data: Data, budget: int, seed: int, *, cycles: int, scale: float) -> Iterator[Spent]:
-    """Search as `rso` does, and end with the mean of the weights behind the cycles of the second half."""
+    """Search as `rso` does, and end with the mean of the weights after the cycles of the second half."""
     weights, kept, last = list(net.parameters()), [], Spent(0, 0)
     for k, spent in enumerate(rso(net, data, budget, seed, cycles=cycles, scale=scale), 1):
         if k % len(weights) == 0 and 2 * k > len(weights) * cycles:
@@ -46,7 +46,7 @@ def averaged(net: nn.Module, data: Data, budget: int, seed: int, *, cycles: int,
 
 
 def pattern(net: nn.Module, data: Data, budget: int, seed: int, *, cycles: int, scale: float) -> Iterator[Spent]:
-    """Search as `rso` does, and behind each cycle go on along its move, or back, where all images have a lower loss."""
+    """Search as `rso` does; after each cycle go on along its move, or back, where the loss of all images is lower."""
     weights, images, tried = list(net.parameters()), 0, 0
     looks = cycles * len(data.train) * (1 + len(BEYOND))
     before = [weight.detach().clone() for weight in weights]
@@ -61,7 +61,7 @@ def pattern(net: nn.Module, data: Data, budget: int, seed: int, *, cycles: int, 
 
 
 def _moved(net: nn.Module, data: Data, before: list[Tensor], after: list[Tensor], share: float) -> float:
-    """Write the weights further along a move, and return the loss of all training images."""
+    """Move the weights a share further along a cycle's move, and return the loss of all training images."""
     for weight, old, new in zip(net.parameters(), before, after, strict=True):
         weight.data.copy_(new + share * (new - old))
     calibrate(net, data.train.images)

@@ -34,7 +34,7 @@ def check(answer: Any, *tests: Test, exercise: str = "", points: float = 1, stri
 
 
 def record(exercise: str, points: float, of: float, said: str, file: Path = Path("answers.json")) -> None:
-    """Write what an answer got into a file, beside those of the other exercises."""
+    """Write the points of an answer into a file, beside the points of the other exercises."""
     there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     there[exercise] = {"points": points, "of": of, "said": said}
     with replacing(file) as part:
@@ -42,12 +42,12 @@ def record(exercise: str, points: float, of: float, said: str, file: Path = Path
 
 
 def in_autograder() -> bool:
-    """Whether nbgrader runs this notebook, or RSO_STRICT=1 is set."""
+    """Return whether nbgrader runs this notebook, or RSO_STRICT=1 is set."""
     return bool(os.environ.get("NBGRADER_EXECUTION")) or os.environ.get("RSO_STRICT") == "1"
 
 
 def verdict(answer: Any, *tests: Test) -> str:
-    """Return what `check` prints. An answer of None is not given yet."""
+    """Return the sentence that `check` prints. An answer of None is not given yet."""
     if answer is None:
         return "Not answered yet."
     for holds, reason in tests:
@@ -120,7 +120,7 @@ def assigned_values(source: str) -> dict[str, Any]:
 
 
 def _assigned(source: str) -> Iterator[tuple[str, ast.expr]]:
-    """Yield the names that a cell assigns to, and what."""
+    """Yield the names that a cell assigns to, each with its value."""
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]

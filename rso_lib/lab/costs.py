@@ -56,7 +56,7 @@ def _draw_skip(axes: Axes, start: float, end: float, y: float, dashed: bool) -> 
 
 @style()
 def plot_depths(ends: Mapping[int, Mapping[str, Tensor]]) -> Picture:
-    """Draw where nets end against their depth: a line for each method, of means with standard errors.
+    """Draw the accuracy of nets against their depth: a line for each method, of means with standard errors.
 
     ends  by layers and by method, the validation accuracy of each net in %
     """

@@ -88,28 +88,28 @@ class LiveRun:
     # Commands, for any thread
 
     def do(self, command: Callable[[], None]) -> None:
-        """Have the thread do something between two steps, and show the run."""
+        """Let the thread carry out a command between two steps, and show the run."""
         if not self.ended:
             worker.send(partial(self.act, command))
 
     def start(self) -> None:
-        """Begin, or go on."""
+        """Start the run, or let it go on."""
         self.do(lambda: self.enter(RUNNING))
 
     def pause(self) -> None:
-        """Wait behind the step that is under way."""
+        """Pause the run after the step that is under way."""
         self.do(lambda: self.enter(PAUSED) if self.state == RUNNING else None)
 
     def step(self) -> None:
-        """Visit one weight, and wait."""
+        """Visit one weight, and pause the run."""
         self.do(self.visit)
 
     def stop(self) -> None:
-        """End the run; the net and the history stay as they are."""
+        """Stop the run; the net and the history stay as they are."""
         self.do(lambda: self.enter(STOPPED))
 
     def reset(self) -> None:
-        """Go back to a fresh net; the settings stay as they are."""
+        """Reset the run to a fresh net; the settings stay as they are."""
         self.do(self.begin)
 
     def change(self, **changes: Any) -> None:
@@ -117,7 +117,7 @@ class LiveRun:
         self.do(lambda: self.apply(**changes))
 
     def end(self) -> None:
-        """Stop for good, and let go of net, images and caches. Later commands do nothing."""
+        """End the run for good, and free net, images and caches. Later commands do nothing."""
         if not self.ended:
             self.ended = True
             worker.send(self.release)
@@ -140,7 +140,7 @@ class LiveRun:
     # What the thread does
 
     def join(self) -> None:
-        """Pause the other runs, begin, and take part in the turns from here on."""
+        """Pause the other runs, begin this run, and let it take turns from now on."""
         for run in list(worker.runs):
             run.pause()
             run.do(run.rest)
@@ -148,7 +148,7 @@ class LiveRun:
         worker.runs.add(self)
 
     def act(self, action: Callable[[], None]) -> None:
-        """Act, and show what came of it."""
+        """Carry out an action, and show the run; an exception is kept in `error`."""
         if self.ended:
             return
         try:
@@ -167,7 +167,7 @@ class LiveRun:
             self.advance()
 
     def begin(self) -> None:
-        """Make a fresh net, with nothing done."""
+        """Begin the run with a fresh net and an empty history."""
         self.net = self.fresh_net()
         self.items: Iterator[Report | Step] | None = None
         self.history = History()
@@ -190,7 +190,7 @@ class LiveRun:
         return net.to(self.scored.images.device)
 
     def enter(self, state: str) -> None:
-        """Enter another state; nothing but a reset leads out of the last two."""
+        """Enter another state; only a reset leads out of STOPPED and FINISHED."""
         if self.state in (STOPPED, FINISHED):
             return
         self.state, self.error = state, None
@@ -208,24 +208,24 @@ class LiveRun:
             self.rewind()
 
     def release(self) -> None:
-        """Let go of all that is large."""
+        """Free the net, the images and the caches."""
         worker.runs.discard(self)
         self.state, self.items, self.show = STOPPED, None, lambda run: None
         del self.make_net, self.net, self.data, self.scored, self.kept
 
     def close(self, whole: bool = False) -> None:
-        """Close the generator, so that another is opened at the same place, or behind the end of the sweep."""
+        """Close the generator of steps. The next one opens at the same place, or after the end of the sweep."""
         while self.begun and (whole or self.ends_sweep()):
             self.advance()
         self.items = None
 
     def keep(self) -> None:
-        """Keep weights and counts as they are behind a report, for `rewind`."""
+        """Keep the weights and counts at a report, for `rewind`."""
         weights = [weight.detach().clone() for weight in self.net.parameters()]
         self.kept = weights, self.steps, self.image_forwards
 
     def rewind(self) -> None:
-        """Go back behind the last report, where a sweep cannot be cut since its steps have not seen each other."""
+        """Go back to the last report, as a sweep whose steps do not see each other cannot be cut."""
         weights, self.steps, self.image_forwards = self.kept
         for weight, value in zip(self.net.parameters(), weights, strict=True):
             weight.data.copy_(value)
@@ -233,14 +233,14 @@ class LiveRun:
         self.begun.clear()
 
     def visit(self) -> None:
-        """Make one step, whatever reports come before it."""
+        """Make one step, after any reports before it, and pause the run."""
         before = self.steps
         while self.steps == before and self.state not in (STOPPED, FINISHED):
             self.advance()
         self.enter(PAUSED)
 
     def apply(self, **changes: Any) -> None:
-        """Close the generator, behind the sweep if it cannot be cut, and go on with other settings."""
+        """Change the settings of the run, after the end of the sweep if it cannot be cut."""
         settings = replace(self.settings, **changes)
         self.close(whole={self.settings.strategy, settings.strategy} != {"sequential"})
         if sweeps(self.net, settings) != sweeps(self.net, self.settings):  # the cycle begins anew
@@ -273,7 +273,7 @@ class LiveRun:
             self.count(item)
 
     def open(self) -> Iterator[Report | Step]:
-        """Return the items from here on."""
+        """Return the steps and reports of the run from here on."""
         return train(self.net, self.data, self.settings, self.history, steps=True, begun=self.begun, **self.scored_by)
 
     def count(self, item: Report | Step) -> None:
@@ -292,7 +292,7 @@ class LiveRun:
         self.losses.append(float(item.losses[written]))
 
     def score_and_show(self) -> None:
-        """Score and show, where it is time to."""
+        """Score and show the run, where it is time for that."""
         now = time.perf_counter()
         if self.state == RUNNING and now >= self.next_score:
             self.score()
@@ -318,6 +318,6 @@ class LiveRun:
 
 
 def next_time(began: float, least: float) -> float:
-    """Return when something that began then may happen again, so that it keeps to its share of the time."""
+    """Return the time when some work that began then may happen again, to keep to its share of the time."""
     now = time.perf_counter()
     return now + max(least, (now - began) * (1 / SHARE - 1))

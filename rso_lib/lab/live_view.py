@@ -37,10 +37,12 @@ Points = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
 
 class Curves:
-    """Accuracy (left) and loss (right). Axes are drawn anew only when their limits change: that is 9 times as fast."""
+    """Accuracy (left) and loss (right) of runs. Axes are drawn anew only for new limits, which is 9 times as fast.
+
+    run  one of the runs that are drawn; its metric and loss name the axes
+    """
 
     def __init__(self, accuracy: Mapping[str, str], loss: Mapping[str, str], run: LiveRun):
-        """run  one of those that are drawn, whose metric and loss name the axes"""
         self.drawn: tuple[object, ...] = ()
         self.metric, self.unit = f"{run.part} {metric_of(run)}", unit_of(run)
         self.is_share = metric_of(run) == "accuracy"
@@ -55,7 +57,7 @@ class Curves:
             ]
 
     def png(self, accuracy: Points, loss: Points, against: str, log: bool) -> bytes:
-        """Draw these points; `against` is the label of the x axis, `log` makes the loss's axis logarithmic."""
+        """Draw points as a PNG; `against` is the label of the x axis, `log` makes the loss's axis logarithmic."""
         self.draw_axes(accuracy, loss, against, log)
         self.canvas.restore_region(self.background)
         for lines, points in zip(self.lines, (accuracy, loss), strict=True):
@@ -89,13 +91,13 @@ class Curves:
         self.drawn = (against, end, log, low, high, left_limits)
 
     def limits(self, values: Sequence[float]) -> tuple[float, float]:
-        """Return 0 to 1, or powers of two around values that leave this range."""
+        """Return the limits of an axis: 0 to 1, or powers of two around values that leave this range."""
         low, high = min([0.0, *values]), max([1.0, *values])
         return (-_power(2, -low, math.ceil) if low < 0 else 0.0), _power(2, high, math.ceil)
 
 
 def curve_of(run: LiveRun, x: str, y: str) -> tuple[list[float], list[float]]:
-    """Return two fields of the scores of a run."""
+    """Return the curve of a run: two fields of its scores."""
     curve = list(run.curve)
     return [getattr(score, x) for score in curve], [getattr(score, y) for score in curve]
 
@@ -166,7 +168,7 @@ def _frame(picture: Image.Image, x: int, y: int, side: int) -> None:
 
 
 def encode(image: Image.Image) -> bytes:
-    """Return a PNG, with little compression: that takes less time."""
+    """Return an image as a PNG, with little compression: that takes less time."""
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return file.getvalue()
@@ -194,7 +196,7 @@ def draw_wins(run: LiveRun) -> str:
 
 
 def describe_score(run: LiveRun) -> str:
-    """Return the last score in words."""
+    """Return the last score of a run in words."""
     score = run.curve[-1]
     batches = "" if math.isnan(score.batch_loss) else f", loss on batches {score.batch_loss:.3f}"
     return f"After {score.updates:.2f} full updates: {_measured(run)}{run.part} loss {score.loss:.3f}{batches}."
@@ -219,7 +221,7 @@ def _measured(run: LiveRun) -> str:
 
 
 def describe_state(run: LiveRun) -> str:
-    """Return the state, and what can be done. It changes with the cycle only: screen readers read out each change."""
+    """Return the state and the next commands in words. They change with the cycle only, as screen readers read them."""
     last, now = (run.settings.epochs, "epoch") if isinstance(run, LiveSGD) else (run.settings.cycles, "cycle")
     at = f"{now} {min(len(run.history.cycles.rows) + 1, last)} of {last}"
     measured = _measured(run) or f"{run.part} loss {run.curve[-1].loss:.3f}, "

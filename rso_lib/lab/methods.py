@@ -39,7 +39,7 @@ Method = Callable[..., Iterator[Spent]]
 
 
 class Losses:
-    """The loss of a net on a batch as a function of all its weights, as one vector; it counts what it is asked.
+    """The loss of a net on a batch as a function of all its weights, as one vector; it counts its evaluations.
 
     One shuffle of the training part is cut into batches, which take turns: an update is made on one, and `update` goes
     on to the next. `rng` is for what a method draws.
@@ -67,12 +67,12 @@ class Losses:
             return float(self.scorer.losses(self.turn % len(self.scorer.labels)).mean())
 
     def write(self, vector: Tensor) -> None:
-        """Give the net these weights."""
+        """Write a vector of weights into the net."""
         for weight, part in zip(self.weights, vector.split([w.numel() for w in self.weights]), strict=True):
             weight.copy_(part.view_as(weight))
 
     def update(self, vector: Tensor) -> Spent:
-        """Give the net its new weights, go on to the next batch, and return what was paid so far."""
+        """Write new weights into the net, go on to the next batch, and return what was paid so far."""
         self.write(vector)
         self.turn += 1
         return self.spent()
@@ -82,7 +82,7 @@ class Losses:
         return parameters_to_vector(self.weights).clone()
 
     def sigmas(self) -> Tensor:
-        """Return the σ of its tensor for each weight."""
+        """Return for each weight the σ of its tensor."""
         return torch.cat([torch.full((w.numel(),), sigma(w)) for w in self.weights])
 
     def afford(self, evaluations: int) -> bool:
@@ -94,7 +94,7 @@ class Losses:
         return 1 - self.spent().image_forwards / self.budget
 
     def spent(self) -> Spent:
-        """Return what was paid so far."""
+        """Return the image-forwards and evaluations that were paid so far."""
         return Spent(self.evaluations * self.batch_size, self.evaluations)
 
 
@@ -104,7 +104,7 @@ def rso(
     """Search with `train`: a number of whole cycles, whose batches use up the budget.
 
     scale     factor of σ, beside the linear schedule
-    settings  others of `RSO`, such as strategy or level
+    settings  other settings of `RSO`, such as strategy or level
 
     Raises ValueError where the budget has not one image for each evaluation.
     """
@@ -118,7 +118,7 @@ def rso(
 
 
 def add_up(reports: Iterable[Report]) -> Iterator[Spent]:
-    """Yield what has been paid so far, after each report."""
+    """Yield the image-forwards and evaluations that were paid so far, after each report."""
     image_forwards = evaluations = 0
     for report in reports:
         image_forwards += report.image_forwards
@@ -262,7 +262,7 @@ def backprop(net: nn.Module, data: Data, budget: int, seed: int, *, rate: float,
 
 
 def grid(**choices: Any) -> list[dict[str, Any]]:
-    """Return all combinations: a list of values is a choice, and anything else is the same in all of them."""
+    """Return all combinations of settings: a list of values is a choice; anything else is the same in all of them."""
     lists = [value if isinstance(value, list) else [value] for value in choices.values()]
     return [dict(zip(choices, values, strict=True)) for values in product(*lists)]
 

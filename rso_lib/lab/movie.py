@@ -57,7 +57,7 @@ class Shot(NamedTuple):
 
 
 def shots(net: nn.Module, data: Data, settings: RSO, every: dict[str, int]) -> Iterator[Shot]:
-    """Train a net, and yield some of the steps: of each tensor that is named every so many.
+    """Train a net, and yield every so many steps as a shot, for each tensor that is named.
 
     Every step must see all images, so that the loss along a weight is one curve: batch_size is their number.
     """
@@ -69,7 +69,7 @@ def shots(net: nn.Module, data: Data, settings: RSO, every: dict[str, int]) -> I
 
 @torch.no_grad()
 def look(net: nn.Module, data: Data, step: Step, updates: float) -> Shot:
-    """Return a step that was just made as it is drawn. The net stays as it is."""
+    """Return the shot of a step that was just made. The net stays as it is."""
     assert step.index is not None
     weights, delta = net.get_parameter(step.layer).view(-1), float(step.delta)
     now = float(weights[step.index])

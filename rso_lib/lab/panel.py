@@ -91,7 +91,7 @@ class Panel(widgets.VBox):
             part.close()
 
     def still(self) -> str:
-        """Return the texts and pictures as HTML."""
+        """Return the texts and pictures of the panel as HTML."""
         parts = [part for part in all_parts(self) if isinstance(part, widgets.HTML) and not isinstance(part, Aside)]
         return "\n".join(part.value for part in parts)
 
@@ -126,7 +126,7 @@ def running_cell() -> tuple[str, str] | None:
 
 
 def all_parts(widget: widgets.Widget) -> list[widgets.Widget]:
-    """Return a widget and all that is in it."""
+    """Return a widget and all widgets in it."""
     return [widget, *(part for child in getattr(widget, "children", ()) for part in all_parts(child))]
 
 

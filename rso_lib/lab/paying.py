@@ -64,7 +64,7 @@ def fit_spread(sigmas: Sequence[float], kept: Sequence[float]) -> float:
 
 
 def spread_by_cycle(history: History) -> pandas.DataFrame:
-    """Return what the law says of a run: cycle, layer, sigma, kept (a share), and spread, its s."""
+    """Return a row for each sweep of a run: cycle, layer, sigma, kept (a share), and spread, the s of the law."""
     rows = [
         {"cycle": row.cycle, "layer": row.layer, "sigma": row.sigma, "kept": row.kept / row.steps}
         for row in history.rows
@@ -79,7 +79,7 @@ def spread_by_cycle(history: History) -> pandas.DataFrame:
 
 
 def gain_by_block(history: History) -> pandas.DataFrame:
-    """Return what each block of a net with batch norm brings in each cycle: cycle, block, gain, images.
+    """Return the gain of each block of a net with batch norm in each cycle: cycle, block, gain, images.
 
     gain    the fall of the loss between the last sweeps of the block before and of this one, which are short; NaN for
             the first block of the run
@@ -101,7 +101,7 @@ def gain_by_block(history: History) -> pandas.DataFrame:
 
 
 def tabulate_ideas(entries: Sequence[Entry], budget: int) -> pandas.DataFrame:
-    """Return what each idea was expected to bring, and how far it ends from RSO at a budget.
+    """Return a row for each idea: what it was expected to bring, and how far it ends from RSO at a budget.
 
     Columns: idea, expected, accuracy (in %), difference (in points, seed by seed), error (of its mean), and verdict:
     whether the difference is more than twice its error.
@@ -201,7 +201,7 @@ def plot_spreads(spreads: pandas.DataFrame) -> Picture:
 
 @style()
 def plot_noise(tables: Mapping[str, pandas.DataFrame]) -> Picture:
-    """Draw what a visit claims (left) and brings (right) against σ.
+    """Draw the gain that a visit claims (left) and brings (right) against σ.
 
     tables  with sigma, kept, claimed and real, by label
     """

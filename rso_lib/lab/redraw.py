@@ -30,7 +30,7 @@ RUN_COLUMNS = ["run", "repeat", *COLUMNS]
 
 
 def save_runs(path: str | Path, runs: Mapping[str, Sequence[History]]) -> None:
-    """Write the cycles of labelled runs as one CSV: the columns of a history behind `run` and `repeat`."""
+    """Write the cycles of labelled runs as one CSV: the columns of a history after `run` and `repeat`."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, RUN_COLUMNS, lineterminator="\n")
         writer.writeheader()

@@ -60,7 +60,7 @@ class Result(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Return whether all of them are done."""
+        """Return whether all cycles, or epochs, are done."""
         return len(self.rows) >= self.planned
 
     @property
@@ -70,7 +70,7 @@ class Result(NamedTuple):
 
     @property
     def method(self) -> str:
-        """Return the row of the paper's tables that the run belongs to, or what it is where they have none for it."""
+        """Return the name of the method, as in the paper's tables where these have a row for it."""
         depth = self.settings.get("net_options", {}).get("depth")
         sgd_of = "SGD, straight through" if self.settings.get("straight_through") else "SGD"
         if depth:
@@ -79,7 +79,7 @@ class Result(NamedTuple):
 
     @property
     def discrete(self) -> str:
-        """Return what of the net has no gradient, such as "activation=sign,levels=3"; "" where all of it has one."""
+        """Return the parts of the net without a gradient, such as "activation=sign,levels=3"; "" for none."""
         options = self.settings.get("net_options") or {}
         return ",".join(f"{name}={options[name]}" for name in ("activation", "levels") if name in options)
 
@@ -94,7 +94,7 @@ class Result(NamedTuple):
 
     @property
     def paper(self) -> float | None:
-        """Return what the paper reports for its whole run on these images and this net, in %; None for nothing."""
+        """Return the accuracy in % that the paper reports for a whole run on these images and this net, or None."""
         known = {("mnist", "mnist_net", ""): PAPER_1, ("cifar10", "cifar_net", ""): PAPER_3}
         return known.get((experiment(self), self.settings["net"], self.discrete), {}).get(self.method)
 
@@ -111,7 +111,7 @@ def experiment(result: Result) -> str:
 
 
 def topic(result: Result) -> str:
-    """Return what a run is about: the images, or "no_gradient" where the net has none."""
+    """Return the topic of a run: the images, or "no_gradient" where the net has none."""
     return "no_gradient" if result.discrete else experiment(result)
 
 
@@ -134,7 +134,7 @@ def read_result(folder: Path) -> Result:
 
 
 def command_of(result: Result) -> str:
-    """Return the command that makes the run, or goes on with it: what is not the default, and what is trained."""
+    """Return the command that makes the run, or goes on with it: images, net, and settings that are not the default."""
     settings = dict(result.settings)
     default = {**vars(cli.What()), **vars(cli.Score()), "net_options": {}}
     default["batch_size"] = presets.batch_size(settings["dataset"])
@@ -174,7 +174,7 @@ def reach(result: Result, accuracy: float) -> tuple[int, int]:
 
 
 def bill(search: Result, descent: Result) -> str:
-    """Return in two sentences what a run of RSO paid up to its last cycle, and a run of SGD for the same accuracy.
+    """Return two sentences: what a run of RSO paid up to its last cycle, and a run of SGD for the same accuracy.
 
     The last cycle, and not the best: which one is best on the test part is partly luck.
     """
@@ -263,12 +263,12 @@ machine rounding may send a run another way, as another seed would.
 
 
 def page(results: Sequence[Result]) -> str:
-    """Return results/README.md."""
+    """Return the text of results/README.md."""
     return "\n\n".join([PAGE.strip(), tabulate(results), *bills(results), *map(describe, results)]) + "\n"
 
 
 def read_bench(name: str) -> dict[str, Any]:
-    """Return what figures/bench_NAME.json holds."""
+    """Return the content of figures/bench_NAME.json."""
     return dict(json.loads((FIGURES / f"bench_{name}.json").read_text()))
 
 

@@ -45,7 +45,7 @@ class Entry(NamedTuple):
     """A method at a budget, as its folder has it.
 
     tried   the history of each of the settings that were tried
-    others  those of the other seeds, with the chosen settings
+    others  the histories of the other seeds, with the chosen settings
     """
 
     folder: Path
@@ -60,7 +60,7 @@ class Entry(NamedTuple):
 
     @property
     def budget(self) -> int:
-        """Return the image-forwards that it may spend."""
+        """Return the image-forwards that the method may spend."""
         return int(self.about["budget"])
 
     @property
@@ -75,7 +75,7 @@ class Entry(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether all settings have been tried."""
+        """Return whether all settings have been tried."""
         return len(self.tried) == len(self.about["tried"])
 
     @property
@@ -86,7 +86,7 @@ class Entry(NamedTuple):
 
 
 def read_entry(folder: Path) -> Entry:
-    """Return what a folder holds of an entry, finished or not. Raises ValueError where a file is torn or missing."""
+    """Return the entry in a folder, finished or not. Raises ValueError where a file is torn or missing."""
     about = _about(folder)
     tried = [path for k in range(len(about["tried"])) if (path := folder / f"tried_{k}.csv").exists()]
     others = sorted(folder.glob("seed_*.csv"))
@@ -133,7 +133,7 @@ class Board:
 def make_entry(
     board: Path, method: str, budget: int, asked: Board, what: command.What, data: Data, *, progress: bool = True
 ) -> Entry:
-    """Make an entry, or what is missing of it: a history that is there is not made again.
+    """Make an entry, or its missing histories: a history that is there is not made again.
 
     Raises ValueError where the data have no validation part, or no labels, which leaves no folder; where the folder has
     an entry of other settings or images, and where the smaller budget that gives the settings has no entry; `Busy`
@@ -212,7 +212,7 @@ def _check(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def command_of(entry: Entry, board: str) -> str:
-    """Return the command that makes an entry, or what is missing of it."""
+    """Return the command that makes an entry, or its missing histories."""
     default = {**vars(command.What()), **vars(Board())}
     always = {"methods": entry.method, "budgets": entry.budget, "seeds": len(entry.histories)}
     given = {**default, **entry.about, **always}

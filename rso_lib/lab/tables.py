@@ -45,7 +45,7 @@ def summarise_accuracy(histories: Sequence[History]) -> dict[str, float]:
 
 
 def tabulate_accuracy(histories: Histories) -> pandas.DataFrame:
-    """Return a row for each method: runs, updates (of all weights), and what `summarise_accuracy` says, in %."""
+    """Return a row for each method: runs, updates (of all weights), and the accuracies of `summarise_accuracy` in %."""
     rows = [
         {"method": method, "runs": len(mine), "updates": mine[0].last.cycle, **summarise_accuracy(mine)}
         for method, mine in histories.items()

@@ -55,7 +55,7 @@ def play(
 
 
 def _score(net: nn.Module, data: Data, history: History, updates: int, spent: Spent, seconds: float) -> Report:
-    """Score a net on the validation part, for a row of its history, which counts what came since the row before."""
+    """Return a row of a history: the score on the validation part, and the counts since the row before."""
     calibrate(net, data.train.images)
     loss, accuracy = evaluate(net, data.val)
     return Report(

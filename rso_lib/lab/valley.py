@@ -88,7 +88,7 @@ def name_candidate(multiple: float) -> str:
 
 
 def draw_valley(valley: Valley, size: tuple[int, int]) -> Image.Image:
-    """Draw the curve, a dot for each candidate with its name above it, and a ring where the weight is now."""
+    """Draw the loss curve, a dot for each candidate with its name above it, and a ring where the weight is now."""
     picture = Image.new("RGB", size, PAPER)
     draw, (width, height) = ImageDraw.Draw(picture), size
     heights = torch.cat([valley.along, valley.losses])

@@ -31,7 +31,7 @@ def run_variants(
 
 
 def in_folder(folder: str | Path, **what: Any) -> Callable[[str, RSO], Run]:
-    """Return a way to run variants that keeps each run in folder/LABEL/seed_SEED, and goes on where it was stopped.
+    """Return a `run` for `run_variants`: it keeps each run in folder/LABEL/seed_SEED, and goes on where it stopped.
 
     what  dataset, net, device … as in `run.folder.start`, which raises the same errors
 

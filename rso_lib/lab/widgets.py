@@ -55,7 +55,7 @@ class Explorer(Panel):
         self.answer()
 
     def answer(self, change: object = None) -> None:
-        """Draw for the values that the controls have now."""
+        """Draw the picture for the values that the controls have now."""
         picture = self.draw(**{name: control.value for name, control in self.controls.items()})
         self.screen.draw(encode(picture.image()), picture.alt)
         self.text.say(picture.alt)
@@ -141,7 +141,7 @@ class LiveTrainer(Panel):
             self.draw()
 
     def draw_curves(self) -> None:
-        """Draw the curves of this run; a race draws those of all instead."""
+        """Draw the curves of this run; a race draws the curves of all runs instead."""
         run, accuracy = self.run, {self.title: curve_of(self.run, "updates", "accuracy")}
         loss = {run.part: curve_of(run, "updates", "loss"), "batches": curve_of(run, "updates", "batch_loss")}
         png = self.curves.png(accuracy, loss, "full updates", self.log_axis.value)
@@ -193,7 +193,7 @@ class Race(Panel):
         self.fill([common, make_column([self.against, self.log_axis]), self.screen, side])
 
     def draw(self) -> None:
-        """Draw the curves of all; called in the thread that trains."""
+        """Draw the curves of all runs; called in the thread that trains."""
         runs = {trainer.title: trainer.run for trainer in self.trainers}
         accuracy, loss = (
             {title: curve_of(run, self.against.value, score) for title, run in runs.items()}

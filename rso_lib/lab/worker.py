@@ -18,7 +18,7 @@ _threads: list[Thread] = []
 
 
 def send(command: Callable[[], object]) -> None:
-    """Have the thread run a command, behind those that were sent before it."""
+    """Send a command to the thread, after the commands that were sent before."""
     if not _threads:
         _threads.append(Thread(target=_work, daemon=True))
         _threads[0].start()
@@ -26,7 +26,7 @@ def send(command: Callable[[], object]) -> None:
 
 
 def ask(command: Callable[[], None]) -> None:
-    """Have the thread run a command, and wait for its end. Raises what the command raises."""
+    """Send a command to the thread, and wait for its end. Raises what the command raises."""
     done: Future[None] = Future()
 
     def run() -> None:

@@ -42,7 +42,7 @@ def settings_of(folder: str | Path) -> Settings:
 
 
 def rso_of(settings: Settings) -> RSO:
-    """Return the settings of the search. Raises ValueError where one is a function, of which a folder has the name."""
+    """Return the settings of the search. Raises ValueError where one is a function, as a folder holds only its name."""
     for name, known in KNOWN.items():
         if name in settings and settings[name] not in known:
             raise ValueError(
@@ -53,7 +53,7 @@ def rso_of(settings: Settings) -> RSO:
 
 
 def scored_by(loss: Loss | str, metric: Metric | str) -> dict[str, Any]:
-    """Return loss and metric, given them or their names. Raises ValueError where one cannot be imported."""
+    """Return loss and metric, given as functions or by name. Raises ValueError where one cannot be imported."""
     return {"loss": function_of("loss", loss, LOSSES), "metric": function_of("metric", metric, METRICS)}
 
 
@@ -98,9 +98,9 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def complete(settings: Mapping[str, Any]) -> Settings:
-    """Return the settings of a file with the defaults of those that are newer than the file.
+    """Return the settings of a file, with the defaults of the settings that are newer than the file.
 
-    The first folders also note a precision, of which float32 is the only one that is left.
+    The first folders also note a precision; float32 is the only one that is left.
     """
     noted = {name: value for name, value in settings.items() if (name, value) != ("precision", "float32")}
     return {**RSO().to_dict(), **NEWER, **noted}
@@ -130,7 +130,7 @@ def agreed(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def moved_to(settings: Settings, dataset: object) -> Settings:
-    """Return settings with another folder of images, where they are of a folder."""
+    """Return the settings with another folder of images, where the images are in a folder."""
     folders = all(str(one).startswith("folder:") for one in (settings["dataset"], dataset))
     return {**settings, "dataset": dataset} if folders else settings
 

@@ -123,7 +123,7 @@ def _history(path: Path, net: nn.Module, data: Data, settings: SGD, scored: dict
 
 
 def _train(path: Path, run: sgd.Descent, progress: bool) -> None:
-    """Train what is missing of a run, and save history and checkpoint after every epoch.
+    """Train the missing epochs of a run, and save history and checkpoint after every epoch.
 
     Raises ValueError where the checkpoint of a run that was stopped is torn.
     """
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _summary(history: History) -> str:
-    """Say in a line what a run of SGD reached."""
+    """Return the result of a run of SGD in a line."""
     last, (what, score) = history.last, command.score_of(history.last)
     end = "" if math.isfinite(last.train_loss) else "; it diverged: set rate lower"
     return f"test {what} {score:.4f} after {last.cycle:,} updates, {last.seconds:.0f} seconds{end}"

@@ -53,7 +53,7 @@ class Checkpoint:
             warnings.warn(f"{error}; the run goes on, and saves again after the next sweep", stacklevel=3)
 
     def finish(self) -> None:
-        """Write what is not saved yet. Raises OSError where that fails several times."""
+        """Write the checkpoint that is not saved yet. Raises OSError where that fails several times."""
         pauses = list(PAUSES)
         while self.unsaved is not None:
             try:

@@ -110,7 +110,7 @@ def _asked(given: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any
 
 
 def describe_run(run: runs.Run) -> str:
-    """Say in a few lines what a finished run reached."""
+    """Return the result of a finished run in a few lines."""
     kind, final = score_of(run.history.last)
     what = run.settings["metric"].rpartition(":")[2] if kind == "accuracy" else kind
     rows = {f"test {what}, final": f"{final:.4f}"}
@@ -147,7 +147,7 @@ def parse(
 ) -> dict[str, Any]:
     """Return the options that are given, by name; end the program where one is wrong, or --help is asked for.
 
-    about      what has a docstring that --help shows
+    about      the function or class whose docstring --help shows
     settings   dataclasses whose fields are options, each with its type, default, and the string below it as help
     folder     how --help calls the folder that comes first, if one does
     """
@@ -192,7 +192,7 @@ def documents(settings: type) -> dict[str, str]:
 
 
 def _default(entry: Any) -> str:
-    """Return what --help says of a default, such as "(default: 50)"; nothing for None."""
+    """Return the words of --help for a default, such as "(default: 50)"; nothing for None."""
     words = " ".join(map(str, entry.default)) if isinstance(entry.default, (tuple, list)) else entry.default
     return "" if words in (None, "") else f"(default: {words})"
 
@@ -249,7 +249,7 @@ def end(status: int, words: str) -> None:
 
 
 def take_place(given: dict[str, Any]) -> dict[str, Any]:
-    """Take what `Place` has out of the arguments: set the threads, and return device and root as `load` has them."""
+    """Take the options of `Place` out of the arguments: set the threads, and return device and root for `load`."""
     if (threads := given.pop("threads", None)) is not None:
         set_threads(threads)
     return {"device": given.pop("device", Place.device), "root": given.pop("data_root", None)}

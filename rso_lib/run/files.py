@@ -67,7 +67,7 @@ PART = ".part"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name to write to. The new file takes the place of `path` at once, when it is on the disk as a whole."""
+    """Yield the path of a new file. It takes the place of `path` at once, when it is on the disk as a whole."""
     part = path.with_name(path.name + PART)
     try:
         yield part

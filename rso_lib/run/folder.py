@@ -56,7 +56,7 @@ from .provenance import code, facts, machine, own_code
 
 
 class Run(NamedTuple):
-    """A run in a folder: its settings, and net and history behind the last finished sweep.
+    """A run in a folder: its settings, and net and history after the last finished sweep.
 
     best  the number of the best cycle on the validation part ("cycle") and its weights ("net"), where there is one
     """
@@ -78,7 +78,7 @@ class Run(NamedTuple):
         return scored_by(self.settings["loss"], self.settings["metric"])
 
     def data(self, root: str | Path | None = None, device: str | torch.device = "cpu") -> Data:
-        """Load the images of the run. Raises ValueError where they are others than those that it began with."""
+        """Load the images of the run. Raises ValueError where the run began with other images."""
         what = (self.settings[name] for name in ("data_seed", "val_size"))
         data = images.load(self.settings["dataset"], root, device, *what)
         agreed(self.folder, {"data": facts(data)})
@@ -86,7 +86,7 @@ class Run(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Say whether all cycles are done."""
+        """Return whether all cycles are done."""
         return len(self.history.cycles.rows) == self.settings["cycles"]
 
 
@@ -173,7 +173,7 @@ def _prepare(
 
 
 def _traits(net: nn.Module, data: Data, settings: RSO) -> dict[str, Any]:
-    """Return what processes must have in common beside settings and images."""
+    """Return the traits of a run that all processes must share, beside settings and images."""
     factors = [settings.sigma_factor(cycle) for cycle in range(settings.cycles)]  # a function may have anyone's name
     draws = settings.draw()((8,), torch.Generator().manual_seed(0)).tolist()
     types = {"dtype": str(next(net.parameters()).dtype), "device": data.train.images.device.type}
@@ -260,7 +260,7 @@ def load(folder: str | Path, *, best: bool = False) -> Run:
 
 
 def _train(run: Run, data: Data, settings: RSO, scored: dict[str, Any], progress: bool) -> None:
-    """Train to the end, saving after every sweep what all processes agree on."""
+    """Train a run to its end, and save after every sweep what all processes agree on."""
     items = train(run.net, data, settings, run.history, steps=True, world=world, **scored)
     checkpoint = Checkpoint(run)
     try:

@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def describe_presets() -> str:
-    """Return what each preset of a run sets, for --help."""
+    """Return the values that each preset of a run sets, for --help."""
     lines = {name: " ".join(f"{key}={value}" for key, value in values.items()) for name, values in PRESETS.items()}
     return "; ".join(f"{name}: {line}" for name, line in lines.items())
 
@@ -36,7 +36,7 @@ def batch_size(dataset: str) -> int:
 
 
 def choose_preset(preset: str, table: Mapping[str, Mapping[str, Any]] = PRESETS, /, **values: Any) -> dict[str, Any]:
-    """Return the values of a preset, overridden by those that are given and not None.
+    """Return the values of a preset, overridden by given values that are not None.
 
     Raises ValueError for an unknown preset, ValueError or TypeError for a value that no run can have.
     """
@@ -47,7 +47,7 @@ def choose_preset(preset: str, table: Mapping[str, Mapping[str, Any]] = PRESETS,
 
 
 def _check(values: Mapping[str, Any]) -> None:
-    """Raise ValueError or TypeError, naming the argument, for a value that is none of its kind."""
+    """Raise ValueError or TypeError, naming the argument, for a value of a wrong kind."""
     for name, value in values.items():
         if name in WHOLE and value is not None:
             check_whole(name, value, least=0 if name == "val_size" else 1)

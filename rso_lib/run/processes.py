@@ -58,7 +58,7 @@ class World(Alone):
         return sent
 
     def exchange(self, choices: Tensor, owners: Tensor) -> Tensor:
-        """Return the choices [steps] (0 to 2) of all processes, given those of this one and the owner of each step."""
+        """Return the choices [steps] (0 to 2) of all processes, given the choices of this one and each step's owner."""
         parts = [choices[owners == rank] for rank in range(self.size)]
         room = -(-max(map(len, parts)) // 4)
         everyone = self.gather(pack(parts[self.rank], room))
@@ -68,7 +68,7 @@ class World(Alone):
         return merged
 
     def exchange_values(self, values: Tensor, owners: Tensor) -> Tensor:
-        """Return the values [steps], float64, of all processes, given those of this one and the owner of each step."""
+        """Return the values [steps], float64, of all processes, given the values of this one and each step's owner."""
         everyone = torch.stack(self.gather(values))
         return everyone.gather(0, owners[None].to(everyone.device))[0]
 
@@ -83,7 +83,7 @@ class World(Alone):
                     raise RuntimeError(f"{name} of process {rank} differs from that of process 0; the run is stopped")
 
     def compare(self, what: Mapping[str, Any]) -> None:
-        """Raise ValueError, in all processes, where they do not pass the same; it names what differs, and where."""
+        """Raise ValueError, in all processes, where they pass different values; it names what differs, and where."""
         everyone = self.everyone(dict(what))
         lines = [
             f"  {name} is {theirs.get(name)!r} in process {rank}, not {everyone[0].get(name)!r} as in process 0"
@@ -98,21 +98,21 @@ class World(Alone):
             )
 
     def everyone(self, value: Any) -> list[Any]:
-        """Return what each process passes here, by rank."""
+        """Return the objects that the processes pass here, by rank."""
         values = [value] * self.size
         if self.size > 1:
             _named(dist.all_gather_object, values, value)
         return values
 
     def tell(self, value: Any) -> Any:
-        """Return in all processes what process 0 passes here."""
+        """Return in all processes the object that process 0 passes here."""
         box = [value]
         if self.size > 1:
             _named(dist.broadcast_object_list, box)
         return box[0]
 
     def together(self, make: Callable[[], Any]) -> Any:
-        """Return `make()`, in process 0 before the others, so that one process downloads.
+        """Return the result of `make`, called in process 0 before the others, so that one process downloads.
 
         Where it fails in one process, no process goes on: that one raises its error, and the others RuntimeError, which
         quotes it.
@@ -179,7 +179,7 @@ def _meet(store: Any, rank: int, size: int) -> None:
 
 
 def leave() -> None:
-    """Part from the other processes."""
+    """Leave the group of processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
     world.rank, world.size, world.sent = 0, 1, 0
@@ -199,7 +199,7 @@ def unpack(packed: Tensor, steps: int) -> Tensor:
 
 
 def _named(collective: Callable[..., Any], *arguments: Any) -> None:
-    """Call a collective; where another process is gone, say which process noticed it."""
+    """Call a collective operation. Where another process is gone, the error says which process noticed it."""
     try:
         collective(*arguments)
     except RuntimeError as error:

@@ -34,7 +34,7 @@ LEVELS = 65280
 
 
 def facts(data: Data) -> dict[str, Any]:
-    """Return what tells one set of images from another; nothing that rounding on another machine could change.
+    """Return the facts that tell one set of images from another; rounding on another machine changes none of them.
 
     Pixels and labels are digests, in the order of the split. Numbers that are no pixels of 8 bits are rounded, and may
     have another digest where the mean is rounded otherwise; as they may be tiny or huge, data of the user's have a
@@ -80,7 +80,7 @@ def digest(*values: Tensor) -> str:
 
 
 def code() -> dict[str, Any]:
-    """Return what may change decisions: the versions of the engine, of the library's sources and of torch.
+    """Return the versions that may change decisions: of the engine, of the library's sources and of torch.
 
     engine      raised where decisions change by more than rounding does
     code        a digest of the sources that decide, kernels.cpp among them
@@ -91,7 +91,7 @@ def code() -> dict[str, Any]:
 def own_code(settings: Mapping[str, Any], search: RSO) -> dict[str, str]:
     """Return a digest of the source of each function of the user's, by the setting that is or names it.
 
-    That of a schedule or a distribution covers some of its values, too. Raises what they raise.
+    The digest of a schedule or a distribution covers some of its values, too. Raises what these functions raise.
     """
     found = {}
     for name in OWN:
@@ -122,7 +122,7 @@ def _source(module: str, function: Any) -> bytes:
 
 
 def machine(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Return versions, device and threads: what can change the last bits of a run, and the commit."""
+    """Return the versions, the device and the threads, which can change the last bits of a run, and the commit."""
     device = torch.device(device)
     try:
         version = metadata.version("rso_lib")

@@ -134,12 +134,12 @@ class Descent:
         _check_gradient(self.learner, data, loss)
 
     def state(self) -> dict[str, Any]:
-        """Return what the epochs that are left depend on, beside the arguments."""
+        """Return the state that the remaining epochs depend on, beside the arguments."""
         learner, optimiser = self.learner.state_dict(), self.optimiser.state_dict()
         return {"done": self.done, "seconds": self.seconds, "learner": learner, "optimiser": optimiser}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on behind the epochs that `state` was taken after."""
+        """Restore a `state`, to go on after the epochs that were done then."""
         self.learner.load_state_dict(state["learner"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.done, self.seconds = state["done"], state["seconds"]
@@ -166,7 +166,7 @@ class Descent:
 
 
 def learner_of(net: nn.Module, settings: SGD) -> nn.Module:
-    """Return what is trained: the net itself, or its twin that has a gradient.
+    """Return the module that is trained: the net itself, or its twin that has a gradient.
 
     Raises ValueError for a net that is all frozen, for one on a grid that SGD would take off it, and for a twin of a
     net that can have none.
@@ -184,8 +184,9 @@ def learner_of(net: nn.Module, settings: SGD) -> nn.Module:
 
 
 def check_descent(data: Data, settings: SGD, loss: Loss = cross_entropies) -> None:
-    """Raise TypeError for arguments of other kinds, ValueError for a batch larger than the training part, and what
-    `check_data` raises.
+    """Raise TypeError for arguments of other kinds, and ValueError for a batch larger than the training part.
+
+    Raises what `check_data` raises, too.
     """
     for name, value, kind in (("data", data, Data), ("settings", settings, SGD)):
         check_kind(name, value, kind)
@@ -211,7 +212,7 @@ def fit(
 
 
 def ended(row: Report, epochs: int, settings: SGD) -> bool:
-    """Say whether a run ends with a report: all epochs are done, or the loss is not finite."""
+    """Return whether a run ends with a report: all epochs are done, or the loss is not finite."""
     return epochs == settings.epochs or not math.isfinite(row.train_loss)
 
 
@@ -258,7 +259,7 @@ def _loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _report(data: Data, settings: SGD, epoch: int, steps: int, scored: dict[str, Any]) -> Report:
-    """Return the row of an epoch."""
+    """Return the report of an epoch."""
     return Report(
         cycle=(epoch + 1) * steps,
         layer="",
@@ -299,7 +300,7 @@ class StraightThrough(nn.Module):
         return functional_call(self.twin, self.rounded(), (x,))
 
     def rounded(self) -> dict[str, Tensor]:
-        """Return the parameters by name, those of grids rounded."""
+        """Return the parameters by name; those on a grid are rounded."""
         floats = dict(self.twin.named_parameters())
         return floats | {name: through(floats[name], grid.nearest(floats[name])) for name, grid in self.grids.items()}
 

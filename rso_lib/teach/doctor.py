@@ -25,7 +25,7 @@ NEEDED, USEFUL = "MISSING", "without"
 
 
 class Finding(NamedTuple):
-    """What was looked for, what was found, in words, whether it is enough, and what to type where it is not."""
+    """A finding: what was looked for, what was found (in words), whether it is enough, and what to type if not."""
 
     what: str
     said: str
@@ -34,7 +34,7 @@ class Finding(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Say what this machine has of what the notebooks need. The status is 1 where something needed is missing."""
+    """Print what the notebooks need, and what is here of it. The status is 1 where something needed is missing."""
     if find_spec("tyro") and __package__:
         import_module("..run.cli", __package__).parse("doctor", main, arguments)
     findings = list(examine())

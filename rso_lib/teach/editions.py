@@ -24,7 +24,7 @@ FENCE = re.compile(r"^```python(?: (\w+))?\n(.*?)^```\n", re.DOTALL | re.MULTILI
 
 
 class Note(NamedTuple):
-    """What the lecturer's notes say of an exercise."""
+    """The lecturer's notes on an exercise."""
 
     text: str = ""
     """for the instructor's edition"""
@@ -54,14 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def write_folder(
     name: str, about: Callable[..., None], arguments: Sequence[str] | None, build: Callable[[Path], str | Path]
 ) -> None:
-    """Carry out a command that writes a folder, and print what `build` returns. `--help` shows what `about` says."""
+    """Carry out a command that writes a folder, and print the result of `build`. --help shows what `about` says."""
     given = command.parse(name, about, arguments, folder="FOLDER")
     with command.ending(name):
         print(build(command.folder_at(given["folder"], "FOLDER")))
 
 
 def classroom(folder: Path) -> str:
-    """Write the editions and the demos into a folder, and say how many."""
+    """Write the editions and the demos into a folder. Returns a sentence that says how many."""
     for path in sources():
         write(student(path), folder / "student" / path.name)
         write(instructor(path), folder / "instructor" / path.name)
@@ -117,7 +117,7 @@ def demonstration(path: Path) -> NotebookNode:
 
 
 def before_exercise(text: str) -> str:
-    """Return what a text cell says before the first heading that speaks of an exercise."""
+    """Return the text of a cell before the first heading that speaks of an exercise."""
     return re.split(r"^#+ .*[Ee]xercise", text, maxsplit=1, flags=re.MULTILINE)[0].strip()
 
 
@@ -155,7 +155,7 @@ def read_notes(file: Path = NOTES) -> dict[tuple[str, str], Note]:
 
 
 def _opened(path: Path) -> tuple[NotebookNode, list[Exercise]]:
-    """Read a notebook, whose links then lead out of a folder one level deeper, and find its exercises."""
+    """Read a notebook and its exercises; the links then lead out of a folder one level deeper."""
     notebook = nbformat.read(path, as_version=4)
     found = exercises(notebook, path)
     for cell in notebook.cells:
@@ -179,6 +179,6 @@ def _mark(notebook: NotebookNode, one: Exercise, hidden: bool) -> None:
 
 
 def named(source: str, one: Exercise) -> str:
-    """Return a cell, which ends with a call of `check`, whose call says which exercise it belongs to."""
+    """Return the source of a cell with the name and the points of the exercise in the call of `check` at its end."""
     call = source.rstrip().removesuffix(")").rstrip().removesuffix(",")
     return f'{call}, exercise="{one.mark}", points={one.note.points})'

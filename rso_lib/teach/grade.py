@@ -130,7 +130,9 @@ def frame(source: Path, answers: dict[str, str]) -> tuple[list[tuple[str, str]],
 
 
 def run_apart(cells: list[tuple[str, str]], limit: float) -> dict[str, str]:
-    """Return how each check ended, by its mark; and under "" why others did not, if the process was ended.
+    """Run cells in a process of their own, and return how each check ended, by its mark.
+
+    Where the process was ended, the mark "" has the reason why other checks did not end.
 
     The process reads and writes files, not pipes, which a process that it has left behind could hold open for ever.
     """
@@ -176,7 +178,7 @@ def _lines(file: IO[bytes]) -> list[str]:
 
 
 def _ended(lines: list[str]) -> dict[str, str]:
-    """Return how each check ended, by its mark, given lines of such pairs; others are left out."""
+    """Return how each check ended, by its mark, from lines of such pairs; other lines are left out."""
     ended = {}
     for line in lines:
         with contextlib.suppress(ValueError, TypeError):
@@ -186,7 +188,7 @@ def _ended(lines: list[str]) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and what it has started, unless that has left its group."""
+    """End a process and all processes that it has started, unless these have left its group."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 
 def main() -> None:
-    """Execute the notebooks, and write the clock. Raises ValueError where a row's cells take longer than the row."""
+    """Execute the notebooks, and write the clock. Raises ValueError where a row takes longer than its minutes."""
     text = SHEET.read_text(encoding="utf-8")
     rows = read_table(text)
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def read_table(text: str) -> list[Row]:
-    """Return the rows of the sheet, each until the next one begins."""
+    """Return the rows of the run sheet, each until the next one begins."""
     found = [(int(minute), *words) for minute, *words in ROW.findall(text.partition("## When")[0])]
     return [Row(row[0], after[0], row[1], row[2].strip(), row[3]) for row, after in pairwise(found)]
 
@@ -87,7 +87,7 @@ def executed(path: Path, folder: Path) -> NotebookNode:
 
 
 def seconds(cell: NotebookNode) -> float:
-    """Return what a cell took."""
+    """Return the seconds that a cell took."""
     return float(cell.metadata.get("papermill", {}).get("duration") or 0)
 
 

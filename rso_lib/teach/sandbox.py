@@ -88,7 +88,7 @@ def run(cells: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what is wrong, in a line."""
+    """Return the message of an error in a line."""
     lines = str(error).strip().splitlines() or [""]
     return lines[0] if isinstance(error, AssertionError) and lines[0] else f"{type(error).__name__}: {lines[0]}"
 

@@ -26,7 +26,7 @@ if hosted and not importlib.util.find_spec("rso_lib"):  # at home there is nothi
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Put the cell into the notebooks of the series, given where pip finds the library."""
+    """Put the install cell into the notebooks of the series, given where pip finds the library."""
     words = sys.argv[1:] if arguments is None else arguments
     if len(words) != 1:
         sys.exit("usage: python -m rso_lib.teach.setup_cell git+https://…")
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def insert(notebook: NotebookNode, source: str) -> None:
-    """Put the cell before the first code cell, or replace the one that is there."""
+    """Put the install cell before the first code cell, or replace the one that is there."""
     cells = [cell for cell in notebook.cells if TAG not in cell.metadata.get("tags", [])]
     first = next(k for k, cell in enumerate(cells) if cell.cell_type == "code")
     cells.insert(first, new_code_cell(CELL.replace("SOURCE", source), id=TAG, metadata={"tags": [TAG]}))
