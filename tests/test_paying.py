@@ -16,7 +16,7 @@ from rso_lib.lab import cheaper, paying
 from rso_lib.lab.cheaper import EXPECTED, IDEAS
 from rso_lib.lab.scoreboard import Entry
 from rso_lib.lab.trial import play
-from rso_lib.proposals import generator
+from rso_lib.proposals import generator, sigma
 from rso_lib.rules import RULES, Scores
 from rso_lib.train import evaluate, train
 
@@ -33,8 +33,8 @@ def simulate_visits() -> Callable[..., dict[str, float]]:
 
 def test_the_law_is_what_a_simulation_finds(simulate_visits: Callable[..., dict[str, float]]) -> None:
     """Whatever share of the noise is real: the law is about what the batches see."""
-    for sigma, signal in ((0.1, 1.0), (1.0, 0.5), (5.0, 0.2)):
-        assert simulate_visits(signal, sigma)["kept"] == pytest.approx(paying.kept_share(sigma), abs=0.005)
+    for one, signal in ((0.1, 1.0), (1.0, 0.5), (5.0, 0.2)):
+        assert simulate_visits(signal, one)["kept"] == pytest.approx(paying.kept_share(one), abs=0.005)
 
 
 def test_the_spread_is_found_again() -> None:
@@ -60,7 +60,11 @@ def test_measuring_moves_no_weight_and_follows_the_law(digits: Data) -> None:
     net = models.one_conv(digits.shape)
     fit(net, digits, RSO(cycles=1, batch_size=128), progress=False)
     before = [weight.clone() for weight in net.parameters()]
-    found = paying.measure_kept(net, digits, [0.1, 0.5, 2.0], 128)
+    page, still = "10_what_a_search_costs", function_of("10_what_a_search_costs", "still", torch=torch)
+    names = {"RSO": RSO, "train": train, "Report": Report, "sigma": sigma, "still": still, "torch": torch}
+    ask = function_of(page, "ask", net=net, data=digits, batch_size=128, seed=0, **names)
+    asked = pandas.DataFrame([answer for factor in (0.1, 0.5, 2.0) for answer in ask(factor)])
+    found = asked.groupby(["layer", "sigma"], sort=False).kept.agg(visits="size", kept="mean").reset_index()
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     rows = found[found.layer == "head.linear.weight"]
     assert rows.visits.tolist() == [640, 640, 640]

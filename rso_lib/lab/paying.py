@@ -2,18 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 
 import pandas
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..data import Data
-from ..history import History, Report
-from ..proposals import constant, sigma
-from ..rules import Scores, choose
-from ..settings import RSO
-from ..train import train
+from ..history import History
 from .cheaper import EXPECTED, IDEAS
 from .figure import BLACK, BLUE, GREY, VERMILION, Picture, new_picture, set_whole_ticks, style
 from .methods import METHODS
@@ -30,30 +24,6 @@ def kept_share(ratio: float) -> float:
     probability (2/π)·atan(σ / 2s).
     """
     return 2 / math.pi * math.atan(ratio / 2)
-
-
-def still(scores: Scores) -> Tensor:
-    """Keep w whatever the losses: a run by this rule measures, and leaves the net as it is."""
-    return torch.zeros_like(scores.losses[:, 0])
-
-
-def measure_kept(
-    net: nn.Module, data: Data, factors: Sequence[float], batch_size: int, seed: int = 0
-) -> pandas.DataFrame:
-    """Return how often w would be kept in each tensor of a net: layer, sigma, visits, kept.
-
-    factors  of the first σ; all of them meet the same batches, and the same Δ/σ
-    """
-    rows = []
-    for factor in factors:
-        schedule = lambda cycle, cycles, factor=factor: factor * constant(cycle, cycles)  # noqa: E731
-        settings = RSO(cycles=1, batch_size=batch_size, rule=still, schedule=schedule, seed=seed)
-        for item in train(deepcopy(net), data, settings, steps=True):
-            if not isinstance(item, Report):
-                scale = factor * sigma(net.get_parameter(item.layer))
-                rows.append({"layer": item.layer, "sigma": scale, "kept": int(choose(item.losses)) == 0})
-    found = pandas.DataFrame(rows).groupby(["layer", "sigma"], sort=False).kept.agg(["size", "mean"]).reset_index()
-    return found.rename(columns={"size": "visits", "mean": "kept"})
 
 
 def fit_spread(sigmas: Sequence[float], kept: Sequence[float]) -> float:
@@ -153,9 +123,9 @@ MANY = 30
 
 @style()
 def plot_law(measured: pandas.DataFrame) -> Picture:
-    """Draw measured shares of kept weights (`measure_kept`) with standard errors against σ/s, and the law.
+    """Draw measured shares of kept weights with standard errors against σ/s, and the law.
 
-    s is fitted for each layer.
+    measured  with layer, sigma, visits and kept; s is fitted for each layer
     """
     picture = new_picture(7.5, 3.6)
     axes = picture.subplots()
