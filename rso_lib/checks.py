@@ -14,7 +14,7 @@ from .data import Data, Split, check_data
 from .engine import evaluator, memory
 from .known import check_weights, unlike
 from .losses import Metric, accuracies, checked_score
-from .models import Net, grids, least_size
+from .models import Net, grids
 from .passes import mode, tensors, trial
 from .proposals import noise
 from .settings import RSO, check_kind, exact_products
@@ -73,7 +73,7 @@ def check_fit(
     as it is.
     """
     if isinstance(net, Net) and not unlike(net):
-        least, sides = least_size(net), data.train.images.shape[2:]
+        least, sides = 2 ** sum(block.pool is not None for block in net.blocks), data.train.images.shape[2:]
         if len(sides) != 2:
             raise ValueError(
                 f"a models.Net takes images [N, C, H, W], not rows of the shape {data.shape}: bring a module of yours"

@@ -67,12 +67,13 @@ class Block(nn.Module):
         closes: int = 0,
     ):
         super().__init__()
-        if pool is not None:
-            check_choice("pool", pool, POOLS)
-        if skip is not None:
-            check_choice("skip", skip, SKIPS)
-        if activation is not None:
-            check_choice("activation", activation, ACTIVATIONS)
+        for name, value, known in (
+            ("pool", pool, POOLS),
+            ("skip", skip, SKIPS),
+            ("activation", activation, ACTIVATIONS),
+        ):
+            if value is not None:
+                check_choice(name, value, known)
         check_levels(levels)
         self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=not norm)
         self.norm = new_batch_norm(outputs) if norm else None
@@ -161,11 +162,6 @@ class Net(nn.Sequential):
         for block in self.blocks:
             flow = block(flow)
         return self.head(flow)
-
-
-def least_size(net: Net) -> int:
-    """Return the least height and width of an image, of which the poolings of 2×2 leave at least one pixel."""
-    return 2 ** sum(block.pool is not None for block in net.blocks)
 
 
 def new_batch_norm(channels: int) -> nn.BatchNorm2d:
@@ -301,6 +297,15 @@ def mnist_net(
     return Net(blocks, Head(16, classes, pool=head, levels=levels), seed)
 
 
+FIRST_HALF = [(16, None, "open"), (16, None, None), (16, "avg", "both"), (32, None, None), (32, "avg", "both")]
+DEPTHS: dict[int, Sequence[tuple[int, str | None, str | None]]] = {
+    3: [(32, "avg", None), (32, None, None)],
+    5: [(16, None, None), (16, "avg", None), (32, "avg", None), (32, None, None)],
+    10: [*FIRST_HALF, (32, None, None), (32, None, "both"), (32, None, None), (32, None, "close")],
+}
+"""Channels, pooling and skip of each block of the nets of Table 3."""
+
+
 def cifar_net(
     depth: int = 10,
     shape: tuple[int, int, int] = (3, 32, 32),
@@ -317,28 +322,19 @@ def cifar_net(
     Raises ValueError for another depth or head.
     """
     check_choice("head", head, HEAD_POOLS[:2])
-    widths = {3: [32, 32], 5: [16, 16, 32, 32], 10: [16, 16, 16, 32, 32, 32, 32, 32, 32]}
-    pooled = {3: (1,), 5: (2, 3), 10: (3, 5)}
-    if depth not in widths:
+    if depth not in DEPTHS:
         raise ValueError(f"depth must be 3, 5 or 10, not {depth!r}")
-    _checked(shape, classes, len(pooled[depth]), f"cifar_net of depth {depth}")
-    outputs = widths[depth]
-    skips = ["open", None, "both", None, "both", None, "both", None, "close"] if depth == 10 else [None] * len(outputs)
-    inputs, activations = [shape[0], *outputs], _activations(activation, len(outputs), head)
-    blocks = [
-        Block(
-            inputs[k - 1],
-            outputs[k - 1],
-            pool="avg" if k in pooled[depth] else None,
-            pool_last=pool_last,
-            activation=activations[k - 1],
-            levels=levels,
-            skip=skips[k - 1],
-            closes=inputs[k - 2] if k > 2 else 0,
+    channels, *_ = _checked(
+        shape, classes, sum(pool is not None for _, pool, _ in DEPTHS[depth]), f"cifar_net of depth {depth}"
+    )
+    opened, blocks, activations = 0, [], _activations(activation, len(DEPTHS[depth]), head)
+    for (width, pool, skip), kind in zip(DEPTHS[depth], activations, strict=True):
+        block = Block(
+            channels, width, pool=pool, pool_last=pool_last, activation=kind, levels=levels, skip=skip, closes=opened
         )
-        for k in range(1, len(outputs) + 1)
-    ]
-    return Net(blocks, Head(outputs[-1], classes, pool=head, levels=levels), seed)
+        blocks.append(block)
+        channels, opened = width, width if skip in ("open", "both") else opened
+    return Net(blocks, Head(channels, classes, pool=head, levels=levels), seed)
 
 
 def _checked(shape: Sequence[int], classes: int, pools: int, net: str) -> Sequence[int]:
