@@ -85,6 +85,22 @@ def test_no_other_number_stands_there(project: Path) -> None:
     assert {page: strays(text) for page, text in pages(project).items() if strays(text)} == {}
 
 
+def test_our_run_on_mnist_is_a_few_tenths_below_the_papers(project: Path, made: list[Result]) -> None:
+    """At every place where the two can be compared: notebook 05 says so in its answer. 06 shows the paper's numbers."""
+    [search] = [result for result in made if result.name == "mnist_paper_inverted"]
+    weights = models.count_weights(models.mnist_net())
+    marks = {5: 98.0} | {round(steps / weights): accuracy for steps, accuracy in tables.PAPER_2.items()}
+    below = [
+        theirs - 100 * search.rows[cycle - 1].test_accuracy
+        for cycle, theirs in marks.items()
+        if cycle <= len(search.rows)
+    ]
+    assert len(below) >= 5
+    assert all(0.05 < points < 0.55 for points in below), "write the answer of notebook 05 anew"
+    row = " | ".join(f"{accuracy:.2f}" for accuracy in tables.PAPER_2.values())
+    assert f"| one weight | {row} |" in (project / "notebooks" / "06_one_weight_or_many.ipynb").read_text()
+
+
 def test_the_runs_were_made_by_the_engine_of_today(made: list[Result]) -> None:
     for result in made:
         assert engines(result) == {ENGINE}, f"{result.name} was made by another engine: make it again, or remove it"
