@@ -19,8 +19,7 @@ from .discrete import ACTIVATIONS, Grid, activate, check_levels
 from .proposals import gaussian, generator, sigma
 from .settings import check_choice, check_whole
 
-POOLS, HEAD_POOLS = ("avg", "max"), ("max", "mean", "flatten")
-SKIPS = ("open", "close", "both")
+POOLS, HEAD_POOLS, SKIPS = ("avg", "max"), ("max", "mean", "flatten"), ("open", "close", "both")
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 """Modules whose weight is a scale, and begins at 1."""
 
@@ -192,12 +191,11 @@ def initialise(net: nn.Module, seed: int) -> None:
     rng, on_grid = generator(seed), grids(net)
     for name, weight in searched(net).items():
         owner, _, kind = name.rpartition(".")
-        norm = isinstance(net.get_submodule(owner), NORMS)
         if name in on_grid:
             weight.copy_(on_grid[name].draw(tuple(weight.shape), rng))
         elif kind == "bias" and f"{owner}.weight" not in on_grid:
             weight.zero_()
-        elif norm and kind == "weight":
+        elif kind == "weight" and isinstance(net.get_submodule(owner), NORMS):
             weight.fill_(1.0)
         elif weight.dim() > 1 or kind == "bias":
             weight.copy_(gaussian(tuple(weight.shape), rng) * sigma(weight))
