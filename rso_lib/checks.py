@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import engine
 from .algorithm import Loss, cross_entropies
 from .calls import called
 from .data import Data, Split, check_data
@@ -57,6 +58,7 @@ def check_run(
     if settings.weight_decay and grids(net):
         raise ValueError("weight_decay must be 0 for a net whose weights lie on a grid, from which it would take them")
     check_fit(net, data, settings.batch(0), loss, metric)
+    _check_pass(net, data.train.images[:2])
     if not reason and isinstance(net, Net):
         _check_engine(net, data)
         memory.check_room(net, data, settings)
@@ -84,8 +86,9 @@ def check_fit(
             )
     check_outputs(net, data.train, loss, metric, training=True, count=min(batch_size, 2))
     for part in data.parts.values():
-        if len(part):
-            check_outputs(net, part, loss, metric)
+        if len(part):  # where the last images of `evaluate` are one image, this one alone
+            alone = len(part) % engine.chunk(part.images.device) == 1
+            check_outputs(net, part, loss, metric, count=1 if alone else 2)
 
 
 def check_outputs(
@@ -110,12 +113,12 @@ def check_outputs(
         both = checked_score(what, function)(outputs, targets)
         if what == "loss" and outputs.isfinite().all() and both.isnan().any():
             raise ValueError(f"loss {called(function)} is NaN for outputs {outputs} and targets {targets}")
-        if {outputs.dim(), targets.dim()} == {1, 2} and len(rows) == 2 and outputs.numel() == targets.numel():
+        if outputs.dim() != targets.dim() and outputs.numel() == targets.numel() and len(rows) == 2:
             alone = checked_score(what, function)(outputs[:1], targets[:1])
             if not torch.allclose(both[:1], alone, equal_nan=True):
                 raise ValueError(
-                    f"{what} {called(function)} mixes images: of outputs {list(outputs.shape)} and targets "
-                    f"{list(targets.shape)} torch makes [2, 2]; take outputs[:, 0], or give targets the shape [N, 1]"
+                    f"{what} {called(function)} mixes images, as torch spreads outputs {list(outputs.shape)} over "
+                    f"targets {list(targets.shape)}: give both one shape, such as outputs.view_as(targets)"
                 )
 
 
@@ -146,6 +149,23 @@ def _probe(net: nn.Module, x: Tensor, training: bool) -> Any:
             f"the net cannot take images of the shape {shape} ({x.dtype}) in {how} mode: "
             f"{type(error).__name__}: {error}; {_remedy(net, x)}"
         ) from error
+
+
+@torch.no_grad()
+def _check_pass(net: nn.Module, x: Tensor) -> None:
+    """Raise ValueError where a pass writes into a parameter of a net, or gives the net a buffer."""
+    weights = [(name, w) for name, w in net.named_parameters() if not w.is_inference()]  # of which torch counts writes
+    versions, buffers = [w._version for _, w in weights], {name for name, _ in net.named_buffers()}
+    with trial(net, training=True, device=x.device):
+        net(x.clone())
+        made = [name for name, _ in net.named_buffers() if name not in buffers]
+    if written := [name for (name, w), before in zip(weights, versions, strict=True) if w._version != before]:
+        raise ValueError(
+            f"the net writes into {written[0]} in a pass, so a candidate would change other weights than its own: "
+            f"leave that out, such as max_norm of an embedding"
+        )
+    if made:
+        raise ValueError(f"{made[0]} of the net is None before the first pass: let register_buffer give it a tensor")
 
 
 def _remedy(net: nn.Module, x: Tensor) -> str:

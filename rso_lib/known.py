@@ -21,8 +21,8 @@ def check_weights(net: nn.Module) -> None:
         frozen = any(True for _ in net.parameters())
         why = "all of its parameters are frozen: set requires_grad=True where it is to learn"
         raise ValueError(f"the net has no weights to search: {why if frozen else 'it has no parameters'}")
-    for name, weight in net.named_parameters():
-        if is_lazy(weight):
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if is_lazy(tensor):
             raise ValueError(f"{name} of the net has no shape yet: send a batch through the net once before training")
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         if tensor.is_inference() and not torch.is_inference_mode_enabled():

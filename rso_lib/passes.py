@@ -49,11 +49,14 @@ def buffers_kept(net: nn.Module, statistics: bool = True) -> Iterator[None]:
     statistics  whether also those that `calibrate` sets
     """
     before = [(module._buffers, name, b, b.clone()) for module, name, b in _buffers(net, statistics)]
+    missing = [(module._buffers, name) for module in net.modules() for name, b in module._buffers.items() if b is None]
     try:
         yield
     finally:
         for buffers, name, buffer, value in before:
             buffers[name] = buffer.copy_(value)
+        for buffers, name in missing:
+            buffers[name] = None
 
 
 @contextmanager

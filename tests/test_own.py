@@ -234,8 +234,11 @@ def test_outputs_and_targets_that_torch_would_mix_are_an_error() -> None:
     data = table()
     parts = [replace(part, labels=part.labels[:, 0]) for part in data.parts.values()]
     flat = replace(data, **dict(zip(data.parts, parts, strict=True)))
-    with pytest.raises(ValueError, match=r"loss squares mixes images: .*\[2, 1\] and targets \[2\] .* outputs\[:, 0\]"):
+    with pytest.raises(ValueError, match=r"loss squares mixes images, .*\[2, 1\] over targets \[2\]: .* one shape"):
         next(train(mlp(data.shape, 1), flat, RSO(batch_size=100), loss=squares))
+    deep = nn.Sequential(mlp(data.shape, 1), nn.Unflatten(1, (1, 1)))  # [N, 1, 1] − [N, 1] is [N, N, 1]
+    with pytest.raises(ValueError, match=r"loss <lambda> mixes images, .*\[2, 1, 1\] over targets \[2, 1\]"):
+        next(train(deep, data, RSO(batch_size=100), loss=lambda z, y: (z - y).square().flatten(1).mean(1)))
     mended = lambda outputs, targets: squares(outputs, targets[:, None])  # noqa: E731
     settings = RSO(cycles=1, batch_size=100)
     torch.manual_seed(0)
@@ -801,6 +804,54 @@ def test_a_live_run_of_own_net_data_loss_and_metric() -> None:
     assert drawn.png(points, {"a": ([0.0, 1.0], [2.0, 1.0])}, "full updates", False).startswith(b"\x89PNG")
     left, right = drawn.axes
     assert left.get_ylim() == (-4, 1) and left.get_ylabel() == "validation minus_error" and right.get_ylabel() == "loss"
+
+
+class Tokens(nn.Module):
+    """Numbers become one of nine tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (4 + 2 * x).round().clamp(0, 8).long()
+
+
+class Centred(nn.Module):
+    """It keeps the mean of the first images that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mean is None:
+            self.mean = x.mean(0)
+        return x - self.mean
+
+
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [
+        (nn.Sequential(Tokens(), nn.Embedding(9, 1, max_norm=0.1), nn.Flatten()), "the net writes into 0.1.weight"),
+        (Centred(), "0.mean of the net is None before the first pass"),
+        (nn.LazyBatchNorm1d(affine=False), "0.running_mean of the net has no shape yet"),
+    ],
+    ids=["max_norm", "a buffer that is None", "a lazy buffer"],
+)
+def test_a_pass_that_changes_what_the_net_is_is_an_error(first: nn.Module, says: str) -> None:
+    """At the second call, too: the check leaves nothing behind."""
+    data = Data.from_tensors(torch.randn(20, 5), torch.arange(20) % 3, val=2, test=2)
+    net = nn.Sequential(first, nn.Linear(5, 3))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=says):
+            fit(net, data, RSO(batch_size=8), progress=False)
+
+
+def test_a_last_image_that_is_scored_alone_is_tried_before_the_first_step() -> None:
+    """`evaluate` takes 101 images as 100 and 1, and this batch norm takes no single image."""
+    data = Data.from_tensors(torch.randn(160, 4), torch.arange(160) % 3, val=20, test=101)
+    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 3))
+    with pytest.raises(ValueError, match=r"the net cannot take images of the shape 1×4 .* in eval mode"):
+        next(train(net, data, RSO(batch_size=8)))
+    data = replace(data, test=replace(data.test, images=data.test.images[:100], labels=data.test.labels[:100]))
+    assert fit(net, data, RSO(cycles=1, batch_size=8), progress=False).last.is_cycle
 
 
 def test_a_live_run_of_a_mixed_net_shows_all_its_weights() -> None:
