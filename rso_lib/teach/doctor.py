@@ -98,7 +98,7 @@ def kernels() -> Finding:
     sys.path.insert(0, str(PROJECT))
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        load: Callable[[], object] = import_module("rso_lib.engine.kernels").load
+        load: Callable[[], object] = import_module("rso_lib.engine.kernels").load_compiled
         if load():
             return Finding("kernels", "compiled")
     reason = str(heard[-1].message) if heard else "RSO_KERNELS=0 is set"
