@@ -126,7 +126,7 @@ def tabulate_bench(bench: Mapping[str, Any]) -> str:
     for one, share in zip(layers, [*shares, cycle["share_of_peak"]], strict=True):
         plain, cached, engine = (one[method] for method in whole)
         times, faster = [f"{one[method]:,.2f}" for method in whole], [plain / engine, cached / engine]
-        rows.append([one["layer"], f"{one['weights']:,}", *times, *(f"{x:.1f}" for x in faster), f"{share:.0%}"])
+        rows.append([one["layer"], f"{one['weights']:,}", *times, *(f"{x:.1f}" for x in faster), f"{100 * share:.0f} %"])
     columns = ["layer", "weights", "plain", "cached", "engine", "over plain", "over cache", "share of peak"]
     return f"{table(columns, 'lrrrrrrr', rows)}\n\n{describe_cycle(bench)}"
 
