@@ -125,8 +125,9 @@ def tabulate_bench(bench: Mapping[str, Any]) -> str:
     rows = []
     for one, share in zip(layers, [*shares, cycle["share_of_peak"]], strict=True):
         plain, cached, engine = (one[method] for method in whole)
-        times, faster = [f"{one[method]:,.2f}" for method in whole], [plain / engine, cached / engine]
-        rows.append([one["layer"], f"{one['weights']:,}", *times, *(f"{x:.1f}" for x in faster), f"{100 * share:.0f} %"])
+        times = [f"{one[method]:,.2f}" for method in whole]
+        ratios = [f"{plain / engine:.1f}", f"{cached / engine:.1f}", f"{100 * share:.0f} %"]
+        rows.append([one["layer"], f"{one['weights']:,}", *times, *ratios])
     columns = ["layer", "weights", "plain", "cached", "engine", "over plain", "over cache", "share of peak"]
     return f"{table(columns, 'lrrrrrrr', rows)}\n\n{describe_cycle(bench)}"
 
