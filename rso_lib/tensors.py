@@ -1,6 +1,6 @@
 """Tensors and datasets that users bring: read and checked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,12 +69,16 @@ def items_of(name: str, dataset: Any) -> Pair:
     rows: list[Pair] = []
     for k in tqdm(range(len(dataset)), desc="reading items", unit=" items", delay=1, leave=False):
         try:
-            x, y = dataset[k]
-            rows.append((_tensor(x), _tensor(y)))
+            item = dataset[k]
+            if isinstance(item, Mapping):
+                raise TypeError(f"a {type(item).__name__} with {', '.join(map(str, item))}")
+            x, y = item
+            rows.append((_tensor(x).clone(), _tensor(y).clone()))  # the next item may lie in the same memory
         except Exception as error:  # whatever goes wrong in a dataset of the user's
             raise ValueError(
                 f"item {k} of {name} is no pair (x, y) of tensors or numbers ({type(error).__name__}: {error}): give "
-                f"the dataset a transform that makes one, such as torchvision.transforms.ToTensor()"
+                f"the dataset a transform that makes one, such as torchvision.transforms.ToTensor(), or give a list of "
+                f"such pairs"
             ) from error
         for what, one, first in zip(("x", "y"), rows[-1], rows[0], strict=True):
             if (one.shape, one.dtype) != (first.shape, first.dtype):

@@ -1,6 +1,7 @@
 """The two editions of the notebooks, points, and hand-ins that are graded."""
 
 import ast
+import copy
 import csv
 import json
 import os
@@ -332,6 +333,25 @@ def test_a_process_that_is_shut_in_reads_all_and_writes_in_its_folder(shut: str,
 def test_an_error_is_said_in_a_line() -> None:
     assert sandbox.reason_of(ValueError("a\nb")) == "ValueError: a"
     assert sandbox.reason_of(AssertionError("Not yet: a")) == "Not yet: a"
+
+
+def test_grades_are_said_where_their_file_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "anna.ipynb").write_text("{")
+    (tmp_path / "grades.csv").mkdir()
+    with pytest.raises(SystemExit):
+        grade.main([str(tmp_path)])
+    said = capsys.readouterr()
+    assert "anna.ipynb                     0 of 0  cannot be graded" in said.out and "grades.csv" in said.err
+
+
+def test_an_answer_may_be_split_into_several_cells(small: Path, tmp_path: Path) -> None:
+    notebook = student(small)
+    [k] = [k for k, cell in enumerate(notebook.cells) if "my_step" in cell.source and "nbgrader" in cell.metadata][:1]
+    notebook.cells[k].source = "first = 1"
+    notebook.cells.insert(k + 1, copy.deepcopy(notebook.cells[k]))
+    notebook.cells[k + 1].update(source="second = 2", id="second")
+    nbformat.write(notebook, tmp_path / "split.ipynb")
+    assert "first = 1\nsecond = 2" in grade.answers_of(tmp_path / "split.ipynb").values()
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -538,6 +538,24 @@ def test_a_dataset_is_read_once() -> None:
     assert len(data.train) == 10 and data.test.labels.tolist() == [1] and float(data.test.images[0, 1]) == 1.0
 
 
+class OneBuffer(Dataset[Any]):
+    """Items that lie in the same memory, one after the other."""
+
+    def __init__(self) -> None:
+        self.buffer = torch.zeros(2)
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, k: int) -> tuple[Tensor, int]:
+        return self.buffer.copy_(torch.tensor([k, -k])), k % 2
+
+
+def test_items_that_share_their_memory_are_read_one_by_one() -> None:
+    data = Data.from_dataset(OneBuffer(), val=0, test=0, standardise=False)
+    assert sorted(data.train.images[:, 0].tolist()) == [*range(10)]
+
+
 class Picture:
     """An image of PIL, which torch would read with its channels as columns."""
 
@@ -589,6 +607,10 @@ WRONG_DATA: dict[str, tuple[Callable[[], object], str]] = {
     "no_length": (lambda: Data.from_dataset(iter([])), r"dataset must have a length and items \(x, y\)"),
     "empty": (lambda: Data.from_dataset(Rows([])), "dataset has no items"),
     "no_pair": (lambda: Data.from_dataset(Rows([1])), r"item 0 of dataset is no pair \(x, y\) .*TypeError"),
+    "a dict": (
+        lambda: Data.from_dataset(Rows([{"image": torch.ones(2), "label": 1}])),
+        r"item 0 of dataset is no pair \(x, y\) .*a dict with image, label\): .* a list of such pairs",
+    ),
     "picture": (lambda: Data.from_dataset(Rows([(Picture(), 1)])), r"item 0 of dataset .* of PIL\): .*ToTensor\(\)"),
     "sizes": (
         lambda: Data.from_dataset(Rows([(torch.ones(2), 1), (torch.ones(3), 1)])),
@@ -893,6 +915,26 @@ def test_a_change_of_the_users_code_is_noticed(tmp_path: Path, monkeypatch: pyte
         machine["own_code"]["loss"] for machine in json.loads((folder / "settings.json").read_text())["machines"]
     ]
     assert len({*digests}) == 2
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_sgd_notices_a_change_of_the_users_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: int) -> None:
+    """In a run that is finished, and in one that gets another seed."""
+    monkeypatch.syspath_prepend(tmp_path)
+    module, loss = tmp_path / "loss_for_sgd.py", "loss_for_sgd:squares"
+    settings, data = SGD(epochs=1, batch_size=100, warmup=0, rate=0.01), load("digits")
+
+    def train(factor: int, seeds: int) -> None:
+        sys.modules.pop("loss_for_sgd", None)
+        wanted = "torch.nn.functional.one_hot(y, 10)"
+        module.write_text(f"import torch\ndef squares(z, y): return {factor} * (z - {wanted}).square().mean(1)\n")
+        train_seeds(tmp_path / "run", "one_conv", data, settings, seeds, loss=loss, progress=False)
+
+    train(1, 1)
+    train(1, 1)
+    says = "finished, and was made with another loss of yours" if seeds == 1 else "own_code is .* there, not"
+    with pytest.warns(UserWarning, match=says):
+        train(2, seeds)
 
 
 def scaled(factor: float) -> dict[str, Callable[..., Any]]:

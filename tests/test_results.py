@@ -199,6 +199,21 @@ def test_the_bill_is_for_the_last_cycle() -> None:
     assert said.endswith("RSO pays 150 times as much.")
 
 
+def test_runs_of_different_metrics_have_no_bill() -> None:
+    other = result("top", [60, 80, 90], 1_000_000, descent=True, metric="mine:top3")
+    assert results.bills([SEARCH, other]) == []
+    assert results.bills([SEARCH, result("plain", [96], 1, descent=True, metric="accuracy")])
+    assert "| 90.00 % (`mine:top3`) |" in results.tabulate([other])
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '"x"'])
+def test_a_torn_folder_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "settings.json").write_text(content)
+    with pytest.raises(ValueError, match=r"torn/settings\.json is torn: put it back, or move .*torn away"):
+        results.read_results(tmp_path)
+
+
 def test_a_bill_that_sgd_has_not_reached() -> None:
     [said] = results.bills([SEARCH, DESCENT])
     assert said.endswith("whole net. SGD (descent) has not reached that after 3 of 30 epochs.")

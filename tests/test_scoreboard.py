@@ -201,6 +201,17 @@ def making(digits: Data, tmp_path: Path) -> Callable[..., scoreboard.Entry]:
     return make
 
 
+@pytest.mark.parametrize("other", [{"net": "two_conv"}, {"data_seed": 1}])
+def test_a_board_has_one_net_and_one_set_of_images(
+    other: dict[str, Any], making: Callable[..., scoreboard.Entry], tmp_path: Path, digits: Data
+) -> None:
+    making("backprop", 5_000, seeds=1)
+    data = load("digits", seed=1) if "data_seed" in other else digits
+    with pytest.raises(ValueError, match="compares methods on another net or images; choose another folder:\n  "):
+        make_entry(tmp_path, "backprop", 10_000, Board(seeds=1), cli.What(**other), data, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["5000"]
+
+
 def test_an_entry_is_made_once(making: Callable[..., scoreboard.Entry], tmp_path: Path) -> None:
     """What is missing is made, with the same bits, and what is there is not touched."""
     first = making()

@@ -17,6 +17,7 @@ from ..history import History, Report
 from ..models import count_weights
 from ..run import cli, presets, sgd
 from ..run import folder as runs
+from ..run.about import NEWER
 from ..settings import RSO
 from .bench_report import describe_cycle, tabulate_bench
 from .markdown import table
@@ -125,7 +126,10 @@ def read_result(folder: Path) -> Result:
 
     Errors as in `run.folder.load`.
     """
-    about = json.loads((folder / "settings.json").read_text())
+    try:
+        about = dict(json.loads((folder / "settings.json").read_text()))
+    except (ValueError, TypeError):
+        raise ValueError(f"{folder / 'settings.json'} is torn: put it back, or move {folder} away") from None
     if "settings" in about:
         run = runs.load(folder)
         return Result(folder, run.settings, about, run.history, run.net)
@@ -195,14 +199,19 @@ def bill(search: Result, descent: Result) -> str:
 def bills(results: Sequence[Result]) -> list[str]:
     """Return the bill of every run of RSO beside a run of SGD with the same net and the same images."""
     done = [result for result in results if result.rows]
-    alike = ("dataset", "net", "net_options")
     return [
         bill(search, descent)
         for search in done
         for descent in done
         if search.net and not descent.net and search.about["data"] == descent.about["data"]
-        if [search.settings.get(name) or {} for name in alike] == [descent.settings.get(name) or {} for name in alike]
+        if _task(search) == _task(descent)
     ]
+
+
+def _task(result: Result) -> list[Any]:
+    """Return what a run was about: images, net and metric."""
+    settings = {**NEWER, **result.settings}
+    return [settings.get(name) or {} for name in ("dataset", "net", "net_options", "metric")]
 
 
 # Pages
@@ -218,7 +227,9 @@ def tabulate(results: Sequence[Result], link: str = "") -> str:
         settings = one.settings
         net = f"`{settings['net']}`" + (f" with `{one.discrete}`" if one.discrete else "")
         what = f"{one.method}: {net} on `{settings['dataset']}`, batches of {settings['batch_size']:,}"
-        reached = f"{one.accuracy:.2f} %" if one.rows else "none yet"
+        metric = settings.get("metric", NEWER["metric"])
+        reached = f"{one.accuracy:.2f} %" + ("" if metric == NEWER["metric"] else f" (`{metric}`)")
+        reached = reached if one.rows else "none yet"
         paper = f"{one.paper:.2f} %" if one.paper else ""
         rows.append([f"[{one.name}]({link}{one.name})", what, one.progress, reached, paper])
     columns, align = ["run", "what", "done", "test accuracy", "the paper, at its end"], "lllrr"

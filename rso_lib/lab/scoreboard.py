@@ -160,6 +160,7 @@ def make_entry(
         "tried": tried,
         "data": facts(data),
     }
+    _check_board(board, about)
     folder = board / str(budget) / method
     make(folder)
     with alone(folder):
@@ -199,6 +200,14 @@ def _finish(
         with replacing(path) as part:
             history.save(part)
     return History.load(path)
+
+
+def _check_board(board: Path, about: Mapping[str, Any]) -> None:
+    """Raise ValueError where the methods of a board are compared on another net or on other images."""
+    for one in read_board(board)[:1]:
+        there, here = ({name: each[name] for name in (*vars(command.What()), "data")} for each in (one.about, about))
+        if unlike := runs.describe_differences(there, json.loads(json.dumps(here))):
+            raise ValueError(f"{board} compares methods on another net or images; choose another folder:\n{unlike}")
 
 
 def _check(folder: Path, about: Mapping[str, Any]) -> None:

@@ -143,12 +143,17 @@ def describe_differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> 
 
 def write_settings(path: Path, about: Mapping[str, Any], here: dict[str, Any]) -> list[dict[str, Any]]:
     """Write settings, with this machine behind those that the file names, unless it is the last. Returns them all."""
-    machines = json.loads(path.read_text()).get("machines", []) if path.exists() else []
+    machines = machines_of(path)
     if machines[-1:] != [here]:
         machines.append(here)
     with replacing(path) as part:
         part.write_text(json.dumps({**about, "machines": machines}, indent=2) + "\n")
-    return list(machines)
+    return machines
+
+
+def machines_of(path: Path) -> list[dict[str, Any]]:
+    """Return the machines that settings name; none where the file is not there."""
+    return list(json.loads(path.read_text()).get("machines", [])) if path.exists() else []
 
 
 def note_machine(folder: Path, about: dict[str, Any], device: str | torch.device, own: Mapping[str, str]) -> None:

@@ -24,11 +24,19 @@ from ..losses import LOSSES, METRICS, Metric
 from ..settings import check_whole, plain, qualified
 from . import cli as command
 from . import presets, sgd
-from .about import NEWER, check_dataset, describe_differences, scored_by, write_settings
+from .about import (
+    NEWER,
+    check_dataset,
+    describe_differences,
+    machines_of,
+    note_machine,
+    scored_by,
+    warn_of_own_code,
+)
 from .checkpoint import check_state
 from .files import PART, alone, folder_at, make, replacing
 from .nets import build_net, plain_options
-from .provenance import facts, machine
+from .provenance import facts, own_code
 from .sgd import SGD
 
 ANEW = "move it away, and its runs are made anew"
@@ -65,6 +73,7 @@ def train_seeds(
         "metric": qualified(metric, METRICS),
         **asdict(settings),
     }
+    own = own_code(asked)
     sgd.check_descent(data, settings, scored["loss"])
     fresh = [build_net(net, data.shape, len(data.classes), seed, **options) for seed in range(seeds)]
     tried = fresh[0].to(data.train.labels.device)
@@ -75,8 +84,11 @@ def train_seeds(
     with alone(folder):
         _check_settings(folder / "settings.json", asked)  # another process may have written it before the lock was held
         paths = [folder / f"{seed}.csv" for seed in range(seeds)]
-        if not all(path.exists() for path in paths):
-            write_settings(folder / "settings.json", asked, machine(data.train.images.device))
+        about = {**asked, "machines": machines_of(folder / "settings.json")}
+        if all(path.exists() for path in paths):
+            warn_of_own_code(folder, about, own)
+        else:
+            note_machine(folder, about, data.train.images.device, own)
         return [
             _history(path, one, data, replace(settings, seed=seed), scored, progress)
             for seed, (path, one) in enumerate(zip(paths, fresh, strict=True))

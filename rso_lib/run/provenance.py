@@ -88,7 +88,7 @@ def code() -> dict[str, Any]:
     return {"engine": ENGINE, "code": _sources(), "torch": torch.__version__}
 
 
-def own_code(settings: Mapping[str, Any], search: RSO) -> dict[str, str]:
+def own_code(settings: Mapping[str, Any], search: RSO | None = None) -> dict[str, str]:
     """Return a digest of the source of each function of the user's, by the setting that is or names it.
 
     The digest of a schedule or a distribution covers some of its values, too. Raises what these functions raise.
@@ -99,13 +99,13 @@ def own_code(settings: Mapping[str, Any], search: RSO) -> dict[str, str]:
         if colon and module != "folder":
             found[name] = _source(module, function_of(name, settings[name], {}))
     for name, known in KNOWN.items():
-        if settings[name] not in known:
+        if search and settings[name] not in known:
             function = getattr(search, name)
             found[name] = _source(function.__module__, function)
-    if "schedule" in found:
+    if search and "schedule" in found:
         cycles = range(0, search.cycles, 1 + search.cycles // 1000)
         found["schedule"] += "".join(f" {search.sigma_factor(cycle):.6g}" for cycle in cycles).encode()
-    if "distribution" in found:
+    if search and "distribution" in found:
         draws = search.draw()((8,), torch.Generator().manual_seed(0)).tolist()
         found["distribution"] += "".join(f" {draw:.4g}" for draw in draws).encode()
     return {name: hashlib.sha256(source).hexdigest()[:12] for name, source in found.items()}

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -63,21 +63,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         setting = Grading(**given)
         for name in ("limit", "jobs"):
             check_whole(name, getattr(setting, name), least=1)
-        grades = grade(folder, setting)
+        grades: list[Grade] = []
+        try:
+            for one in grade(folder, setting):
+                grades.append(one)
+                print(f"{one.hand_in:30} {one.points:g} of {one.of:g}  {one.remarks}", flush=True)
+        finally:  # an interrupt loses no grade
+            if grades:
+                with open(folder / FILE, "w", newline="", encoding="utf-8") as file:
+                    csv.writer(file).writerows([Grade._fields, *grades])
         if not grades:
             raise ValueError(f"there is no notebook in {folder}")
-        with open(folder / FILE, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([Grade._fields, *grades])
-        for one in grades:
-            print(f"{one.hand_in:30} {one.points:g} of {one.of:g}  {one.remarks}")
         print(f"{len(grades)} hand-ins in {folder / FILE}")
 
 
-def grade(folder: Path, setting: Grading) -> list[Grade]:
-    """Return the grade of every hand-in, in the order of their names."""
+def grade(folder: Path, setting: Grading) -> Iterator[Grade]:
+    """Yield the grade of every hand-in, in the order of their names."""
     hand_ins = [path for path in sorted(folder.rglob("*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
     with ThreadPoolExecutor(setting.jobs) as pool:
-        return list(pool.map(partial(grade_one, folder=folder, setting=setting), hand_ins))
+        yield from pool.map(partial(grade_one, folder=folder, setting=setting), hand_ins)
 
 
 def grade_one(path: Path, folder: Path, setting: Grading) -> Grade:
@@ -98,10 +102,13 @@ def grade_one(path: Path, folder: Path, setting: Grading) -> Grade:
 
 
 def answers_of(path: Path) -> dict[str, str]:
-    """Return the sources of a hand-in's answer cells, by the exercise's mark."""
-    cells = nbformat.read(path, as_version=4).cells
-    marked = [(cell.metadata.get("nbgrader", {}), cell.source) for cell in cells if cell.cell_type == "code"]
-    return {about["grade_id"]: source for about, source in marked if about.get("solution")}
+    """Return the sources of a hand-in's answer cells, by the exercise's mark. An answer may be split into several."""
+    answers: dict[str, str] = {}
+    for cell in nbformat.read(path, as_version=4).cells:
+        about = cell.metadata.get("nbgrader", {})
+        if cell.cell_type == "code" and about.get("solution") and (mark := about.get("grade_id")):
+            answers[mark] = "\n".join([*filter(None, [answers.get(mark)]), cell.source])
+    return answers
 
 
 def _source(answers: dict[str, str], notebooks: Path) -> Path:
