@@ -228,8 +228,8 @@ def tabulate(results: Sequence[Result], link: str = "") -> str:
         net = f"`{settings['net']}`" + (f" with `{one.discrete}`" if one.discrete else "")
         what = f"{one.method}: {net} on `{settings['dataset']}`, batches of {settings['batch_size']:,}"
         metric = settings.get("metric", NEWER["metric"])
-        reached = f"{one.accuracy:.2f} %" + ("" if metric == NEWER["metric"] else f" (`{metric}`)")
-        reached = reached if one.rows else "none yet"
+        of_metric = "" if metric == NEWER["metric"] else f" (`{metric}`)"
+        reached = f"{one.accuracy:.2f} %{of_metric}" if one.rows else "none yet"
         paper = f"{one.paper:.2f} %" if one.paper else ""
         rows.append([f"[{one.name}]({link}{one.name})", what, one.progress, reached, paper])
     columns, align = ["run", "what", "done", "test accuracy", "the paper, at its end"], "lllrr"
