@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import engine
 from .algorithm import Loss, cross_entropies
 from .calls import called
 from .data import Data, Split, check_data
-from .engine import evaluator, memory
+from .engine import chunk, evaluator, memory
 from .known import check_weights, unlike
 from .losses import Metric, accuracies, checked_score
 from .models import Net, grids
@@ -87,7 +86,7 @@ def check_fit(
     check_outputs(net, data.train, loss, metric, training=True, count=min(batch_size, 2))
     for part in data.parts.values():
         if len(part):  # where the last images of `evaluate` are one image, this one alone
-            alone = len(part) % engine.chunk(part.images.device) == 1
+            alone = len(part) % chunk(part.images.device) == 1
             check_outputs(net, part, loss, metric, count=1 if alone else 2)
 
 

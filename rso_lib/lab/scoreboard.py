@@ -204,8 +204,9 @@ def _finish(
 
 def _check_board(board: Path, about: Mapping[str, Any]) -> None:
     """Raise ValueError where the methods of a board are compared on another net or on other images."""
-    for one in read_board(board)[:1]:
-        there, here = ({name: each[name] for name in (*vars(command.What()), "data")} for each in (one.about, about))
+    for path in [*board.glob("*/*/settings.json")][:1]:  # all others were compared with it
+        alike = (*vars(command.What()), "data")
+        there, here = ({name: each[name] for name in alike} for each in (_about(path.parent), about))
         if unlike := runs.describe_differences(there, json.loads(json.dumps(here))):
             raise ValueError(f"{board} compares methods on another net or images; choose another folder:\n{unlike}")
 
