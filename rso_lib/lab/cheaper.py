@@ -68,7 +68,7 @@ def _moved(net: nn.Module, data: Data, before: list[Tensor], after: list[Tensor]
     return evaluate(net, data.train)[0]
 
 
-SAME = grid(cycles=[4, 8, 16], scale=[1.0, 0.5])
+SAME = grid(cycles=[4, 8, 16], scale=[2.0, 1.0, 0.5, 0.25])
 IDEAS: Mapping[str, Contender] = {
     "rso_signs": Contender("RSO, ±σ in place of a normal Δ", partial(rso, distribution=signs), SAME),
     "rso_parabola": Contender("RSO, the parabola's minimum", partial(rso, rule="parabola"), SAME),
