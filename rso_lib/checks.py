@@ -99,8 +99,8 @@ def check_outputs(
     count     images that go through it: the first one, and one with another target if there is one
     """
     check_device(net, split)
-    unlike_first = (split.labels != split.labels[0]).reshape(len(split), -1).any(1)
-    rows = torch.tensor([0, int(unlike_first.int().argmax()) or len(split) - 1][: min(count, len(split))])
+    others = next((k for k, target in enumerate(split.labels) if not target.equal(split.labels[0])), len(split) - 1)
+    rows = torch.tensor([0, others][: min(count, len(split))])
     targets, outputs = split.labels[rows], _probe(net, split.images[rows], training)
     _check_returned(outputs, targets, logits=loss is cross_entropies)
     if loss is cross_entropies and (highest := int(split.labels.max())) >= outputs.shape[1]:
@@ -108,17 +108,23 @@ def check_outputs(
             f"the net has {outputs.shape[1]} outputs, but there is a label {highest}: "
             f"make it with at least {highest + 1} classes"
         )
-    for what, function in (("loss", loss), ("metric", metric)):
-        both = checked_score(what, function)(outputs, targets)
-        if what == "loss" and outputs.isfinite().all() and both.isnan().any():
-            raise ValueError(f"loss {called(function)} is NaN for outputs {outputs} and targets {targets}")
-        if outputs.dim() != targets.dim() and outputs.numel() == targets.numel() and len(rows) == 2:
-            alone = checked_score(what, function)(outputs[:1], targets[:1])
-            if not torch.allclose(both[:1], alone, equal_nan=True):
-                raise ValueError(
-                    f"{what} {called(function)} mixes images, as torch spreads outputs {list(outputs.shape)} over "
-                    f"targets {list(targets.shape)}: give both one shape, such as outputs.view_as(targets)"
-                )
+    if outputs.isfinite().all() and checked_score("loss", loss)(outputs, targets).isnan().any():
+        raise ValueError(f"loss {called(loss)} is NaN for outputs {outputs} and targets {targets}")
+    _check_spread("loss", loss, outputs, targets)
+    _check_spread("metric", metric, outputs, targets)
+
+
+def _check_spread(what: str, function: Loss | Metric, outputs: Tensor, targets: Tensor) -> None:
+    """Raise ValueError where an image has another score when it comes alone, and the shapes can be the reason."""
+    both = checked_score(what, function)(outputs, targets)
+    if outputs.dim() == targets.dim() or outputs.numel() != targets.numel():
+        return
+    alone = checked_score(what, function)(outputs[:1], targets[:1])
+    if not torch.allclose(both[:1], alone, equal_nan=True):
+        raise ValueError(
+            f"{what} {called(function)} mixes images, as torch spreads outputs {list(outputs.shape)} over "
+            f"targets {list(targets.shape)}: give both one shape, such as outputs.view_as(targets)"
+        )
 
 
 def warn_of_state(net: nn.Module, split: Split, count: int, loss: Loss) -> None:

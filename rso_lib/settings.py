@@ -337,7 +337,8 @@ def check_candidates(candidates: object) -> tuple[float, ...]:
 
 def check_choice(name: str, value: object, known: Collection[str], callables: bool = False) -> None:
     """Raise ValueError, with the nearest known name, where an argument is none of the known ones."""
-    if value in known if isinstance(value, str) else callables and callable(value):
+    fits = value in known if isinstance(value, str) else callables and callable(value)
+    if fits:
         return
     lower = {choice.lower(): choice for choice in known}
     near = difflib.get_close_matches(str(value).lower(), lower, n=1)

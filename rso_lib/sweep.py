@@ -120,9 +120,8 @@ def steps_of(
 
     Raises ValueError where a weight has moved to infinity.
     """
-    plan = (WeightPlan if settings.level == "weight" else JointPlan)(
-        net, scorer, settings, cycle, sweep, len(begun), world
-    )
+    kind = WeightPlan if settings.level == "weight" else JointPlan
+    plan = kind(net, scorer, settings, cycle, sweep, len(begun), world)
     results = Results(settings.multiples(plan.device), sweep.steps)
     for place, step in enumerate(begun):
         results.add([place], step.losses[None], step.choice[None])

@@ -247,12 +247,12 @@ def _sweep_report(net: nn.Module, settings: RSO, cycle: int, sweep: Sweep, resul
     weights = [net.get_parameter(name) for name in sweep.names]
     of_each = zip(weights, scales(net, sweep.names, settings, cycle), strict=True)
     choices = result.choices
-    wins = (int(won.sum()) for won in (choices == 0, choices > 0, choices < 0))
+    wins = {"kept": int((choices == 0).sum()), "plus": int((choices > 0).sum()), "minus": int((choices < 0).sum())}
     return Report(
         cycle=cycle + 1,
         layer=sweep.layer,
         sigma=sum(w.numel() * scale for w, scale in of_each) / sweep.steps,
-        **_counts(settings, cycle, *wins),
+        **_costs(settings, cycle, wins),
         train_loss=float(result.loss) / sweep.steps,
         bytes_sent=sent,
     )
@@ -262,26 +262,24 @@ def _cycle_report(
     net: nn.Module, data: Data, settings: RSO, rows: list[Report], scored: tuple[Loss, Metric], sent: int
 ) -> Report:
     steps = sum(row.steps for row in rows)
-    wins = (sum(getattr(row, name) for row in rows) for name in ("kept", "plus", "minus"))
+    wins = {name: sum(getattr(row, name) for row in rows) for name in ("kept", "plus", "minus")}
     return Report(
         cycle=rows[0].cycle,
         layer="",
         sigma=sum(row.sigma * row.steps for row in rows) / steps,
-        **_counts(settings, rows[0].cycle - 1, *wins),
+        **_costs(settings, rows[0].cycle - 1, wins),
         **scores(net, data, *scored),
         bytes_sent=sum(row.bytes_sent for row in rows) + sent,
     )
 
 
-def _counts(settings: RSO, cycle: int, kept: int, plus: int, minus: int) -> dict[str, int]:
-    """Return the counts of a report, given how often w was kept, moved along Δ, and against it."""
-    steps = kept + plus + minus
+def _costs(settings: RSO, cycle: int, wins: dict[str, int]) -> dict[str, int]:
+    """Return the counts of a report: how often w was kept, moved along Δ and against it, and what these steps cost."""
+    steps = sum(wins.values())
     evaluations = len(settings.candidates) * steps
     return {
+        **wins,
         "steps": steps,
-        "kept": kept,
-        "plus": plus,
-        "minus": minus,
         "evaluations": evaluations,
         "image_forwards": evaluations * settings.batch(cycle),
     }

@@ -97,13 +97,8 @@ def plan(strategy: str, visits: Visits, batches: int, at_once: int, own: Tensor)
     groups = zip(numbers.tolist(), own.split(counts.tolist()), strict=True)
     parts = [(number, part) for number, group in groups for part in group.split(at_once)]
     sizes, device = [len(part) for _, part in parts], visits.deltas.device
-    indices = visits.indices[own]
-    columns = (
-        [number % batches for number, _ in parts],
-        [number for number, _ in parts],
-        *([x.tolist() for x in rows.split(sizes)] for rows in (own, indices)),
-        indices.to(device).split(sizes),
-        visits.deltas[own.to(device)].split(sizes),
-    )
-    for column in zip(*columns, strict=True):
-        yield Moves(visits.tensor, *column)
+    at = visits.indices[own].to(device).split(sizes)  # one upload for all parts
+    deltas = visits.deltas[own.to(device)].split(sizes)
+    for (number, part), where, delta in zip(parts, at, deltas, strict=True):
+        indices = visits.indices[part].tolist()
+        yield Moves(visits.tensor, number % batches, number, part.tolist(), indices, where, delta)

@@ -73,22 +73,22 @@ class SequentialScorer(BlockScorer):
 
     def score_at(self, moves: Moves, stale: int, places: Sequence[Index]) -> Scores:
         """Bring the batch up to date and return the losses of the candidates; arguments as from `find`."""
-        batch, tensor, (j, *rows) = moves.batch, moves.tensor, places
+        batch, tensor, (j, *current) = moves.batch, moves.tensor, places
         if not stale:
             self.respond(batch, self.linear(batch, self.w))
             self.remember(batch)
-        row, old, now = rows[-1], rows[:stale], stale + len(rows) - 1
-        tried = self.variants(moves)[0]
-        count = len(tried)
-        again = [row] * count
-        w = stacked([(self.base[batch], old), (self.w, [*rows, *again])])
-        w[tensor].view(len(w[tensor]), -1)[-count:, one(j)] = tried[:, None]
-        like = [(now, j % self.fan_in)] * count
-        pairs = [*((k, stale + k) for k in range(stale)), *((now, now + 1 + k) for k in range(count))]
-        changes = self.changes(batch, w, [*old, *rows, *again], like, pairs)
+        values = self.variants(moves)[0]
+        cached, tried = current[:stale], [current[-1]] * len(values)  # the visited channel is the last one
+        w = stacked([(self.base[batch], cached), (self.w, [*current, *tried])])
+        visited = len(cached) + len(current) - 1  # its place in the stack; then come its candidates
+        w[tensor].view(len(w[tensor]), -1)[visited + 1 :, one(j)] = values[:, None]
+        like = [(visited, j % self.fan_in)] * len(values)
+        news = [(k, stale + k) for k in range(stale)]
+        trials = [(visited, visited + 1 + k) for k in range(len(values))]
+        changes = self.changes(batch, w, [*cached, *current, *tried], like, news + trials)
         if stale:
-            self.refresh(batch, old, some(changes, slice(stale)))
-        images = self.losses(batch, self.with_unchanged(batch, again, some(changes, slice(stale, None))))
+            self.refresh(batch, cached, some(changes, slice(stale)))
+        images = self.losses(batch, self.with_unchanged(batch, tried, some(changes, slice(stale, None))))
         return Scores(images.mean(1)[None], images[None], self.multiples, moves.deltas)
 
     def respond(self, batch: int, z: Preactivation) -> None:
