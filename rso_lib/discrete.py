@@ -38,8 +38,8 @@ class Grid(NamedTuple):
     def of(cls, weight: Tensor, levels: int) -> "Grid":
         """Choose the grid of a tensor by its fan-in.
 
-        Values drawn uniformly have the variance spacing² · (levels² − 1) / 12. Of the powers of two, the spacing is the
-        one that brings this nearest to He's 2 / fan_in: above its half, and at most its double.
+        Values drawn uniformly have the variance spacing² · (levels² − 1) / 12. The spacing is the power of
+        two that brings this nearest to He's 2 / fan_in: above one half of that, and at most twice that.
         """
         square = 24 / (weight[0].numel() * (levels**2 - 1))
         return cls(levels, 2.0 ** math.floor((math.log2(square) + 1) / 2))

@@ -20,8 +20,9 @@ class Report:
     cycle            counted from 1
     layer            the tensor that was swept, "network" for the joint level, "" in the row of a whole cycle
     sigma            of Δ in this sweep (mean over the cycle's steps in a cycle's row)
-    steps            visits; kept, plus, minus: how often w, w + Δ, w − Δ won
-    evaluations      losses computed: three per step
+    steps            visits
+    kept             how often w won; plus, minus: how often a positive, a negative multiple of Δ won
+    evaluations      losses computed: one for each candidate of each step
     image_forwards   images that Algorithm 1 sends through the net for them: evaluations × batch size
     train_loss       sweep: mean loss of the winners on their batches; cycle: on the whole training part
     *_loss           mean loss: of cross entropy in nats

@@ -31,8 +31,8 @@ def generator(*key: int) -> torch.Generator:
 def noise(device: torch.device, *key: int) -> Iterator[Callable[[], None]]:
     """Seed the global generators of torch, numpy and Python from a key, and give the caller's states back at the end.
 
-    What a module or a function of the user's draws from them depends then on where in the run it is used. A call of
-    the yielded function seeds the generators anew, so that the same numbers come again.
+    What a module or a function of the user's draws from them then depends on the key only. A call of the yielded
+    function seeds the generators anew, so that the same numbers come again.
     """
     on_cuda = device.type == "cuda"
     seed = generator(*key).initial_seed()

@@ -30,7 +30,7 @@ MOST_CYCLES = 10**9
 JOINT_SIGMA = 0.1
 """Factor of σ when a whole layer or network is perturbed at once (section 4.2)."""
 ONE_AT_A_TIME = RLock()
-"""PyTorch rounds products alike in all threads, so that they take turns in `exact_products`."""
+"""PyTorch has one setting of products for all threads. The lock keeps a thread from resetting it for another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,8 @@ class RSO:
     """of a cycle: "backward" from the labels to the input, or "forward" from the input"""
     strategy: str = "sequential"
     """what a step sees of the steps before it in its sweep (section 4.6): "sequential", all of them; "neuron",
-    those of its own output neuron; "layer", none, so that the steps of a slice of the images follow each other. The
-    sweep's results are merged at its end. The final layer, where a step costs next to nothing, is always
+    those of its own output neuron; "layer", none: all steps are scored against the weights at the beginning of the
+    sweep, and the results are merged at its end. The final layer, where a step costs next to nothing, is always
     sequential"""
     weight_decay: float = 0.0
     """a weight is multiplied by (1 − weight_decay) when it is visited (before the sweep, where the strategy is not

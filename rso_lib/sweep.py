@@ -240,8 +240,7 @@ class JointPlan:
 class Results:
     """Losses and choices of the steps of a sweep, in the order in which they were made.
 
-    It is kept in few pieces of memory. A tensor for each step, alive to the end of the sweep, would lie in a gap that a
-    large temporary leaves; the next large one would go elsewhere, and the process grow with every visit.
+    They lie in a few large tensors. A small tensor for each step would fragment the memory, and the process would grow.
 
     losses   of the candidates: [steps, K], float64
     choices  multiples of Δ: [steps], float64

@@ -11,7 +11,7 @@ weights back, and notes which output channels of its caches are stale.
 
 Strategies are plans. `scorer_of` picks the scorer: `sequential` and `snapshot` for a block, `head` for the final layer,
 `module` for any module and for joint steps. On a CUDA device a step of the loop is a replayed graph (`replay`). To see
-how one weight changes, read `stepper`.
+how one weight changes, read `stepper`, and then `block.write`.
 """
 
 from collections.abc import Callable, Sequence

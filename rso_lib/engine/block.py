@@ -168,8 +168,8 @@ class BlockScorer:
         """Return the input of the block's batch norm for output channels of weights w: [N, len(w), H, W], contiguous.
 
         rows  the output channels that the weights w are of, unless these are all
-        like  for each trailing channel of w, (base channel, weight): equal to an earlier channel of w but for that
-              weight (any weight of the convolution, where another tensor differs)
+        like  (r, j) for each of the last channels of w: it is channel r of w with another weight j (any weight j of the
+              convolution, where another tensor differs)
         """
         return self.bridged(batch, self.convolved(batch, w["conv.weight"], rows, like), w, rows)
 

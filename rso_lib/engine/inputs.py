@@ -32,8 +32,8 @@ class OnDemand(dict[int, Made]):
 def planes(x: Tensor, folded: bool) -> Tensor:
     """Pad the input of a convolution, [N, C, H, W] → [N, C, H + 2, W + 2], contiguous.
 
-    With the pooling folded in, return the means of all 2×2 windows of that instead, [N, 4C, ...]: one plane for
-    even and odd lines and columns each, where a stride of 2 is one of 1.
+    With the pooling folded in, return the means of all 2×2 windows of that instead, [N, 4C, ...]: four planes, by
+    even and odd lines and columns, in which a stride of 2 becomes a stride of 1.
     """
     if not folded:
         return F.pad(x, (1, 1, 1, 1)).contiguous()

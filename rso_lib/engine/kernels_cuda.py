@@ -33,7 +33,7 @@ class CudaKernels:
     def sums(self, z: Tensor, groups: int = 1) -> Tensor:
         """Return the sums and sums of squares [groups, parts, 2, C], float64, of parts of z [groups × N, C, H, W].
 
-        All are summed here, in one order: where two outputs are equal, so are their statistics, and a tie is one.
+        All sums add in one fixed order, so equal outputs have exactly equal statistics, and ties stay ties.
         """
         images, channels, pixels = len(z) // groups, z.shape[1], z.shape[2] * z.shape[3]
         steps = z.stride(0), z.stride(3), z.stride(1)

@@ -1,4 +1,4 @@
-"""Ideas by which RSO may pay less, each a method of the scoreboard: its settings are tuned as those of RSO are."""
+"""Ideas by which RSO may pay less, each a method of the scoreboard, with the settings of RSO for 4, 8 and 16 cycles."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial

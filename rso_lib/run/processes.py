@@ -1,8 +1,8 @@
 """Share one run between several processes, over torch.distributed.
 
-Each process searches some of the weights, or of the output neurons, with whole batches. All draw the same Δ, so the
-choice among w, w + Δ and w − Δ, 2 bits, is all that a process tells the others. Sequential steps wait for each other
-and are not shared.
+Each process searches some of the weights, or of the output neurons, with whole batches. All draw the same Δ, so a
+process tells the others only its choices: 2 bits each where a step has at most four candidates, and the multiple of Δ
+in float64 otherwise. Sequential steps wait for each other and are not shared.
 
 `torchrun --nproc-per-node=N -m rso_lib train RUNFOLDER --strategy neuron ...` starts the processes; without it `world`
 is one process. Section 4.6 leaves the distributed setting as a hypothesis.
@@ -58,7 +58,7 @@ class World(Alone):
         return sent
 
     def exchange(self, choices: Tensor, owners: Tensor) -> Tensor:
-        """Return the choices [steps] (0 to 2) of all processes, given the choices of this one and each step's owner."""
+        """Return the choices [steps] (0 to 3) of all processes, given the choices of this one and each step's owner."""
         parts = [choices[owners == rank] for rank in range(self.size)]
         room = -(-max(map(len, parts)) // 4)
         everyone = self.gather(pack(parts[self.rank], room))
@@ -119,7 +119,7 @@ class World(Alone):
         """
         made: Any = None
         failed: Exception | None = None
-        if not self.rank or self.tell(None) is None:  # process 0 tells the others, once it has tried, what failed
+        if not self.rank or self.tell(None) is None:  # the others wait until process 0 has tried, and hear what failed
             try:
                 made = make()
             except Exception as error:
