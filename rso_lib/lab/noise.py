@@ -97,9 +97,9 @@ def plot_decision(tried: TriedSteps, step: int, batch_size: int, batches: int = 
     axes.set(xlabel="change of the loss (nats)", ylabel=f"batches (of {batches})", xlim=(-1.05 * reach, 1.05 * reach))
     axes.legend()
     chosen, right = choose(losses), int(choose(full))
-    shares = ", ".join(f"{name} in {float((chosen == k).double().mean()):.0%}" for k, name in enumerate(names))
+    shares = ", ".join(f"{float((chosen == k).double().mean()):.0%} choose {name}" for k, name in enumerate(names))
     picture.alt = (
-        f"A weight of {tried.layers[step]}. Of {batches} batches of {batch_size:,} images, {shares} wins. "
+        f"A weight of {tried.layers[step]}. Of {batches} batches of {batch_size:,} images, {shares}. "
         f"All {tried.losses.shape[-1]:,} images choose {names[right]}, so that "
         f"{float((chosen != right).double().mean()):.0%} of the batches are wrong."
     )
