@@ -119,14 +119,19 @@ class History:
         """Read a history from a CSV of this or another version: other columns are left out, missing ones have defaults.
 
         Raises ValueError, naming the file and the line, where it is no such table: where columns are missing that every
-        history has, or a cell is no number.
+        history has, a cell is no number, or rows are not in the order of their cycles, as after sorting.
         """
         with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets begin a file with a mark
             lines = csv.DictReader(file, restval="")
             try:
                 if missing := [name for name in NEEDED if name not in (lines.fieldnames or ())]:
                     raise ValueError(f"it has no columns {', '.join(missing)}")
-                return cls([read_row(line) for line in lines])
+                rows: list[Report] = []
+                for line in lines:
+                    rows.append(read_row(line))
+                    if rows[-1].cycle < (before := rows[-2:][0].cycle):
+                        raise ValueError(f"cycle {rows[-1].cycle} comes after cycle {before}")
+                return cls(rows)
             except (ValueError, csv.Error) as error:
                 raise ValueError(f"{path} is not a history: {error}, in line {lines.line_num}") from error
 

@@ -104,6 +104,22 @@ def test_a_history_that_a_spreadsheet_has_saved(tmp_path: Path) -> None:
     assert saved_rows(path) == 1
 
 
+def test_empty_rows_below_a_history_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    History([SWEEP]).save(path)
+    path.write_text(path.read_text() + "," * len(COLUMNS) + "\n\n")
+    assert saved_rows(path) == 1
+
+
+def test_rows_that_were_sorted_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    cycles(0.5, 0.75).save(path)
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([header, *reversed(rows)]))
+    with pytest.raises(ValueError, match=r"history\.csv is not a history: cycle 1 comes after cycle 2, in line 4"):
+        History.load(path)
+
+
 def test_columns_in_another_order_read(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
     History([SWEEP, CYCLE]).save(path)
