@@ -130,7 +130,7 @@ def check_state(net: nn.Module, images: Tensor) -> None:
 
 
 def saved_rows(path: Path) -> int:
-    """Return how many rows history.csv has: 0 where it is missing, or torn before its first.
+    """Return how many rows history.csv has: 0 where it is missing, or torn before its first; empty ones do not count.
 
     Raises ValueError where it is another table.
     """
@@ -140,7 +140,7 @@ def saved_rows(path: Path) -> int:
     known = lines and (",".join(COLUMNS).startswith(lines[0]) or {*NEEDED} <= {*lines[0].split(",")})
     if lines and not known:
         raise ValueError(f"{path} is no history of a run, and would be written over: move it away")
-    return max(len(lines) - 1, 0)
+    return sum(bool(line.strip(", ")) for line in lines[1:])
 
 
 def check_shapes(net: nn.Module, state: Mapping[str, Tensor]) -> None:
