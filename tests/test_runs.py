@@ -729,6 +729,14 @@ def test_an_option_of_another_type_is_refused(tmp_path: Path, net: str, options:
     assert not (tmp_path / "run").exists()
 
 
+def test_options_that_are_no_table_are_named(copy: Path, tmp_path: Path) -> None:
+    edit_settings(copy, lambda content: content["settings"].update(net_options="levels=3"))
+    acts = (runs.load, runs.resume, lambda _: begin(tmp_path / "run", net_options="levels=3"))
+    for act in acts:
+        with pytest.raises(TypeError, match=r"net_options must be a table such as {'levels': 3}, not 'levels=3'"):
+            act(copy)
+
+
 def test_every_net_of_the_table_starts_and_loads(tmp_path: Path) -> None:
     for name in ("one_conv", "two_conv", "mnist_net", "cifar_net"):
         net = runs.build_net(name, (1, 8, 8), 10, seed=1)

@@ -281,7 +281,8 @@ def _train(run: Run, data: Data, settings: RSO, scored: dict[str, Any], progress
 def _build(about: Mapping[str, Any]) -> nn.Module:
     """Return the net of a run as it begins."""
     settings, facts = about["settings"], about["data"]
-    return build_net(settings["net"], facts["shape"], facts["classes"], settings["seed"], **settings["net_options"])
+    options = plain_options(settings["net"], settings["net_options"])
+    return build_net(settings["net"], facts["shape"], facts["classes"], settings["seed"], **options)
 
 
 def _restore(folder: Path, about: Mapping[str, Any], net: nn.Module) -> Run:

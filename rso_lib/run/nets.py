@@ -67,8 +67,11 @@ def check_options(net: str, options: Mapping[str, Any]) -> None:
 def plain_options(net: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return options of a net with numbers of Python in place of numpy's.
 
-    Raises TypeError, naming the option, where one is of a kind that settings.json cannot hold.
+    Raises TypeError where they are no table, or, naming the option, where one is of a kind that settings.json cannot
+    hold.
     """
+    if not isinstance(options, Mapping | None):
+        raise TypeError(f"net_options must be a table such as {{'levels': 3}}, not {options!r}")
     found = {name: plain(value) for name, value in (options or {}).items()}
     for name, value in found.items():
         try:
