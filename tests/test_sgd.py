@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 from rso_lib import Data, History, load, models
 from rso_lib.algorithm import cross_entropies
 from rso_lib.data import Split
+from rso_lib.history import Report
 from rso_lib.losses import accuracies
 from rso_lib.models import Block, Head, Net
 from rso_lib.run import baseline, files, sgd
@@ -289,6 +291,31 @@ def test_a_baseline_that_is_stopped_goes_on_to_the_same_bits(
     assert repr(taken_up) == repr(unbroken)
     assert history.last.seconds > history.rows[1].seconds
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["0.csv", "lock", "settings.json"]
+
+
+def test_a_baseline_goes_on_from_its_own_checkpoint_alone(
+    digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(row: Report, epochs: int, settings: SGD) -> bool:
+        raise KeyboardInterrupt
+
+    def begin(name: str, settings: SGD) -> Path:
+        with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+            broken.setattr(sgd, "ended", stopped)
+            baseline.train_seeds(tmp_path / name, "one_conv", digits, settings, 1)
+        return tmp_path / name
+
+    run, other = begin("run", QUICK), begin("other", replace(QUICK, rate=0.2))
+    own = (run / "0.pt").read_bytes()
+    shutil.copy(other / "0.pt", run)
+    with pytest.raises(ValueError, match=r"0.pt is of another run; move it away, .*\n  rate is 0.2 there, not 0.1$"):
+        baseline.train_seeds(run, "one_conv", digits, QUICK, 1)
+    assert (run / "0.pt").read_bytes() == (other / "0.pt").read_bytes()
+    (run / "0.pt").write_bytes(own)
+    (run / "0.csv.part").write_text("sorted and torn by a spreadsheet\n")
+    [whole] = baseline.train_seeds(tmp_path / "whole", "one_conv", digits, QUICK, 1)
+    [history] = baseline.train_seeds(run, "one_conv", digits, QUICK, 1)
+    assert facts(history) == facts(whole)
 
 
 def test_a_torn_checkpoint_of_a_baseline_is_said(digits: Data, tmp_path: Path) -> None:

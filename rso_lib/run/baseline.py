@@ -2,13 +2,13 @@
 
 settings.json    what is run, and the machines that it ran on
 SEED.csv         the history of a finished run
-SEED.csv.part    the history of one that is not finished, and beside it SEED.pt, from which it goes on
+SEED.pt          the checkpoint of one that is not finished, from which it goes on
+SEED.csv.part    a copy of the history in that checkpoint, to read and plot
 lock             held by the process that trains in the folder
 """
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,12 +19,13 @@ from torch import nn
 
 from ..algorithm import Loss
 from ..data import Data, load
-from ..history import History
+from ..history import History, read_row
 from ..losses import LOSSES, METRICS, Metric
 from ..settings import check_whole, plain, qualified
 from . import cli as command
 from . import presets, sgd
 from .about import (
+    FORMAT,
     NEWER,
     check_dataset,
     describe_differences,
@@ -33,7 +34,7 @@ from .about import (
     scored_by,
     warn_of_own_code,
 )
-from .checkpoint import check_state
+from .checkpoint import check_state, read_checkpoint
 from .files import PART, alone, folder_at, make, replacing
 from .nets import build_net, plain_options
 from .provenance import facts, own_code
@@ -90,7 +91,7 @@ def train_seeds(
         else:
             note_machine(folder, about, data.train.images.device, own)
         return [
-            _history(path, one, data, replace(settings, seed=seed), scored, progress)
+            _history(path, one, data, replace(settings, seed=seed), scored, {**asked, "seed": seed}, progress)
             for seed, (path, one) in enumerate(zip(paths, fresh, strict=True))
         ]
 
@@ -102,14 +103,19 @@ def _check_settings(path: Path, asked: Mapping[str, Any]) -> None:
             raise ValueError(f"{strange[0]} belongs to no run, as there is no {path}; choose another folder")
         return
     try:
-        about = json.loads(path.read_text())
-        there = _flat({**vars(SGD()), **NEWER, **about, "data": {**asked["data"], **about["data"]}})
+        unlike = _differences(json.loads(path.read_text()), asked)
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} is not the settings of runs of SGD, or torn; choose another folder") from None
-    if unlike := describe_differences(there, _flat(asked)):
+    if unlike:
         raise ValueError(
             f"{path.parent} holds runs with other settings or images; choose another folder, or its own:\n{unlike}"
         )
+
+
+def _differences(about: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Return the differences of settings in a file, which may be older, and those asked for, a line for each."""
+    there = {**vars(SGD()), **NEWER, **about, "data": {**asked["data"], **about["data"]}}
+    return describe_differences(_flat(there), _flat(asked))
 
 
 def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,13 +123,23 @@ def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
     return {**about, **about["data"], "data": None, "machines": None}
 
 
-def _history(path: Path, net: nn.Module, data: Data, settings: SGD, scored: dict[str, Any], progress: bool) -> History:
+def _history(
+    path: Path,
+    net: nn.Module,
+    data: Data,
+    settings: SGD,
+    scored: dict[str, Any],
+    asked: Mapping[str, Any],
+    progress: bool,
+) -> History:
     """Return the history at a path, which is trained first where it is not there.
+
+    asked  what the run is, as settings.json has it, with the seed of this run
 
     Raises ValueError where the file is torn.
     """
     if not path.exists():
-        _train(path, sgd.Descent(net.to(data.train.labels.device), data, settings, **scored), progress)
+        _train(path, sgd.Descent(net.to(data.train.labels.device), data, settings, **scored), asked, progress)
     try:
         history = History.load(path)
     except (ValueError, TypeError, KeyError) as error:
@@ -134,29 +150,40 @@ def _history(path: Path, net: nn.Module, data: Data, settings: SGD, scored: dict
     return history
 
 
-def _train(path: Path, run: sgd.Descent, progress: bool) -> None:
-    """Train the missing epochs of a run, and save history and checkpoint after every epoch.
-
-    Raises ValueError where the checkpoint of a run that was stopped is torn.
-    """
+def _train(path: Path, run: sgd.Descent, asked: Mapping[str, Any], progress: bool) -> None:
+    """Train the missing epochs of a run, and save checkpoint and history after every epoch."""
     from tqdm import tqdm
 
-    part, checkpoint = path.with_name(path.name + PART), path.with_suffix(".pt")
-    history = History()
-    if checkpoint.exists():
-        try:
-            run.restore(torch.load(checkpoint, map_location=run.data.train.labels.device, weights_only=True))
-            history = History(History.load(part).rows[: run.done])
-        except Exception as error:  # whatever the readers trip over in a damaged file
-            raise ValueError(f"{checkpoint} is torn or no checkpoint ({error}): {ANEW}") from error
+    checkpoint = path.with_suffix(".pt")
+    history = _restore(checkpoint, run, asked) if checkpoint.exists() else History()
     for report in tqdm(run, initial=run.done, total=run.settings.epochs, unit="epoch", disable=not progress):
         history.append(report)
-        with replacing(part) as whole:
-            history.save(whole)
+        rows = [vars(row) for row in history.rows]
         with replacing(checkpoint) as whole:
-            torch.save(run.state(), whole)
-    os.replace(part, path)
+            torch.save({"format": FORMAT, "settings": dict(asked), "history": rows, "net": run.state()}, whole)
+        with replacing(path.with_name(path.name + PART)) as whole:
+            history.save(whole)
+    with replacing(path) as whole:
+        history.save(whole)
     checkpoint.unlink(missing_ok=True)
+
+
+def _restore(checkpoint: Path, run: sgd.Descent, asked: Mapping[str, Any]) -> History:
+    """Put a run where its checkpoint has it, and return its history.
+
+    Raises ValueError for a checkpoint that is torn, or that is one of another run.
+    """
+    content = read_checkpoint(checkpoint, ANEW)
+    try:
+        unlike = _differences(content["settings"], asked)
+        history = History([*map(read_row, content["history"])])
+        if not unlike:
+            run.restore(content["net"])
+    except Exception as error:  # whatever the readers trip over in a checkpoint that was changed
+        raise ValueError(f"{checkpoint} does not fit the run ({error}): {ANEW}") from error
+    if unlike:
+        raise ValueError(f"{checkpoint} is of another run; {ANEW}:\n{unlike}")
+    return history
 
 
 @dataclass

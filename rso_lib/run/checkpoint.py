@@ -85,8 +85,8 @@ def copy_history(run: "Run") -> None:
         warnings.warn(f"{error}; the checkpoint has it all", stacklevel=2)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint. Raises ValueError for a file that is torn, damaged or not one of a run."""
+def read_checkpoint(path: Path, remedy: str = AS_IT_IS) -> dict[str, Any]:
+    """Read a checkpoint. Raises ValueError, with the remedy, for a file that is torn, damaged or not one of a run."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():  # checksums, which torch.load does not look at
@@ -94,9 +94,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the readers trip over in a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is torn or no checkpoint ({reason}); {AS_IT_IS}") from error
+        raise ValueError(f"{path} is torn or no checkpoint ({reason}); {remedy}") from error
     if not is_of_a_run(path, content, {"settings": dict, "history": list, "net": dict}):
-        raise ValueError(f"{path} is not a checkpoint of a run; {AS_IT_IS}")
+        raise ValueError(f"{path} is not a checkpoint of a run; {remedy}")
     return content
 
 
