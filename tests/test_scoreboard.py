@@ -2,8 +2,10 @@
 
 import math
 import sys
+import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -259,6 +261,25 @@ def test_the_command(digits: Data, tmp_path: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         scoreboard.main([str(tmp_path), "--methods", "spas"])
     assert "did you mean 'spsa'?" in capsys.readouterr().err
+
+
+def test_processes_write_the_page_of_a_board_in_turn(
+    making: Callable[..., scoreboard.Entry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making("backprop", 5_000, seeds=1)
+    at_work: list[bool] = []
+
+    def slowly(entries: Any, board: str) -> str:
+        at_work.append(True)
+        time.sleep(0.2)
+        at_work.append(False)
+        return board_page(entries, board)
+
+    monkeypatch.setattr(scoreboard, "board_page", slowly)
+    with ThreadPoolExecutor(2) as pool:  # the lock is one of open files: threads take turns as processes do
+        [*pool.map(scoreboard._write_page, [tmp_path] * 2)]
+    assert at_work == [True, False] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["5000", "README.md", "lock"]
 
 
 WRONG = [

@@ -322,6 +322,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"{KNOWN[method].label}, {in_words(budget)} image-forwards", flush=True)
                 with suppress(Busy):
                     make_entry(board, method, budget, asked, what, data)
-                if entries := read_board(board):
-                    with replacing(board / "README.md") as part:
-                        part.write_text(board_page(entries, board.as_posix()))
+                _write_page(board)
+
+
+def _write_page(board: Path) -> None:
+    """Write the page of a scoreboard, after the other processes that share it."""
+    with alone(board, wait=True):
+        if entries := read_board(board):
+            with replacing(board / "README.md") as part:
+                part.write_text(board_page(entries, board.as_posix()))

@@ -43,8 +43,10 @@ class Busy(RuntimeError):
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path, wait: bool = False) -> Iterator[None]:
     """Hold the folder's lock. The system releases it when the process ends, however it ends.
+
+    wait  until no other process holds it (on Windows processes do not wait)
 
     Raises `Busy` where another process holds it (not noticed on Windows), OSError where it cannot be written.
     """
@@ -56,7 +58,7 @@ def alone(folder: Path) -> Iterator[None]:
     with file:
         if sys.platform != "win32":
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise Busy(f"another process runs in {folder}; wait for it, or choose another folder") from None
         yield
