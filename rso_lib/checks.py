@@ -17,6 +17,7 @@ from .losses import Metric, accuracies, checked_score
 from .models import Net, grids
 from .passes import mode, tensors, trial
 from .proposals import noise
+from .rules import Scores
 from .settings import RSO, check_kind, exact_products
 from .sweep import ALONE, Alone, Step
 
@@ -140,6 +141,38 @@ def warn_of_state(net: nn.Module, split: Split, count: int, loss: Loss) -> None:
             f"the same images have the losses {first.tolist()}, and {again.tolist()} when they come again: candidates "
             f"of a step would not meet the same net and loss; keep what changes from pass to pass in buffers "
             f"(register_buffer), and draw random numbers from torch's own generator, and in the net only",
+            stacklevel=3,
+        )
+
+
+def decisions(settings: RSO, device: torch.device) -> tuple[list[float], list[float]]:
+    """Return what the rule decides in some steps, whose scores are random, and when the same scores come again.
+
+    Raises what the rule raises.
+    """
+    rng, rule, multiples = torch.Generator().manual_seed(0), settings.decide(), settings.multiples(device)
+    images = torch.rand(STEPS, 1, len(multiples), settings.batch(0), generator=rng).to(device)
+    deltas = torch.randn(STEPS, 1, generator=rng).to(device)
+    steps = [Scores(one.double().mean(2), one, multiples, delta) for one, delta in zip(images, deltas, strict=True)]
+    with noise(device, 0):
+        first, again = ([float(rule(scores)) for scores in steps] for _ in range(2))
+    return first, again
+
+
+STEPS = 100
+"""Steps in which a rule of the user's is tried."""
+
+
+def warn_of_rule(settings: RSO, device: torch.device) -> None:
+    """Warn where a rule of the user's decides otherwise when the same scores come again."""
+    if isinstance(settings.rule, str):
+        return
+    first, again = decisions(settings, device)
+    if first != again:
+        warnings.warn(
+            f"rule {called(settings.rule)} moves a weight otherwise when the same scores come again, so that a run "
+            f"neither repeats nor goes on with the bits of an unbroken one: let it depend on the scores alone, and "
+            f"seed by them what it draws at random",
             stacklevel=3,
         )
 

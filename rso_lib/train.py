@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import engine
 from .algorithm import Batches, Loss, cross_entropies
-from .checks import check_outputs, check_run, warn_of_state
+from .checks import check_outputs, check_run, warn_of_rule, warn_of_state
 from .data import Data, Split, check_split
 from .engine import Scorer, evaluator, memory
 from .history import NAN, History, Report
@@ -97,6 +97,7 @@ def train(
     check_kind("history", history, History)
     check_run(net, data, settings, begun, world, loss, metric)
     warn_of_state(net, data.train, min(settings.batch(0), 2), loss)
+    warn_of_rule(settings, data.train.images.device)
     loss, metric = checked_score("loss", loss), checked_score("metric", metric)
     if reason := unlike(net):
         warnings.warn(f"{reason}: every step sends its batch through the whole net three times", stacklevel=2)

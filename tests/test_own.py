@@ -27,6 +27,7 @@ from rso_lib.lab.live import FINISHED, LiveRun
 from rso_lib.lab.live_view import Curves, describe_score, describe_state, draw_step
 from rso_lib.losses import accuracies
 from rso_lib.models import count_weights, initialise, one_conv
+from rso_lib.rules import Scores, argmin
 from rso_lib.run import cli, sgd
 from rso_lib.run import folder as runs
 from rso_lib.run.baseline import train_seeds
@@ -938,15 +939,16 @@ def test_sgd_notices_a_change_of_the_users_code(tmp_path: Path, monkeypatch: pyt
 
 
 def scaled(factor: float) -> dict[str, Callable[..., Any]]:
-    """A schedule and a distribution that have the name, and the source, of others."""
+    """A schedule, a distribution and a rule that have the name, and the source, of others."""
     return {
         "schedule": lambda cycle, cycles: factor,
         "distribution": lambda shape, rng: factor * torch.randn(shape, generator=rng),
+        "rule": lambda scores: factor * argmin(scores),
     }
 
 
 @pytest.mark.parametrize("finished", [False, True])
-@pytest.mark.parametrize("kind", ["schedule", "distribution"])
+@pytest.mark.parametrize("kind", ["schedule", "distribution", "rule"])
 def test_another_function_of_the_same_name_is_noticed(tmp_path: Path, kind: str, finished: bool) -> None:
     def with_factor(factor: float) -> RSO:
         function = scaled(factor)[kind]
@@ -961,6 +963,19 @@ def test_another_function_of_the_same_name_is_noticed(tmp_path: Path, kind: str,
     says = f"finished, and was made with another {kind} of yours" if finished else "own_code is .* there, not"
     with pytest.warns(UserWarning, match=says):
         begin(tmp_path, settings=with_factor(0.1))
+
+
+def test_a_rule_that_draws_at_random_is_said_and_is_no_other_code(tmp_path: Path) -> None:
+    def lucky(scores: Scores) -> torch.Tensor:
+        return argmin(scores) * (torch.rand(len(scores.losses)) < 0.5)
+
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="rule lucky moves a weight otherwise when the same scores come again") as said:
+        begin(tmp_path, settings=RSO(cycles=1, batch_size=300, rule=lucky))
+        (tmp_path / "checkpoint.pt").unlink()
+        (tmp_path / "history.csv").unlink()
+        begin(tmp_path, settings=RSO(cycles=1, batch_size=300, rule=lucky))
+    assert not [one for one in said if "own_code" in str(one.message)]
 
 
 def test_functions_of_a_notebook_have_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

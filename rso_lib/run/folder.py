@@ -169,7 +169,7 @@ def _prepare(
     data = images.load(asked["dataset"], root, device, asked["data_seed"], asked["val_size"])
     written = json.loads(json.dumps(asked))
     about = {"format": FORMAT, "settings": written, "data": facts(data), "machines": []}
-    return about, data, _build(about).to(device), own_code(written, settings)
+    return about, data, _build(about).to(device), own_code(written, settings, data.train.images.device)
 
 
 def _traits(net: nn.Module, data: Data, settings: RSO) -> dict[str, Any]:

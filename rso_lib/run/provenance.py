@@ -16,12 +16,14 @@ from torch import Tensor
 
 from .. import sources
 from ..calls import called
+from ..checks import decisions
 from ..data import Data
 from ..engine import ENGINE, kernels
 from ..proposals import DISTRIBUTIONS, SCHEDULES
 from ..rules import RULES
 from ..settings import RSO, function_of
 
+CPU = torch.device("cpu")
 LIBRARY = Path(__file__).resolve().parents[1]
 OWN = ("dataset", "net", "loss", "metric")
 """The settings that may name a function of the user's."""
@@ -88,10 +90,13 @@ def code() -> dict[str, Any]:
     return {"engine": ENGINE, "code": _sources(), "torch": torch.__version__}
 
 
-def own_code(settings: Mapping[str, Any], search: RSO | None = None) -> dict[str, str]:
+def own_code(settings: Mapping[str, Any], search: RSO | None = None, device: torch.device = CPU) -> dict[str, str]:
     """Return a digest of the source of each function of the user's, by the setting that is or names it.
 
-    The digest of a schedule or a distribution covers some of its values, too. Raises what these functions raise.
+    The digest of a schedule, a distribution or a rule covers some of its values, too: what a function has from outside
+    its lines changes it. Raises what these functions raise.
+
+    device  of the run's images, on which the rule gets its scores
     """
     found = {}
     for name in OWN:
@@ -108,6 +113,10 @@ def own_code(settings: Mapping[str, Any], search: RSO | None = None) -> dict[str
     if search and "distribution" in found:
         draws = search.draw()((8,), torch.Generator().manual_seed(0)).tolist()
         found["distribution"] += "".join(f" {draw:.4g}" for draw in draws).encode()
+    if search and "rule" in found:
+        first, again = decisions(search, device)
+        if first == again:  # else train warns
+            found["rule"] += "".join(f" {move:.4g}" for move in first).encode()
     return {name: hashlib.sha256(source).hexdigest()[:12] for name, source in found.items()}
 
 
