@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -79,7 +80,10 @@ class Shell:
     """As much of IPython as the check looks at."""
 
     def __init__(self, *cells: str):
-        self.user_ns = {"In": ["", *cells]}
+        self.user_ns: dict[str, Any] = {"In": ["", *cells]}
+        for cell in cells:
+            if cell != CHECK:
+                exec(cell, self.user_ns)
 
 
 def check_in(monkeypatch: pytest.MonkeyPatch, *cells: str) -> None:
@@ -120,15 +124,24 @@ def test_names() -> None:
         ("cycles = 0", "ValueError: cycles must be at least 1, not 0"),
         ("cycles = 'many'", "TypeError: cycles must be a whole number, not 'many'"),
         ("cycles = None", "TypeError: cycles must be a whole number, not None"),
+        ("cycles = float('nan')", "TypeError: cycles must be a whole number, not nan"),
+        ("out = float('inf')", "TypeError: out must be text such as '', not inf: papermill gives it with -r"),
         ("seed = -1", "ValueError: seed must be at least 0, not -1"),
         ("out = 3", "TypeError: out must be text such as '', not 3: papermill gives it with -r"),
         ("cycles = 1\nseed = 0\nout = 'there'", ""),
         ("rate = None", ""),
+        (
+            "processes = '1, 2, many'",
+            "ValueError: processes must be whole numbers separated by commas, not '1, 2, many'",
+        ),
+        ("processes = [1, 2]", "ValueError: processes must be whole numbers separated by commas, not [1, 2]"),
+        ("processes = '0, 1'", "ValueError: processes must be at least 1, not 0"),
+        ("processes = 4", ""),
     ],
 )
 def test_values(monkeypatch: pytest.MonkeyPatch, given: str, error: str) -> None:
     """A whole number stays one, at least 1 where the notebook's own is; other kinds are the notebook's own business."""
-    known = "cycles: int = 3\nseed = 0\nout = ''\nrate = None"
+    known = "cycles: int = 3\nseed = 0\nout = ''\nrate = None\nprocesses = '1, 2'"
     cells = [known, f"# Parameters\n{given}", CHECK]
     if not error:
         return check_in(monkeypatch, *cells)

@@ -3,13 +3,14 @@
 import ast
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..run.files import replacing
-from ..settings import check_choice, check_whole
+from ..settings import check_choice, check_whole, numbers
 
 # Exercises
 
@@ -75,12 +76,14 @@ def check_parameters() -> None:
     from IPython.core.getipython import get_ipython
 
     shell = get_ipython()
-    cells = shell.user_ns["In"] if shell else []
+    variables = shell.user_ns if shell else {"In": []}
+    cells = variables["In"]
     added = [k for k, source in enumerate(cells) if source.splitlines()[:1] == [INJECTED]]
     if added:
         given, known = cells[added[-1]], cells[added[0] - 1]
         check_names(assigned_names(given), assigned_names(known))
-        check_values(assigned_values(given), assigned_values(known))
+        values = {name: variables[name] for name in assigned_names(given)}  # NaN and infinity are no literals
+        check_values(values, assigned_values(known))
 
 
 def check_names(names: list[str], known: list[str]) -> None:
@@ -94,14 +97,17 @@ def check_names(names: list[str], known: list[str]) -> None:
 def check_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Raise ValueError or TypeError for the first value that its parameter does not take, by the parameter's default.
 
-    Where that is a whole number, values are such numbers of at least 1, or 0 where the default is 0; where it is text,
-    they are text.
+    Where that is a whole number, values are such numbers of at least 1, or 0 where the default is 0; where it is text
+    such as "1, 2", they are such numbers too; where it is other text, they are text.
     """
     for name, value in values.items():
         default = defaults.get(name)
         if isinstance(default, int) and not isinstance(default, bool):
             check_whole(name, value, least=min(default, 1))
-        if isinstance(default, str) and not isinstance(value, str):
+        if isinstance(default, str) and re.fullmatch(r"\d+(, *\d+)*", default):
+            for number in numbers(name, value):
+                check_whole(name, number, least=1)
+        elif isinstance(default, str) and not isinstance(value, str):
             raise TypeError(f"{name} must be text such as {default!r}, not {value!r}: papermill gives it with -r")
 
 
@@ -114,7 +120,7 @@ def assigned_values(source: str) -> dict[str, Any]:
     """Return the literals that a cell of plain assignments sets, by name."""
     found = {}
     for name, value in _assigned(source):
-        with suppress(ValueError):  # such as float('nan'), which is no literal
+        with suppress(ValueError):  # no literal
             found[name] = ast.literal_eval(value)
     return found
 
