@@ -102,6 +102,7 @@ def test_cells_that_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     run = ["import sys", PARAMETERS, known, CHECK, "losses = {}"]
     check_in(monkeypatch, *run, *run)
     check_in(monkeypatch, *run, known, CHECK)
+    check_in(monkeypatch, PARAMETERS, "# Parameters\nout = 'there'", "import pathlib\nout = pathlib.Path(out)", CHECK)
     with pytest.raises(ValueError, match="not 'cycle'"):
         check_in(monkeypatch, *run, added, CHECK)
 

@@ -83,7 +83,7 @@ def check_parameters() -> None:
         given, known = cells[added[-1]], cells[added[0] - 1]
         check_names(assigned_names(given), assigned_names(known))
         values = {name: variables[name] for name in assigned_names(given)}  # NaN and infinity are no literals
-        check_values(values, assigned_values(known))
+        check_values(values | assigned_values(given), assigned_values(known))
 
 
 def check_names(names: list[str], known: list[str]) -> None:
