@@ -230,7 +230,7 @@ def test_one_process_trains_in_a_folder(digits: Data, tmp_path: Path) -> None:
         baseline.train_seeds(tmp_path / "run", "one_conv", digits, QUICK, 1)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"data": 5}', '{"epochs": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"data": 5}', '{"epochs": 3}', '{"data": {}, "settings": {}}'])
 def test_torn_settings_are_named_and_kept(digits: Data, tmp_path: Path, content: str) -> None:
     about = tmp_path / "settings.json"
     about.write_text(content)
