@@ -1,6 +1,7 @@
 """Methods of the scoreboard: they learn, pay what they say, and repeat themselves; entries are made once."""
 
 import math
+import shutil
 import sys
 import time
 import warnings
@@ -315,6 +316,24 @@ def test_a_torn_entry_is_named(making: Callable[..., scoreboard.Entry]) -> None:
     path.write_text(path.read_text()[:50])
     with pytest.raises(ValueError, match=r"settings.json is torn, .* move .* away, and the entry is made anew"):
         making()
+
+
+def test_a_copy_of_a_history_is_no_other_seed(making: Callable[..., scoreboard.Entry], tmp_path: Path) -> None:
+    folder = making("backprop", 5_000).folder
+    shutil.copy(folder / "seed_1.csv", folder / "seed_1 (copy).csv")
+    assert len(read_board(tmp_path)[0].histories) == 2
+
+
+@pytest.mark.parametrize("name", ["tried_0.csv", "seed_1.csv"])
+@pytest.mark.parametrize("kept", [1, -1])
+def test_a_history_without_its_end_is_named(
+    name: str, kept: int, making: Callable[..., scoreboard.Entry], tmp_path: Path
+) -> None:
+    path = making("backprop", 5_000).folder / name
+    path.write_text("\n".join(path.read_text().splitlines()[:kept]) + "\n")
+    for act in (lambda: making("backprop", 5_000), lambda: read_board(tmp_path)):
+        with pytest.raises(ValueError, match=rf"{name} is torn, as its end is missing: move it away"):
+            act()
 
 
 @pytest.mark.parametrize(("budget", "word"), [(3e5, "300 k"), (1e7, "10 M"), (1.5e9, "1.5 G"), (12, "12")])

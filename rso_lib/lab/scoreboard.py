@@ -8,6 +8,7 @@ An entry is a method at a budget, in a folder BOARD/BUDGET/METHOD:
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -89,8 +90,17 @@ def read_entry(folder: Path) -> Entry:
     """Return the entry in a folder, finished or not. Raises ValueError where a file is torn or missing."""
     about = _about(folder)
     tried = [path for k in range(len(about["tried"])) if (path := folder / f"tried_{k}.csv").exists()]
-    others = sorted(folder.glob("seed_*.csv"))
-    return Entry(folder, about, [History.load(path) for path in tried], [History.load(path) for path in others])
+    seeds = sorted(folder.glob("seed_*.csv"))
+    others = [path for path in seeds if path.stem.removeprefix("seed_").isdigit()]  # and no copies of them
+    return Entry(folder, about, [*map(_history, tried)], [*map(_history, others)])
+
+
+def _history(path: Path) -> History:
+    """Return the history of a run of an entry. Raises ValueError where its end is missing, which scores the test."""
+    history = History.load(path)
+    if not history.rows or math.isnan(history.rows[-1].test_accuracy):
+        raise ValueError(f"{path} is torn, as its end is missing: move it away, and that run is made anew")
+    return history
 
 
 def _about(folder: Path) -> dict[str, Any]:
@@ -199,7 +209,7 @@ def _finish(
         )  # after the run: one that cannot begin leaves no settings
         with replacing(path) as part:
             history.save(part)
-    return History.load(path)
+    return _history(path)
 
 
 def _check_board(board: Path, about: Mapping[str, Any]) -> None:
