@@ -221,8 +221,8 @@ def test_an_entry_is_made_once(making: Callable[..., scoreboard.Entry], tmp_path
     assert len(first.tried) == len(METHODS["spsa"].grid) and len(first.others) == 1
     assert first.best == max(range(3), key=lambda k: first.tried[k].rows[-1].val_accuracy)
     whole = {path: path.read_bytes() for path in first.folder.glob("*.csv")}
-    (first.folder / "seed_1.csv").unlink()
-    times = {path: path.stat().st_mtime_ns for path in first.folder.glob("tried_*.csv")}
+    (first.folder / f"tried_{first.best}_seed_1.csv").unlink()
+    times = {path: path.stat().st_mtime_ns for path in first.folder.glob("tried_?.csv")}
     again = making()
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert same(again.others[0], first.others[0]) and set(first.folder.glob("*.csv")) == set(whole)
@@ -319,20 +319,33 @@ def test_a_torn_entry_is_named(making: Callable[..., scoreboard.Entry]) -> None:
 
 
 def test_a_copy_of_a_history_is_no_other_seed(making: Callable[..., scoreboard.Entry], tmp_path: Path) -> None:
-    folder = making("backprop", 5_000).folder
-    shutil.copy(folder / "seed_1.csv", folder / "seed_1 (copy).csv")
+    entry = making("backprop", 5_000)
+    name = f"tried_{entry.best}_seed_1"
+    shutil.copy(entry.folder / f"{name}.csv", entry.folder / f"{name} (copy).csv")
     assert len(read_board(tmp_path)[0].histories) == 2
 
 
-@pytest.mark.parametrize("name", ["tried_0.csv", "seed_1.csv"])
+def test_other_seeds_belong_to_the_settings_that_are_best_now(
+    making: Callable[..., scoreboard.Entry], tmp_path: Path
+) -> None:
+    entry = making()
+    another = entry.folder / f"tried_{(entry.best + 1) % 3}.csv"
+    shutil.copy(entry.folder / f"tried_{entry.best}.csv", another)
+    (entry.folder / f"tried_{entry.best}.csv").write_text(another.read_text().replace(",0.", ",0.0"))
+    [changed] = read_board(tmp_path)
+    assert changed.best != entry.best and not changed.others
+
+
+@pytest.mark.parametrize("name", ["tried_0.csv", "tried_{best}_seed_1.csv"])
 @pytest.mark.parametrize("kept", [1, -1])
 def test_a_history_without_its_end_is_named(
     name: str, kept: int, making: Callable[..., scoreboard.Entry], tmp_path: Path
 ) -> None:
-    path = making("backprop", 5_000).folder / name
+    entry = making("backprop", 5_000)
+    path = entry.folder / name.format(best=entry.best)
     path.write_text("\n".join(path.read_text().splitlines()[:kept]) + "\n")
     for act in (lambda: making("backprop", 5_000), lambda: read_board(tmp_path)):
-        with pytest.raises(ValueError, match=rf"{name} is torn, as its end is missing: move it away"):
+        with pytest.raises(ValueError, match=rf"{path.name} is torn, as its end is missing: move it away"):
             act()
 
 

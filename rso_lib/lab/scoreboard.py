@@ -2,13 +2,14 @@
 
 An entry is a method at a budget, in a folder BOARD/BUDGET/METHOD:
 
-    settings.json  what is trained, the settings that were tried and those that were chosen, and the machines
-    tried_K.csv    the history with the K-th of these settings and the seed 0
-    seed_S.csv     that with the chosen ones and another seed
+    settings.json       what is trained, the settings that were tried, and the machines
+    tried_K.csv         the history with the K-th of these settings and the seed 0
+    tried_K_seed_S.csv  with another seed, for the settings that ended best on the validation part
 """
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -90,9 +91,12 @@ def read_entry(folder: Path) -> Entry:
     """Return the entry in a folder, finished or not. Raises ValueError where a file is torn or missing."""
     about = _about(folder)
     tried = [path for k in range(len(about["tried"])) if (path := folder / f"tried_{k}.csv").exists()]
-    seeds = sorted(folder.glob("seed_*.csv"))
-    others = [path for path in seeds if path.stem.removeprefix("seed_").isdigit()]  # and no copies of them
-    return Entry(folder, about, [*map(_history, tried)], [*map(_history, others)])
+    entry = Entry(folder, about, [*map(_history, tried)], [])
+    if not entry.finished:
+        return entry
+    seeds = re.compile(rf"tried_{entry.best}_seed_\d+\.csv")
+    others = sorted(path for path in folder.iterdir() if seeds.fullmatch(path.name))
+    return entry._replace(others=[*map(_history, others)])
 
 
 def _history(path: Path) -> History:
@@ -177,7 +181,7 @@ def make_entry(
         _check(folder, about)
         finish = partial(_finish, folder, about, data, progress=progress)
         entry = Entry(folder, about, [finish(f"tried_{k}", one, 0) for k, one in enumerate(tried)], [])
-        others = [finish(f"seed_{seed}", tried[entry.best], seed) for seed in range(1, asked.seeds)]
+        others = [finish(f"tried_{entry.best}_seed_{seed}", tried[entry.best], seed) for seed in range(1, asked.seeds)]
         return entry._replace(others=others)
 
 
