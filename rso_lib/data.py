@@ -190,8 +190,9 @@ def load(
     the training part (Algorithm 1, line 1); a channel that is constant there is only shifted. The images of a
     folder are all read as RGB unless all of them are grey.
 
-    Raises ValueError or TypeError for an argument that is out of range, FileNotFoundError for files that are
-    missing, ValueError for files that are broken or do not fit together; the message names them.
+    Raises ValueError or TypeError for an argument that is out of range, FileNotFoundError for files that are missing
+    or that torchvision cannot read, ValueError for images of a folder that are broken and for files that do not fit
+    together; the message names them, or their folder.
     """
     seed, val_size = plain(seed), plain(val_size)
     if not isinstance(name, str) or ":" not in name:

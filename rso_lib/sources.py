@@ -1,10 +1,6 @@
 """Sources of images: scikit-learn's digits, the sets that torchvision downloads, anybody's own folder."""
 
-import shutil
 import socket
-import tempfile
-from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +21,7 @@ TORCHVISION = {
 PUBLISHED = {"MNIST": 0.1307, "FashionMNIST": 0.2860, "KMNIST": 0.1918}
 """The mean of the training part's pixels in 0..1, by which these sets are told from others in the same file format."""
 COUNTS = dict.fromkeys(PUBLISHED, (60_000, 10_000)) | {"QMNIST": (60_000, 60_000), "EMNIST": (112_800, 18_800)}
-"""Images in the two parts of the sets in MNIST's file format."""
+"""Images in the two parts of the sets in MNIST's file format; torchvision itself checks the MD5 sums of CIFAR's."""
 TIMEOUT = 15.0
 """Seconds without an answer after which a download is given up."""
 
@@ -60,120 +56,35 @@ def digits(rng: torch.Generator) -> Source:
 
 
 def torchvision(name: str, root: Path) -> Source:
-    """Read a set that torchvision knows from its files under `root`, and download missing ones."""
+    """Read a set that torchvision knows from its files under `root`, and let torchvision download missing ones."""
     from torchvision import datasets
 
     dataset = getattr(datasets, TORCHVISION[name])
-    return _cifar(dataset, root) if name.startswith("cifar") else _mnist(_published(dataset), root)
-
-
-class Published(NamedTuple):
-    """A set in MNIST's file format.
-
-    parts     the beginning of the file names of the training part, and of the test part
-    labels    the end of the file names of labels
-    classes   the names of the classes
-    archives  the archives that are downloaded from an address, with their MD5 sums
-    fetch     downloads the archives to a folder
-    upright   whether images are stored row by row
-    """
-
-    name: str
-    parts: tuple[str, str]
-    labels: str
-    classes: Sequence[str]
-    archives: dict[str, str]
-    url: str
-    fetch: Callable[[Path], object]
-    upright: bool = True
-
-
-def _published(dataset: Any) -> Published:
-    name, bytes_, words = dataset.__name__, "labels-idx1-ubyte", "labels-idx2-int"
-    if name == "EMNIST":
-        parts, archives = ("emnist-balanced-train", "emnist-balanced-test"), {Path(dataset.url).name: dataset.md5}
-        classes, fetch = dataset.classes_split_dict["balanced"], partial(dataset, split="balanced", download=True)
-        return Published(name, parts, bytes_, classes, archives, dataset.url, fetch, upright=False)
-    classes = [label.split(" - ")[0] for label in dataset.classes]
-    if name == "QMNIST":
-        files = [*dataset.resources["train"], *dataset.resources["test"]]
-        archives, url = {Path(file).name: md5 for file, md5 in files}, files[0][0].rpartition("/")[0]
-        return Published(name, ("qmnist-train", "qmnist-test"), words, classes, archives, url, partial(_both, dataset))
-    fetch, archives = partial(dataset, download=True), dict(dataset.resources)
-    return Published(name, ("train", "t10k"), bytes_, classes, archives, dataset.mirrors[0], fetch)
-
-
-def _both(dataset: Any, folder: Path) -> None:
-    """Download the training and the test part of QMNIST, each by itself."""
-    for train in (True, False):
-        dataset(folder, train=train, download=True)
-
-
-def _mnist(known: Published, root: Path) -> Source:
-    raw = root / known.name / "raw"
-    files = [raw / f"{part}-{what}" for part in known.parts for what in ("images-idx3-ubyte", known.labels)]
-    if missing := [file for file in files if not file.is_file()]:
-        _download(known.fetch, root, missing, raw, known.archives, known.url)
-    train, test = (_idx(raw, part, known) for part in known.parts)
-    source = Source(train, test, tuple(known.classes))
-    if strange := _strange(source, known):
+    options = {"split": "balanced"} if name == "emnist" else {}
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        train, test = (dataset(root, train=part, download=True, **options) for part in (True, False))
+    except Exception as error:  # whatever the network, the disk and damaged files lead to
+        raise FileNotFoundError(_remedy(dataset, root, error)) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    source = Source(_tensors(train), _tensors(test), tuple(label.split(" - ")[0] for label in train.classes))
+    if dataset.__name__ in COUNTS and (strange := _strange(source, dataset.__name__)):
         raise ValueError(
-            f"{raw} does not hold {known.name}: {strange}. Delete these files, and the next load downloads them; "
-            "images of your own are loaded with folder:PATH"
+            f"{train.raw_folder} does not hold {dataset.__name__}: {strange}. Delete these files, and the next load "
+            "downloads them; images of your own are loaded with folder:PATH"
         )
     return source
 
 
-def _strange(source: Source, known: Published) -> str:
-    """Return the first difference between a set and the published one, in words; "" for none."""
-    for part, (images, labels), count in zip(known.parts, source[:2], COUNTS[known.name], strict=True):
-        if images.shape[2:] != (28, 28):
-            return f"{part}-* has images of {images.shape[3]}×{images.shape[2]} pixels, not 28×28"
-        if len(labels) and (high := int(labels.max())) >= len(source.classes):
-            return f"{part}-* has a label {high}, but there are {len(source.classes)} classes"
-        if len(labels) != count:
-            return f"{part}-* has {len(labels):,} images, not {count:,}"
-    pixels, mean = source.train[0], PUBLISHED.get(known.name)
-    its = float(pixels.sum(dtype=torch.float64)) / pixels.numel() / 255
-    if mean is not None and abs(its - mean) > 0.01:
-        return f"its pixels have a mean of {its:.3f}, not {mean:.3f}, so this is another set of the same size"
-    return ""
-
-
-def _idx(raw: Path, part: str, known: Published) -> Part:
-    """Read a part in MNIST's own file format."""
-    from torchvision.datasets.mnist import read_image_file, read_label_file, read_sn3_pascalvincent_tensor
-
-    reader = read_label_file if known.labels.startswith("labels-idx1") else read_sn3_pascalvincent_tensor
-    images = _parse(read_image_file, raw / f"{part}-images-idx3-ubyte")
-    labels = _parse(reader, raw / f"{part}-{known.labels}")
-    if len(images) != len(labels):
-        raise ValueError(f"{raw}: {len(images):,} images but {len(labels):,} labels in {part}-*; delete these files")
-    labels = labels if labels.dim() == 1 else labels[:, 0]  # the other columns of QMNIST say who wrote the digit
-    return (images if known.upright else images.transpose(1, 2)).unsqueeze(1), labels
-
-
-def _parse(reader: Any, file: Path) -> Tensor:
-    try:
-        return reader(str(file))
-    except Exception as error:  # whatever the reader trips over in a damaged file
-        raise ValueError(f"{file} is broken; delete it, and the next load downloads it again") from error
-
-
-def _cifar(dataset: Any, root: Path) -> Source:
-    from torchvision.datasets.utils import check_integrity
-
-    files = [*dataset.train_list, *dataset.test_list, (dataset.meta["filename"], dataset.meta["md5"])]
-    paths = [(root / dataset.base_folder / file, md5) for file, md5 in files]
-    if missing := [path for path, md5 in paths if not check_integrity(path, md5)]:
-        fetch = partial(dataset, download=True)
-        _download(fetch, root, missing, root, {dataset.filename: dataset.tgz_md5}, dataset.url)
-    train, test = (dataset(root, train=part) for part in (True, False))
-    return Source(_from_cifar(train), _from_cifar(test), tuple(train.classes))
-
-
-def _from_cifar(part: Any) -> Part:
-    return _channels_first(part.data), torch.tensor(part.targets)
+def _tensors(part: Any) -> Part:
+    """Return the images of a part, upright, and its labels."""
+    labels = torch.as_tensor(part.targets)
+    if isinstance(part.data, np.ndarray):
+        return _channels_first(part.data), labels
+    images = part.data.transpose(1, 2) if type(part).__name__ == "EMNIST" else part.data
+    return images.unsqueeze(1), labels if labels.dim() == 1 else labels[:, 0]  # QMNIST's others say who wrote the digit
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:
@@ -181,38 +92,43 @@ def _channels_first(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def _download(
-    fetch: Callable[[Path], object], root: Path, missing: list[Path], place: Path, archives: dict[str, str], url: str
-) -> None:
-    """Fetch and unpack the archives in a temporary folder, and move the missing files in once all are whole."""
-    from torchvision.datasets.utils import check_integrity
+def _remedy(dataset: Any, root: Path, error: Exception) -> str:
+    """Return what is wrong with the files of a set, and what to do, in words."""
+    cifar = hasattr(dataset, "base_folder")
+    folder = dataset.base_folder if cifar else f"{dataset.__name__}/raw"
+    reason = (str(error).strip() or repr(error)).splitlines()[-1]
+    place = root.absolute() if cifar else root.absolute() / folder
+    addresses = _archives(dataset)
+    archives, origin = ", ".join(Path(address).name for address in addresses), addresses[0].rpartition("/")[0]
+    return (
+        f"{root / folder}: files of {dataset.__name__} are missing or broken ({reason}). Delete a broken one, or all, "
+        f"and the next load downloads it again. Without a network, put {archives} (from {origin}) into {place}, "
+        f"or let root or $RSO_DATA name a folder that has {folder}"
+    )
 
-    given = [place / archive for archive in archives if (place / archive).is_file()]  # put there by hand
-    whole = [file for file in given if check_integrity(file, archives[file.name])]
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as name:
-            temporary = Path(name)
-            target = temporary / place.relative_to(root)
-            target.mkdir(parents=True, exist_ok=True)
-            for file in whole:
-                shutil.copy(file, target)
-            fetch(temporary)
-            for file in missing:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                (temporary / file.relative_to(root)).replace(file)
-    except (OSError, RuntimeError) as error:
-        wrong = missing + [file for file in given if file not in whole]
-        reason = str(error).strip().splitlines()[-1]
-        raise FileNotFoundError(
-            f"missing or broken: {', '.join(map(str, wrong))}. They could not be downloaded ({reason}). "
-            f"Put {', '.join(archives)} (from {url}) into {place.absolute()}, "
-            f"or let root or $RSO_DATA name a folder that has {missing[0].parent.relative_to(root)}"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
+
+def _archives(dataset: Any) -> list[str]:
+    """Return the addresses that a set is downloaded from."""
+    if hasattr(dataset, "url"):
+        return [dataset.url]
+    if isinstance(dataset.resources, dict):
+        return [url for part in ("train", "test") for url, _ in dataset.resources[part]]
+    return [dataset.mirrors[0] + file for file, _ in dataset.resources]
+
+
+def _strange(source: Source, name: str) -> str:
+    """Return the first difference between a set in MNIST's file format and the published one, in words; "" for none."""
+    for part, (images, labels), count in zip(("train", "test"), source[:2], COUNTS[name], strict=True):
+        if images.shape != (count, 1, 28, 28) or len(labels) != count:
+            size = f"{len(images):,} images of {images.shape[3]}×{images.shape[2]} pixels and {len(labels):,} labels"
+            return f"its {part} part has {size}, not {count:,} of 28×28"
+        if (high := int(labels.max())) >= len(source.classes):
+            return f"its {part} part has a label {high}, but there are {len(source.classes)} classes"
+    mean = float(source.train[0].mean(dtype=torch.float64)) / 255
+    published = PUBLISHED.get(name, mean)
+    if abs(mean - published) > 0.01:
+        return f"its pixels have a mean of {mean:.3f}, not {published:.3f}, so this is another set of the same size"
+    return ""
 
 
 def folder(path: Path) -> Source:

@@ -8,6 +8,7 @@ import re
 import socket
 import struct
 import tarfile
+import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -213,38 +214,31 @@ def test_root_comes_from_the_environment(
 
 @pytest.mark.parametrize("file", IDX)
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"\xff" * 8 + b[8:], lambda b: b""])
-def test_a_broken_file_is_named(
+def test_files_that_are_broken_or_half_unpacked(
     mnist_like: tuple[Path, dict[str, np.ndarray]], file: str, damage: Callable[[bytes], bytes]
 ) -> None:
-    path = mnist_like[0] / "KMNIST" / "raw" / file
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is broken; delete it"):
+    raw = mnist_like[0] / "KMNIST" / "raw"
+    (raw / file).write_bytes(damage((raw / file).read_bytes()))
+    with pytest.raises(FileNotFoundError, match=rf"^{re.escape(str(raw))}: .*broken \(.+\)\. Delete a broken one"):
         load("kmnist", mnist_like[0])
 
 
-def test_labels_that_do_not_fit_the_images(mnist_like: tuple[Path, dict[str, np.ndarray]]) -> None:
-    path = mnist_like[0] / "KMNIST" / "raw" / IDX[1]
-    path.write_bytes(idx(np.zeros(49, np.uint8)))
-    with pytest.raises(ValueError, match=r"50 images but 49 labels in train-\*"):
+def test_a_missing_file(mnist_like: tuple[Path, dict[str, np.ndarray]]) -> None:
+    raw = mnist_like[0] / "KMNIST" / "raw"
+    (raw / IDX[3]).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"^{re.escape(str(raw))}: files of KMNIST are missing .*no network"):
         load("kmnist", mnist_like[0])
-
-
-def written(root: Path, **changed: np.ndarray) -> Path:
-    """The small set with other training images or labels."""
-    raw = root / "KMNIST" / "raw"
-    for name, array in changed.items():
-        (raw / next(file for file in IDX if file.startswith(f"train-{name}"))).write_bytes(idx(array))
-    return root
+    assert {file.name for file in raw.iterdir()} == {*IDX[:3]}
 
 
 OTHER_SETS = {
-    "a_label_of_200": ({"labels": np.full(50, 200, np.uint8)}, "a label 200, but there are 10 classes"),
-    "letters": ({"labels": np.arange(50, dtype=np.uint8) % 26}, "a label 25, but there are 10 classes"),
+    "a_label_of_200": ({"labels": np.full(50, 200, np.uint8)}, "train part has a label 200, but there are 10 classes"),
+    "fewer_labels": ({"labels": np.zeros(49, np.uint8)}, "50 images of 28×28 pixels and 49 labels, not 50 of 28×28"),
     "more_images": (
         {"images": np.zeros((60, 28, 28), np.uint8), "labels": np.zeros(60, np.uint8)},
-        "train-* has 60 images, not 50",
+        "60 images of 28×28 pixels and 60 labels, not 50 of 28×28",
     ),
-    "larger_images": ({"images": np.zeros((50, 32, 30), np.uint8)}, "images of 30×32 pixels, not 28×28"),
+    "larger_images": ({"images": np.zeros((50, 32, 30), np.uint8)}, "50 images of 30×32 pixels"),
     "other_pictures": ({"images": np.full((50, 28, 28), 99, np.uint8)}, "a mean of 0.388, not 0.192"),
 }
 
@@ -255,14 +249,10 @@ def test_another_set_in_the_place_of_a_known_one_is_noticed(
 ) -> None:
     monkeypatch.setattr(sources, "PUBLISHED", {"KMNIST": 0.1918})
     changed, message = OTHER_SETS[kind]
+    for name, array in changed.items():
+        file = next(file for file in IDX if file.startswith(f"train-{name}"))
+        (mnist_like[0] / "KMNIST" / "raw" / file).write_bytes(idx(array))
     with pytest.raises(ValueError, match=rf"KMNIST/raw does not hold KMNIST: .*{re.escape(message)}.*folder:PATH"):
-        load("kmnist", written(mnist_like[0], **changed))
-
-
-def test_a_missing_file_is_named(mnist_like: tuple[Path, dict[str, np.ndarray]]) -> None:
-    raw = mnist_like[0] / "KMNIST" / "raw"
-    (raw / IDX[3]).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"^missing or broken: {re.escape(str(raw / IDX[3]))}\. They"):
         load("kmnist", mnist_like[0])
 
 
@@ -286,8 +276,8 @@ def test_without_network_it_says_which_files_to_put_where(
     message = str(caught.value)
     assert "no network" in message
     assert f"into {tmp_path / place}," in message
-    assert all(archive in message for archive in archives)
-    assert list(tmp_path.iterdir()) == []  # nothing half-done stays
+    assert f"put {', '.join(archives)} (from http" in message
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
     assert socket.getdefaulttimeout() is None
 
 
@@ -365,115 +355,88 @@ def test_qmnist_from_archives_put_there_by_hand_has_the_digits_as_labels(
     np.testing.assert_allclose(pixels(data)[50:, 0] * 255, arrays[IDX[2]], atol=1e-3)
 
 
-def test_a_broken_archive_is_named_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = tmp_path / "KMNIST" / "raw"
-    raw.mkdir(parents=True)
-    (raw / f"{IDX[0]}.gz").write_bytes(b"half of it")
-    with pytest.raises(FileNotFoundError, match=rf"missing or broken: .*{re.escape(str(raw / IDX[0]))}\.gz\. They"):
+class Answer(io.BytesIO):
+    """What the network answers: an archive."""
+
+    def __init__(self, url: str, content: bytes) -> None:
+        super().__init__(content)
+        self.url, self.length = url, len(content)
+
+
+def test_missing_files_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_sets: None) -> None:
+    """Half an archive, which an interrupted download left behind, is downloaded again."""
+    arrays = small_mnist(np.random.default_rng(8))
+    archives = {f"{file}.gz": gzip.compress(idx(array), mtime=0) for file, array in arrays.items()}
+    publish(monkeypatch, datasets.KMNIST, archives)
+    raw = put_by_hand(tmp_path, "KMNIST", {f"{IDX[0]}.gz": b"half of it"})
+    timeouts = set()
+
+    def answer(request: urllib.request.Request) -> Answer:
+        timeouts.add(socket.getdefaulttimeout())
+        return Answer(request.full_url, archives[request.full_url.rpartition("/")[2]])
+
+    with monkeypatch.context() as online:
+        online.setattr(urllib.request, "urlopen", answer)
         load("kmnist", tmp_path)
-    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == [f"{IDX[0]}.gz"]
+    assert timeouts == {sources.TIMEOUT} and socket.getdefaulttimeout() is None
+    for archive in archives:
+        (raw / archive).unlink()
+    np.testing.assert_array_equal(load("kmnist", tmp_path).test.labels, arrays[IDX[3]])
 
 
-def test_an_interrupted_download_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def begin(self: datasets.KMNIST) -> None:
-        Path(self.raw_folder).mkdir(parents=True, exist_ok=True)
-        (Path(self.raw_folder) / IDX[0]).write_bytes(b"half of it")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(datasets.KMNIST, "download", begin)
-    with pytest.raises(KeyboardInterrupt):
-        load("kmnist", tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def python_2_pickle(images: np.ndarray, targets: list[int]) -> bytes:
-    """A batch as CIFAR-10's authors pickled it, with an array of an old numpy; protocol 0 is text."""
-    shape = "".join(f"I{size}\n" for size in images.shape)
-    array = (
-        (
-            "cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
-            f"(I1\n({shape}tcnumpy\ndtype\n(S'u1'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI0\ntbI00\n"
-        ).encode()
-        + b"S"
-        + repr(images.tobytes())[1:].encode()
-        + b"\ntb"
-    )
-    values = "(l" + "".join(f"I{target}\na" for target in targets)
-    return b"(dS'data'\n" + array + b"sS'labels'\n" + values.encode() + b"s."
-
-
-@pytest.fixture
-def small_cifar(monkeypatch: pytest.MonkeyPatch) -> tuple[bytes, np.ndarray, np.ndarray]:
-    """An archive of 6 batches of 4 images, which torchvision is made to expect; the images and labels."""
+def small_cifar(monkeypatch: pytest.MonkeyPatch, dataset: type) -> tuple[bytes, np.ndarray, np.ndarray]:
+    """An archive with 4 images in each batch, which torchvision is made to expect; the images and labels."""
     rng = np.random.default_rng(2)
-    images = rng.integers(0, 256, (24, 3, 32, 32)).astype(np.uint8)
-    targets = rng.integers(0, 10, 24)
-    names = [*(name for name, _ in datasets.CIFAR10.train_list), "test_batch"]
-    files = {
-        name: python_2_pickle(images[4 * k : 4 * k + 4].reshape(4, -1), targets[4 * k : 4 * k + 4].tolist())
-        for k, name in enumerate(names)
-    }
-    files["batches.meta"] = pickle.dumps({"label_names": list("abcdefghij")}, protocol=2)
-    sums = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
-    monkeypatch.setattr(datasets.CIFAR10, "train_list", [[name, sums[name]] for name in names[:-1]])
-    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setattr(datasets.CIFAR10, "meta", datasets.CIFAR10.meta | {"md5": sums["batches.meta"]})
+    names = [name for name, _ in dataset.train_list + dataset.test_list]
+    images = rng.integers(0, 256, (len(names), 4, 3, 32, 32)).astype(np.uint8)
+    targets = rng.integers(0, 10, (len(names), 4))
+    kind = "labels" if dataset is datasets.CIFAR10 else "fine_labels"
+    batches = [
+        {"data": pixels.reshape(4, -1), kind: labels.tolist(), "coarse_labels": [99] * 4}
+        for pixels, labels in zip(images, targets, strict=True)
+    ]
+    files = {name: pickle.dumps(batch) for name, batch in zip(names, batches, strict=True)}
+    files[dataset.meta["filename"]] = pickle.dumps({dataset.meta["key"]: list("abcdefghij")})
+    sums = [[name, hashlib.md5(content).hexdigest()] for name, content in files.items()]
+    monkeypatch.setattr(dataset, "train_list", sums[:-2])
+    monkeypatch.setattr(dataset, "test_list", sums[-2:-1])
+    monkeypatch.setattr(dataset, "meta", dataset.meta | {"md5": sums[-1][1]})
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
         for name, content in files.items():
-            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info = tarfile.TarInfo(f"{dataset.base_folder}/{name}")
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    publish(monkeypatch, datasets.CIFAR10, {"cifar-10-python.tar.gz": archive.getvalue()})
-    return archive.getvalue(), images, targets
+    publish(monkeypatch, dataset, {dataset.filename: archive.getvalue()})
+    return archive.getvalue(), images.reshape(-1, 3, 32, 32), targets.ravel()
 
 
+@pytest.mark.parametrize("dataset", [datasets.CIFAR10, datasets.CIFAR100])
 def test_cifar_from_an_archive_put_there_by_hand(
-    tmp_path: Path, small_cifar: tuple[bytes, np.ndarray, np.ndarray]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: type
 ) -> None:
-    archive, images, targets = small_cifar
-    (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
-    data = load("cifar10", tmp_path)
+    archive, images, targets = small_cifar(monkeypatch, dataset)
+    (tmp_path / dataset.filename).write_bytes(archive)
+    data, n = load(dataset.__name__.lower(), tmp_path), len(images) - 4
     assert data.shape == (3, 32, 32)
     assert data.classes == tuple("abcdefghij")
-    assert rows(pixels(data)[:20] * 255, labels(data)[:20]) == rows(images[:20], targets[:20])
-    np.testing.assert_allclose(pixels(data)[20:] * 255, images[20:], atol=1e-3)
-    np.testing.assert_array_equal(data.test.labels, targets[20:])
+    assert rows(pixels(data)[:n] * 255, labels(data)[:n]) == rows(images[:n], targets[:n])
+    np.testing.assert_allclose(pixels(data)[n:] * 255, images[n:], atol=1e-3)
+    np.testing.assert_array_equal(data.test.labels, targets[n:])
     np.testing.assert_allclose(data.mean, pixels(data)[: len(data.train)].mean((0, 2, 3)), atol=1e-6)
     np.testing.assert_allclose(data.std, pixels(data)[: len(data.train)].std((0, 2, 3)), atol=1e-6)
 
 
-def test_cifar100_has_its_fine_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(7)
-    images, fine = rng.integers(0, 256, (2, 6, 3, 32, 32)).astype(np.uint8), rng.integers(0, 100, (2, 6))
-    files = {"meta": pickle.dumps({"fine_label_names": [f"kind {k}" for k in range(100)]})}
-    for k, part in enumerate(("train", "test")):
-        batch = {"data": images[k].reshape(6, -1), "fine_labels": fine[k].tolist(), "coarse_labels": [0] * 6}
-        files[part] = pickle.dumps(batch)
-        sums = [[part, hashlib.md5(files[part]).hexdigest()]]
-        monkeypatch.setattr(datasets.CIFAR100, f"{part}_list", sums)
-    meta = datasets.CIFAR100.meta | {"md5": hashlib.md5(files["meta"]).hexdigest()}
-    monkeypatch.setattr(datasets.CIFAR100, "meta", meta)
-    place = tmp_path / "cifar-100-python"
-    place.mkdir()
-    for name, content in files.items():
-        (place / name).write_bytes(content)
-    data = load("cifar100", tmp_path, val_size=0)
-    assert len(data.classes) == 100 and data.classes[7] == "kind 7"
-    np.testing.assert_array_equal(data.test.labels, fine[1])
-    np.testing.assert_allclose(pixels(data)[6:] * 255, images[1], atol=1e-3)
-
-
-def test_a_broken_cifar_batch_is_named(tmp_path: Path, small_cifar: tuple[bytes, np.ndarray, np.ndarray]) -> None:
+def test_a_broken_cifar_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = tmp_path / "cifar-10-python.tar.gz"
-    archive.write_bytes(small_cifar[0])
+    archive.write_bytes(small_cifar(monkeypatch, datasets.CIFAR10)[0])
     load("cifar10", tmp_path)
     batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     batch.write_bytes(b"not a batch")
     load("cifar10", tmp_path)  # the archive is still there
     batch.write_bytes(b"not a batch")
     archive.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"^missing or broken: {re.escape(str(batch))}\. They"):
+    with pytest.raises(FileNotFoundError, match=rf"^{re.escape(str(batch.parent))}: files of CIFAR10 .*broken"):
         load("cifar10", tmp_path)
 
 
