@@ -1,6 +1,6 @@
 """Checks of a net: whether it can be searched, and whether the engine knows it exactly."""
 
-from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 from torch.nn.parameter import is_lazy
 
-from .discrete import ACTIVATIONS
-from .models import HEAD_POOLS, POOLS, Block, Head, Net, grids, searched
+from .models import Block, Head, Net, grids, searched
+from .passes import STATISTICS
 
 
 def check_weights(net: nn.Module) -> None:
@@ -77,97 +77,57 @@ def unlike(net: nn.Module) -> str:
     """Return in words how a net differs from the nets that the engine knows; "" for a net that it knows.
 
     The engine computes a net from the weights and the attributes of the blocks, and calls no `forward`. So it knows
-    the classes of `models`, with their own submodules and options, and nothing else: no subclass, hook,
-    parametrization or tie.
+    blocks and heads as their constructors make them, and nothing else: no subclass, hook, parametrization or tie.
     """
-    return next(_oddities("the net", net, Net), "")
-
-
-def _oddities(name: str, module: Any, kind: type[nn.Module]) -> Iterator[str]:
-    """Yield the differences between a module and a plain one of its class, and those of its submodules."""
-    if type(module) is not kind:
-        yield (
-            f"{name} is a {type(module).__name__}, not a models.Net"
-            if kind is Net
-            else (f"{name} is a {type(module).__name__}, not a {kind.__name__} alone")
-        )
-        return
-    if own := [key for key in vars(module) if callable(getattr(kind, key, None))]:
-        yield f"{name} has a method of its own, {own[0]}"
-    if any((*_hooks(module), *_hooks(torch_modules, "_global"))):
-        yield f"{name} has a forward hook"
-    parts, weights = _parts(module), [key for key, weight in module._parameters.items() if weight is not None]
-    there = [key for key, part in module._modules.items() if part is not None]
-    if there != list(parts):
-        yield f"{name} has the submodules {', '.join(there)} in place of {', '.join(parts)}"
-        return
-    if strange := set(weights) - {"weight", "bias"} or (parts and set(weights)):
-        yield f"{name} has a parameter of its own, {min(strange)}"
-    for part, its_kind in parts.items():
-        yield from _oddities(part if kind is Net else f"{name}.{part}", module._modules[part], its_kind)
-    if isinstance(module, Net):
-        yield from _ties(module)
-    elif isinstance(module, (Block, Head)):
-        yield from _options(name, module)
-
-
-def _hooks(module: Any, prefix: str = "") -> list[Any]:
-    return [getattr(module, f"{prefix}_forward_{which}") for which in ("hooks", "pre_hooks")]
-
-
-def _parts(module: nn.Module) -> dict[str, type[nn.Module]]:
-    """Return the class of each submodule that a module of a `Net` has, by name."""
-    if isinstance(module, Net):
-        return {**{f"block{k}": Block for k in range(1, len(module))}, "head": Head}
-    if isinstance(module, Block):
-        optional = {"norm": nn.BatchNorm2d, "shortcut": nn.Sequential}
-        return {"conv": nn.Conv2d, **{key: kind for key, kind in optional.items() if getattr(module, key) is not None}}
-    if isinstance(module, Head):
-        return {"linear": nn.Linear}
-    return {"0": nn.Conv2d, "1": nn.BatchNorm2d} if isinstance(module, nn.Sequential) else {}
-
-
-def _ties(net: Net) -> Iterator[str]:
-    """Yield the pairs of names in a net that stand for one parameter."""
+    if type(net) is not Net:
+        return f"the net is a {type(net).__name__}, not a models.Net"
+    hooks = torch_modules._global_forward_hooks, torch_modules._global_forward_pre_hooks
+    for name, module in net.named_modules():
+        if type(module) not in (Net, Block, Head, nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.Sequential):
+            return f"{name} is a {type(module).__name__}, which no models.Net has"
+        if own := [key for key in vars(module) if callable(getattr(type(module), key, None))]:
+            return f"{name or 'the net'} has a method of its own, {own[0]}"
+        if any((*hooks, module._forward_hooks, module._forward_pre_hooks)):
+            return f"{name or 'the net'} has a forward hook"
     names: dict[int, str] = {}
     for name, weight in net.named_parameters(remove_duplicate=False):
         if (other := names.setdefault(id(weight), name)) != name:
-            yield f"{other} and {name} are one parameter"
+            return f"{other} and {name} are one parameter"
+    parts, known = [*net._modules, *net._parameters], [*(f"block{k}" for k in range(1, len(net))), "head"]
+    if parts != known:
+        return f"the net has the parts {', '.join(parts)} in place of {', '.join(known)}"
+    for name, layer in net._modules.items():
+        try:
+            its, plain = _describe(layer), _plain(Head if name == "head" else Block, layer)
+        except (AttributeError, TypeError, ValueError) as error:
+            return f"{name} cannot be built anew: {error}"
+        for part in plain | its:
+            if its.get(part) != plain.get(part):
+                return f"{name}.{part} is {its.get(part, 'nothing')} in place of {plain.get(part, 'nothing')}"
+    return ""
 
 
-def _options(name: str, layer: Block | Head) -> Iterator[str]:
-    """Yield the options of a block or a head that its constructor does not allow."""
-    if isinstance(layer, Head):
-        if layer.pool not in HEAD_POOLS:
-            yield f"{name} has pool={layer.pool!r}"
-        return
-    if layer.pool not in (None, *POOLS):
-        yield f"{name} has pool={layer.pool!r}"
-    if layer.activation not in (None, *ACTIVATIONS):
-        yield f"{name} has activation={layer.activation!r}"
-    if layer.shortcut is not None and not layer.closes:
-        yield f"{name} has a shortcut, but closes no skip"
-    shortcut = layer.shortcut or ()
-    for conv, size in zip((layer.conv, *shortcut[:1]), (3, 1), strict=False):
-        yield from _convolution(f"a convolution of {name}", conv, size, bias=size == 3 and layer.norm is None)
-    for norm in filter(None, (layer.norm, *shortcut[1:])):
-        if any(tensor is None for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var)):
-            yield f"a batch norm of {name} has no scale and shift, or no running statistics"
+def _plain(kind: type[nn.Module], layer: Any) -> dict[str, str]:
+    """Describe the layer that a constructor makes with the options of another."""
+    if kind is Head:
+        linear = layer.linear
+        return _made(Head, linear.in_features, linear.out_features, pool=layer.pool, bias=linear.bias is not None)
+    conv, shortcut, skip = layer.conv, layer.shortcut, "close" if layer.closes else None
+    closes = conv.out_channels if shortcut is None else shortcut[0].in_channels
+    options = {"pool": layer.pool, "activation": layer.activation, "norm": layer.norm is not None, "skip": skip}
+    return _made(Block, conv.in_channels, conv.out_channels, closes=closes, **options)
 
 
-def _convolution(name: str, conv: nn.Conv2d, size: int, bias: bool) -> Iterator[str]:
-    known = {
-        "kernel_size": (size, size),
-        "stride": (1, 1),
-        "padding": (size // 2, size // 2),
-        "dilation": (1, 1),
-        "groups": 1,
-        "padding_mode": "zeros",
-    }
-    for option, value in known.items():
-        if (its := getattr(conv, option)) != value:
-            yield f"{name} has {option}={its!r}, not {value!r}"
-    if tuple(conv.weight.shape) != (conv.out_channels, conv.in_channels, size, size):
-        yield f"{name} has a weight of the shape {tuple(conv.weight.shape)}"
-    if (conv.bias is not None) != bias:
-        yield f"{name} has {'no bias and no' if bias else 'a bias beside a'} batch norm"
+@cache
+def _made(kind: type[nn.Module], *sizes: int, **options: Any) -> dict[str, str]:
+    with torch.device("meta"):  # shapes without numbers
+        return _describe(kind(*sizes, **options))
+
+
+def _describe(layer: nn.Module) -> dict[str, str]:
+    """Describe a layer part by part: its modules by class and options, its parameters and statistics by shape."""
+    found = {name: str(m) if isinstance(m, nn.Conv2d) else type(m).__name__ for name, m in layer.named_modules()}
+    for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
+        if isinstance(tensor, nn.Parameter) or name.endswith(STATISTICS):
+            found[name] = f"a tensor of the shape {[*tensor.shape]}"
+    return found

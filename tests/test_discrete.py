@@ -106,7 +106,7 @@ def test_the_names_of_activations_are_checked() -> None:
     net = models.mnist_net(activation="sign", levels=3)
     assert unlike(net) == ""
     net.blocks[1].activation = "tanh"
-    assert unlike(net) == "block2 has activation='tanh'"
+    assert unlike(net) == "block2 cannot be built anew: activation must be one of relu, sign, step, not 'tanh'"
 
 
 # Grids
