@@ -149,16 +149,8 @@ def command_of(result: Result) -> str:
         default = {**vars(sgd.SGD()), **default, "seeds": 1}
         seeds = len(list(result.folder.glob("[0-9]*.csv"))) or 1
         settings = {**default, **settings, "val_size": result.about["data"]["val"], "seeds": seeds}
-    given = [name for name in names if name in ("dataset", "net") or settings.get(name, default[name]) != default[name]]
-    words = [f"--{name.replace('_', '-')} {_word(settings[name])}" for name in given]
-    return " ".join([f"python -m rso_lib {kind} results/{result.name}", *words])
-
-
-def _word(value: Any) -> str:
-    """Return a value as the command line reads it."""
-    if isinstance(value, Mapping):
-        return ",".join(f"{name}={one}" for name, one in value.items())
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    given = {name: settings.get(name, default[name]) for name in names}
+    return cli.command_line(f"{kind} results/{result.name}", given, default, ("dataset", "net"))
 
 
 # The bill

@@ -239,10 +239,8 @@ def command_of(entry: Entry, board: str) -> str:
     """Return the command that makes an entry, or its missing histories."""
     default = {**vars(command.What()), **vars(Board())}
     always = {"methods": entry.method, "budgets": entry.budget, "seeds": len(entry.histories)}
-    given = {**default, **entry.about, **always}
-    names = [name for name in default if name in always or given[name] != default[name]]
-    words = [f"--{name.replace('_', '-')} {given[name]}" for name in names]
-    return " ".join([f"python -m rso_lib scoreboard {board}", *words])
+    given = {name: {**entry.about, **always}.get(name, value) for name, value in default.items()}
+    return command.command_line(f"scoreboard {board}", given, default, always)
 
 
 # Tables

@@ -127,6 +127,21 @@ def score_of(row: Report) -> tuple[str, float]:
     return kind, getattr(row, f"test_{kind}")
 
 
+def command_line(words: str, given: Mapping[str, Any], default: Mapping[str, Any], always: Collection[str] = ()) -> str:
+    """Return the command with these words and options: those of `always`, and those that are not the default."""
+    names = [name for name in given if name in always or given[name] != default[name]]
+    return " ".join(
+        [f"python -m rso_lib {words}", *(f"--{name.replace('_', '-')} {_word(given[name])}" for name in names)]
+    )
+
+
+def _word(value: Any) -> str:
+    """Return a value as the command line reads it."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={one}" for name, one in value.items())
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
 def options_of(net: str, options: str | Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the options of a net, which the command line has as a text, and a folder as a table."""
     if isinstance(options, Mapping):
