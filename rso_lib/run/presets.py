@@ -1,6 +1,5 @@
 """Sizes of a run: what a minute, a laptop's hour and a GPU can afford, each value overridable."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,16 +50,14 @@ def _check(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if name in WHOLE and value is not None:
             check_whole(name, value, least=0 if name == "val_size" else 1)
-        elif name in LISTS:
-            for one in numbers(name, value, LISTS[name]):
-                if not 0 < one < math.inf:
-                    raise ValueError(f"{name} must be above 0 and finite, not {value!r}")
+        elif name == "depths":
+            for one in numbers(name, value, int):
+                check_whole(name, one, least=1)
         elif name in CHOICES and not (name == "net" and ":" in str(value)):
             check_choice(name, value, CHOICES[name])
         elif name == "dataset":
             check_dataset(value)
 
 
-WHOLE = {"cycles", "batch_size", "first_batch", "seeds", "epochs", "tries", "sgd_batch_size", "val_size"}
-LISTS: dict[str, type] = {"processes": int, "depths": int}
+WHOLE = {"cycles", "batch_size", "first_batch", "seeds", "epochs", "sgd_batch_size", "val_size"}
 CHOICES = {"net": NETS, "order": [*ORDERS, "both"]}
