@@ -165,7 +165,7 @@ def plot_spreads(spreads: pandas.DataFrame) -> Picture:
         axes.set(xlabel="cycle", ylabel=label, ylim=(0, None))
         set_whole_ticks(axes)
     picture.legend(*panels[0].get_legend_handles_labels(), loc="center right", fontsize=10)
-    picture.alt = f"Kept weights and s in the first and in the last cycle so far: {'; '.join(texts)}."
+    picture.alt = f"Kept weights and s in the first and in the last cycle: {'; '.join(texts)}."
     return picture
 
 

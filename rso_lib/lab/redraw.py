@@ -85,7 +85,8 @@ def plot_progress(results: Sequence[Result], against: str = "cycle") -> Picture:
     set_log_ticks(axes)
     picture.legend(loc="upper center", ncols=2)
     says = [f"{_label(result, done)}, {result.accuracy:.2f} %" for result in done]
-    picture.alt = f"Test accuracy against {COSTS[against]}. At the end so far: {'; '.join([*says, *ends])}."
+    when = "At the end" if all(result.finished for result in done) else "At the end so far"
+    picture.alt = f"Test accuracy against {COSTS[against]}. {when}: {'; '.join([*says, *ends])}."
     return picture
 
 
