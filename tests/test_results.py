@@ -289,6 +289,7 @@ def test_what_the_paper_has() -> None:
     assert result("a", [], 0, descent=True, dataset="cifar10", **deep).paper == 82.94
     assert result("a", [], 0, dataset="digits").paper is None
     assert DESCENT.paper == 99.27
+    assert DESCENT._replace(settings={**DESCENT.settings, "batch_size": 64}).paper is None
 
 
 def test_progress_needs_a_cycle() -> None:
