@@ -276,14 +276,14 @@ class Contender(NamedTuple):
 
 
 RSO_GRID: dict[str, Any] = {"cycles": [1, 2, 4, 8, 16, 32], "scale": [2.0, 1.0, 0.5, 0.25]}
-JOINT_GRID: dict[str, Any] = {"cycles": [1, 4, 16], "scale": [1.0, 0.3, 0.1]}
+JOINT_GRID: dict[str, Any] = {"cycles": [1, 4, 16], "scale": [1.0, 0.3, 0.1, 0.03]}
 METHODS: Mapping[str, Contender] = {
     "rso": Contender("RSO", rso, grid(**RSO_GRID)),
     "rso_layer": Contender("RSO, strategy layer", rso, grid(**RSO_GRID, strategy="layer")),
     "joint_layer": Contender("joint search, layer", rso, grid(**JOINT_GRID, level="layer")),
     "joint_network": Contender("joint search, network", rso, grid(**JOINT_GRID, level="network")),
     "spsa": Contender("SPSA (as MeZO)", spsa, grid(rate=[1.0, 3.0, 10.0])),
-    "es": Contender("OpenAI-ES", es, grid(rate=[0.003, 0.01, 0.03, 0.1], pairs=[10])),
+    "es": Contender("OpenAI-ES", es, grid(rate=[0.001, 0.003, 0.01, 0.03, 0.1], pairs=[10])),
     "cma_es": Contender("sep-CMA-ES", cma_es, grid(reach=[0.003, 0.01, 0.03, 0.1])),
     "differences": Contender(
         "finite differences (as DeepZero)", finite_differences, grid(rate=[0.1, 0.5, 2.0], share=[0.005, 0.02, 0.1])
