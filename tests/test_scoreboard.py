@@ -21,9 +21,10 @@ from rso_lib import Data, load, models
 from rso_lib.history import History
 from rso_lib.lab import methods, scoreboard
 from rso_lib.lab.methods import METHODS, Losses, centred_ranks, settings_tried
-from rso_lib.lab.scoreboard import Board, board_page, make_entry, read_board
+from rso_lib.lab.scoreboard import KNOWN, Board, board_page, make_entry, read_board
 from rso_lib.lab.trial import play
 from rso_lib.run import cli
+from rso_lib.run.folder import build_net
 from rso_lib.train import evaluate
 
 needs_cma = pytest.mark.skipif(not find_spec("cma"), reason="the extra `scoreboard` is not installed")
@@ -384,3 +385,14 @@ def test_the_committed_commands_make_their_entries(project: Path, monkeypatch: p
             found = asked.pop()
             assert found.pop("seeds") == len(entry.histories)
             assert {name: entry.about[name] for name in found} == found
+
+
+def test_the_committed_entries_tried_what_the_methods_try_now(project: Path) -> None:
+    """Else the commands beside them would be refused."""
+    for board in boards(project):
+        for entry in read_board(board):
+            about = entry.about
+            net = build_net(about["net"], about["data"]["shape"], about["data"]["classes"], 0)
+            tried = settings_tried(KNOWN[entry.method], entry.budget, models.count_weights(net), about["batch_size"])
+            chosen = about["tuned_at"] is not None
+            assert all(one in tried for one in about["tried"]) if chosen else about["tried"] == tried, entry.folder
