@@ -300,3 +300,9 @@ def test_progress_needs_a_cycle() -> None:
     assert list(twice.axes[0].lines[0].get_xdata()) == [1e8, 2e8, 3e8]
     with pytest.raises(ValueError, match="no run has finished a cycle yet"):
         redraw.plot_progress([result("begun", [], 0)])
+
+
+def test_depth_5_is_above_depth_3_in_the_first_six_cycles(made: list[Result]) -> None:
+    """By two to six points, as notebook 08 says."""
+    shallow, deep = ([row.test_accuracy for row in one.rows[:6]] for one in made if one.name.startswith("cifar_depth"))
+    assert all(1.5 < 100 * (b - a) < 6 for a, b in zip(shallow, deep, strict=True)), "write notebook 08 anew"
