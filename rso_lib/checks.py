@@ -100,8 +100,9 @@ def check_outputs(
     count     images that go through it: the first one, and one with another target if there is one
     """
     check_device(net, split)
-    others = next((k for k, target in enumerate(split.labels) if not target.equal(split.labels[0])), len(split) - 1)
-    rows = torch.tensor([0, others][: min(count, len(split))])
+    differ = (split.labels != split.labels[0]).reshape(len(split), -1).any(1)
+    other = int(differ.int().argmax()) or len(split) - 1
+    rows = torch.tensor([0, other][: min(count, len(split))])
     targets, outputs = split.labels[rows], _probe(net, split.images[rows], training)
     _check_returned(outputs, targets, logits=loss is cross_entropies)
     if loss is cross_entropies and (highest := int(split.labels.max())) >= outputs.shape[1]:
@@ -109,15 +110,15 @@ def check_outputs(
             f"the net has {outputs.shape[1]} outputs, but there is a label {highest}: "
             f"make it with at least {highest + 1} classes"
         )
-    if outputs.isfinite().all() and checked_score("loss", loss)(outputs, targets).isnan().any():
+    losses = checked_score("loss", loss)(outputs, targets)
+    if outputs.isfinite().all() and losses.isnan().any():
         raise ValueError(f"loss {called(loss)} is NaN for outputs {outputs} and targets {targets}")
-    _check_spread("loss", loss, outputs, targets)
-    _check_spread("metric", metric, outputs, targets)
+    _check_spread("loss", loss, outputs, targets, losses)
+    _check_spread("metric", metric, outputs, targets, checked_score("metric", metric)(outputs, targets))
 
 
-def _check_spread(what: str, function: Loss | Metric, outputs: Tensor, targets: Tensor) -> None:
-    """Raise ValueError where an image has another score when it comes alone, and the shapes can be the reason."""
-    both = checked_score(what, function)(outputs, targets)
+def _check_spread(what: str, function: Loss | Metric, outputs: Tensor, targets: Tensor, both: Tensor) -> None:
+    """Raise ValueError where an image has another score than in `both` when it comes alone, by the shapes' fault."""
     if outputs.dim() == targets.dim() or outputs.numel() != targets.numel():
         return
     alone = checked_score(what, function)(outputs[:1], targets[:1])

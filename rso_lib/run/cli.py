@@ -130,9 +130,8 @@ def score_of(row: Report) -> tuple[str, float]:
 def command_line(words: str, given: Mapping[str, Any], default: Mapping[str, Any], always: Collection[str] = ()) -> str:
     """Return the command with these words and options: those of `always`, and those that are not the default."""
     names = [name for name in given if name in always or given[name] != default[name]]
-    return " ".join(
-        [f"python -m rso_lib {words}", *(f"--{name.replace('_', '-')} {_word(given[name])}" for name in names)]
-    )
+    options = [f"--{name.replace('_', '-')} {_word(given[name])}" for name in names]
+    return " ".join([f"python -m rso_lib {words}", *options])
 
 
 def _word(value: Any) -> str:
